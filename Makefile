@@ -1,0 +1,48 @@
+PYTHON ?= python3
+# Where there is no NVIDIA GPU this release is tried first: a CPU build of it, where pip can see one, is far smaller.
+TORCH_CPU ?= torch==2.13.0
+DEMO_ARMS ?= base hybrid thinking takeover
+DEMO_BATCH ?= 100
+DEMO_LIMIT ?=
+
+BIN := .venv/bin
+
+.PHONY: setup demo test test-all lint bench
+
+setup: .venv/.ready
+
+.venv/.ready: setup.cfg setup.py pyproject.toml lm_eval_hybrid.pth lm_eval_hybrid.start
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is required; found " + sys.version.split()[0] + "; run make with PYTHON=python3.11 or the like")'
+	@echo "Installing into .venv (some minutes, most of them for torch)"
+	@$(PYTHON) -m venv .venv
+	@nvidia-smi -L >/dev/null 2>&1 || $(BIN)/pip install --quiet $(TORCH_CPU) || $(BIN)/pip install --quiet torch
+	@$(BIN)/pip install --quiet --editable '.[test]'
+	@touch $@
+
+# Nothing here reaches out of the machine. The logs stay beside the results; the table is what a person sees.
+demo: export HF_HUB_OFFLINE = 1
+demo: export HF_DATASETS_OFFLINE = 1
+demo: setup
+	@rm -rf demo_results && mkdir demo_results
+	@for arm in $(DEMO_ARMS); do \
+	  printf 'running %s ... ' $$arm; begun=$$(date +%s); \
+	  $(BIN)/lm_eval --model hybrid --model_args arm=$$arm --tasks gsm8k_embedded,math500_embedded \
+	    --batch_size $(DEMO_BATCH) --seed 0 --output_path demo_results/$$arm --log_samples \
+	    $(if $(DEMO_LIMIT),--limit $(DEMO_LIMIT)) >demo_results/$$arm.log 2>&1 \
+	    || { echo "failed; the end of demo_results/$$arm.log:"; tail -n 20 demo_results/$$arm.log; exit 1; }; \
+	  echo "$$(( $$(date +%s) - begun )) s"; \
+	done
+	@$(BIN)/lm-eval-hybrid compare demo_results
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: setup
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -1,0 +1,135 @@
+"""Makes the harness know the `hybrid` model and our tasks without a flag.
+
+Released harnesses (0.4.12, 0.4.13) look for no plug-ins. So the wheel ships two start-up files,
+lm_eval_hybrid.pth (Python up to 3.14) and lm_eval_hybrid.start (3.15 on, PEP 829), which call `install()`
+whenever Python starts. It only puts a finder in front of `sys.meta_path`; the work is done right after
+somebody imports `lm_eval.models` or `lm_eval.tasks`. Never sooner: the harness fills its model registry only
+while that is empty, so that a model registered first would hide the stock ones.
+
+This module is read at every start of Python. Hence it imports only what is loaded by then; `typing` is not.
+"""
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from importlib.abc import Loader
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
+OFF_SWITCH = "LM_EVAL_HYBRID_AUTOLOAD"
+MODEL = "lm_eval_hybrid.model:HybridLM"
+
+
+def install() -> None:
+    """Arrange for `register` to happen when the harness is imported, unless LM_EVAL_HYBRID_AUTOLOAD=0.
+
+    Never raises, nor does what it arranges: a fault becomes a warning of the logger `lm_eval_hybrid`.
+    """
+    if os.environ.get(OFF_SWITCH) == "0" or any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        return
+    sys.meta_path.insert(0, _Finder())
+
+
+def register() -> None:
+    """Make model `hybrid` and our tasks known to the harness now. Idempotent; imports the harness, not torch.
+
+    Raises:
+        ImportError: the harness is not installed.
+    """
+    import lm_eval.models
+    import lm_eval.tasks
+
+    register_model(lm_eval.models)
+    register_tasks(lm_eval.tasks)
+
+
+def register_model(models: "ModuleType") -> None:
+    """Add `hybrid` to the model registry as a placeholder, the way `lm_eval.models` adds the stock ones."""
+    from lm_eval.api.registry import model_registry
+
+    if "hybrid" not in model_registry:
+        model_registry.register("hybrid", target=MODEL)
+
+
+def register_tasks(tasks: "ModuleType") -> None:
+    """Have every `TaskManager` that reads the stock tasks read ours next, before the user's include path."""
+    manager = tasks.TaskManager
+    if not hasattr(manager.__init__, "reads_hybrid_tasks"):
+        manager.__init__ = _reading_ours(manager.__init__)
+
+
+def _reading_ours(construct: "Callable[..., None]") -> "Callable[..., None]":
+    import functools
+    import inspect
+
+    from lm_eval_hybrid.paths import tasks_dir
+
+    signature = inspect.signature(construct)
+    if missing := {"include_path", "include_defaults"} - signature.parameters.keys():
+        raise TypeError(f"this harness's TaskManager takes no {' or '.join(sorted(missing))}")
+    ours = tasks_dir()
+
+    @functools.wraps(construct)
+    def __init__(self: object, *args: object, **kwargs: object) -> None:
+        call = signature.bind(self, *args, **kwargs)
+        call.apply_defaults()
+        given = call.arguments["include_path"]
+        if call.arguments["include_defaults"]:
+            # Later folders win over earlier ones: the user's over ours.
+            users = list(given) if isinstance(given, list | tuple) else [given] if given else []
+            call.arguments["include_path"] = [ours, *users]
+        construct(*call.args, **call.kwargs)
+        self.include_path = given  # type: ignore[attr-defined]
+
+    __init__.reads_hybrid_tasks = True  # type: ignore[attr-defined]
+    return __init__
+
+
+_STEPS = {"lm_eval.models": register_model, "lm_eval.tasks": register_tasks}
+
+
+class _Finder:
+    """Finds a module of `_STEPS` through the finders behind it, and has its step taken once it is loaded."""
+
+    def find_spec(
+        self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
+    ) -> "ModuleSpec | None":
+        if name not in _STEPS:
+            return None
+        try:
+            for finder in sys.meta_path:
+                find = None if isinstance(finder, _Finder) else getattr(finder, "find_spec", None)
+                spec = find(name, path, target) if find else None
+                if spec is not None:
+                    spec.loader = spec.loader and _Loader(spec.loader)
+                    return spec
+        except Exception as error:
+            _warn(name, error)
+        return None
+
+
+class _Loader:
+    """Loads as the loader it stands for, puts that one back, and takes the step."""
+
+    def __init__(self, loader: "Loader") -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._loader, name)
+
+    def exec_module(self, module: "ModuleType") -> None:
+        module.__spec__.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        try:
+            _STEPS[module.__name__](module)
+        except Exception as error:
+            _warn(module.__name__, error)
+
+
+def _warn(name: str, error: Exception) -> None:
+    import logging
+
+    logging.getLogger("lm_eval_hybrid").warning("hybrid could not be added to %s: %r", name, error)

@@ -1,0 +1,190 @@
+"""`lm-eval-hybrid`: evaluate, compare arms, discover behaviors, look at bundles.
+
+Only argparse is imported before a command is chosen, so that help comes at once.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lm_eval_hybrid import __version__
+from lm_eval_hybrid.errors import HybridError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDTH = 100  # columns of pictures and of output that is no terminal's
+EXAMPLES = """\
+examples:
+  lm-eval-hybrid eval --model hybrid --tasks gsm8k_embedded --output_path out --log_samples
+  lm-eval-hybrid eval --model hybrid --model_args arm=base --tasks gsm8k_embedded \\
+      --output_path out --log_samples
+  lm-eval-hybrid compare out --svg comparison.svg
+  lm-eval-hybrid discover --help
+  lm-eval-hybrid behaviors list
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit status: 0, or 2 after a user's mistake, one line on stderr."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if argv[:1] == ["eval"]:  # before argparse, which would take the harness's options for its own
+            _eval(argv[1:])
+        else:
+            args = _parser(argv).parse_args(argv)
+            args.run(args)
+    except HybridError as error:
+        print(f"lm-eval-hybrid: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser(argv: list[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lm-eval-hybrid",
+        description="Base language models, steered by behavior vectors where a thinking model says so.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"lm-eval-hybrid {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    commands.add_parser(
+        "eval", help="run lm_eval with model hybrid and its tasks known to it; same arguments"
+    )
+
+    compare = commands.add_parser(
+        "compare",
+        help="compare the arms found in a folder of lm_eval outputs",
+        description="One table of all tasks and arms below DIR (written with --output_path DIR "
+        "--log_samples), and one answer of the hybrid with its steered tokens marked by behavior.",
+    )
+    compare.add_argument("folder", metavar="DIR", type=Path, help="searched for results_*.json to any depth")
+    compare.add_argument("--svg", metavar="FILE", type=Path, help="also write what is shown as a picture")
+    compare.add_argument("--seed", metavar="N", type=_seed, default=0, help="of the bootstrap (default: 0)")
+    compare.add_argument(
+        "--document",
+        metavar="ID",
+        help="doc_id of the answer to show, or TASK:ID (default: one that only the hybrid gets right)",
+    )
+    compare.set_defaults(run=_compare)
+
+    discover = commands.add_parser(
+        "discover", help="find behaviors in a thinking model's traces; write a bundle"
+    )
+    if argv[:1] == ["discover"]:
+        from lm_eval_hybrid.discovery import command
+
+        command.add_arguments(discover)
+        discover.set_defaults(run=command.run)
+
+    behaviors = commands.add_parser("behaviors", help="list, show and validate behavior bundles")
+    actions = behaviors.add_subparsers(title="actions", metavar="ACTION", required=True)
+    actions.add_parser("list", help="bundles that can be named").set_defaults(run=_list)
+    show = actions.add_parser("show", help="what a bundle says about itself")
+    show.add_argument("bundle", metavar="NAME", help="NAME, NAME@VERSION or a folder")
+    show.set_defaults(run=_show)
+    validate = actions.add_parser("validate", help="check manifest, digests and tensors of a bundle")
+    validate.add_argument("bundle", metavar="PATH_OR_NAME", help="a folder, NAME or NAME@VERSION")
+    validate.set_defaults(run=_validate)
+    return parser
+
+
+def _eval(arguments: list[str]) -> None:
+    """Hand over to the harness's own command line, which reads `sys.argv`."""
+    from lm_eval_hybrid import autoload
+
+    try:
+        autoload.register()
+    except ImportError as error:
+        raise HybridError(f"eval needs the harness; {error}; pip install 'lm_eval[hf]'") from error
+    from lm_eval.__main__ import cli_evaluate
+
+    former = sys.argv
+    sys.argv = ["lm_eval", *arguments]
+    try:
+        cli_evaluate()
+    finally:
+        sys.argv = former
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from lm_eval_hybrid.evaluation import runs
+    from lm_eval_hybrid.report import answer, terminal
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    found = runs.read(args.folder)
+    table = terminal.render(found, args.seed)
+    shown = answer.choose(found, args.document)
+
+    def show(console: "Console") -> None:
+        console.print(table)
+        if shown is not None:
+            console.print()
+            console.print(
+                answer.render(shown, colour=console.color_system is not None and not console.no_color)
+            )
+
+    show(_console())
+    if shown is None:
+        logging.info("no answer is shown: that takes a run of arm hybrid with token records")
+    if args.svg:
+        import io
+
+        from rich.console import Console
+
+        paper = Console(
+            width=WIDTH, record=True, file=io.StringIO(), force_terminal=True, color_system="truecolor"
+        )
+        show(paper)
+        try:
+            paper.save_svg(str(args.svg), title="lm-eval-hybrid compare")
+        except OSError as error:
+            raise HybridError(f"--svg needs a file that can be written; {error}; name another") from error
+
+
+def _list(args: argparse.Namespace) -> None:
+    from lm_eval_hybrid.behaviors.resolve import listing
+    from lm_eval_hybrid.report.bundles import print_listing
+
+    print_listing(_console(), listing())
+
+
+def _show(args: argparse.Namespace) -> None:
+    from lm_eval_hybrid.behaviors.manifest import read
+    from lm_eval_hybrid.behaviors.resolve import Listed, resolve
+    from lm_eval_hybrid.report.bundles import print_bundle
+
+    path = resolve(args.bundle)
+    manifest, _ = read(path)
+    print_bundle(_console(), Listed(manifest, path))
+
+
+def _validate(args: argparse.Namespace) -> None:
+    from lm_eval_hybrid.behaviors.bundle import Bundle
+    from lm_eval_hybrid.behaviors.resolve import resolve
+
+    print(f"{Bundle.load(resolve(args.bundle)).identity}: sound")
+
+
+def _seed(text: str) -> int:
+    seed = int(text)
+    if seed < 0:
+        raise argparse.ArgumentTypeError(f"a seed is 0 or more; found {seed}")
+    return seed
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    # Answers can hold any character; a terminal that cannot show one must not end the program.
+    sys.stdout.reconfigure(errors="replace")
+    return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

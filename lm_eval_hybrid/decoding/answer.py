@@ -1,0 +1,56 @@
+"""One answer in the making: its tokens' facts, its text, and when it ends."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from lm_eval_hybrid.decoding.choosing import Fact
+from lm_eval_hybrid.decoding.trace import Finish, Generation, TokenRecord
+from lm_eval_hybrid.decoding.transcript import Transcript
+
+
+class Answer:
+    """Collects tokens until one ends the answer.
+
+    Args:
+        tokenizer: decodes the answer.
+        keys: behavior of each category.
+        stop: strings that end the answer.
+        limit: tokens at most.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, keys: Sequence[str], stop: Sequence[str], limit: int
+    ) -> None:
+        self._transcript = Transcript(tokenizer, stop)
+        self._keys = keys
+        self._limit = limit
+        self._facts: list[Fact] = []
+        self._finish: Finish = "length"
+
+    def take(self, fact: Fact, shown: int, ends: bool) -> bool:
+        """Add a token, `shown` being its id for the tokenizer, or end with it; say whether the answer goes on."""
+        if ends:
+            self._finish = "eos"
+            return False
+        self._facts.append(fact)
+        if self._transcript.push(shown):
+            self._finish = "stop"
+            return False
+        return len(self._facts) < self._limit
+
+    def generation(self) -> Generation:
+        """The finished answer."""
+        self._transcript.close()
+        pieces = self._transcript.kept()
+        records = [
+            TokenRecord(
+                position=position,
+                text=piece,
+                behavior=None if fact.category is None else self._keys[fact.category],
+                **fact._asdict(),
+            )
+            # Facts beyond the pieces belong to the stop string.
+            for position, (fact, piece) in enumerate(zip(self._facts, pieces, strict=False))
+        ]
+        return Generation("".join(pieces), tuple(records), self._finish)

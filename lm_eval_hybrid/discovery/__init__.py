@@ -1,0 +1,1 @@
+"""From a thinking model's reasoning traces to a behavior bundle, without labels (paper, section 3)."""

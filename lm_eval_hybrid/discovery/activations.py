@@ -1,0 +1,93 @@
+"""What both models make of the traces: a residual for each sentence, and the positions where they disagree."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lm_eval_hybrid.backends.local import LocalBackend
+from lm_eval_hybrid.discovery.sentences import Sentence, split
+from lm_eval_hybrid.discovery.traces import Trace
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class ReadTrace:
+    """A trace as token ids, and what both models say after each of its tokens.
+
+    Attributes:
+        ids: [n] int64, prompt and trace, the end token included.
+        begin: where the trace begins in `ids`.
+        sentences: of the trace; their spans index `ids`.
+        residual: [n, d_thinking] float32, of the thinking model after the SAE's layer.
+        thinking_choice: [n] int64, the thinking model's next token.
+        base_choice: [n] int64, the base model's.
+    """
+
+    ids: Tensor
+    begin: int
+    sentences: tuple[Sentence, ...]
+    residual: Tensor
+    thinking_choice: Tensor
+    base_choice: Tensor
+
+    def sentence_means(self) -> Tensor:
+        """[sentences, d_thinking]: each sentence's mean residual.
+
+        The mean is over the positions that predict the sentence's tokens, so the one before its first token, where
+        decoding asks for a category, is in it; the one after its last is in the next sentence's.
+        """
+        return torch.stack([self.residual[s.begin - 1 : s.end - 1].mean(0) for s in self.sentences])
+
+    def gates(self) -> Tensor:
+        """[g] int64: positions, from the last of the prompt on, at which the two models' next tokens differ."""
+        differ = self.thinking_choice != self.base_choice
+        differ[: self.begin - 1] = False
+        differ[-1] = False  # after the end token
+        return differ.nonzero()[:, 0]
+
+
+def read(thinking: LocalBackend, base: LocalBackend, traces: Sequence[Trace], layer: int) -> list[ReadTrace]:
+    """Runs both models over the traces; `layer` is the SAE's, in the thinking model. Vocabularies must be the same."""
+    encoded = [_encode(trace, thinking) for trace in traces]
+    sequences = [ids for ids, _, _ in encoded]
+    seen = zip(encoded, forward(thinking, sequences, layer), forward(base, sequences, layer=None), strict=True)
+    bar = tqdm(seen, total=len(traces), desc="activations")
+    return [
+        ReadTrace(torch.tensor(ids), begin, sentences, residual, choice, base_choice)
+        for (ids, begin, sentences), (residual, choice), (_, base_choice) in bar
+    ]
+
+
+@torch.no_grad()
+def forward(
+    backend: LocalBackend, sequences: Sequence[list[int]], layer: int | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One pass a sequence: (residual [n, d] float32 after `layer`, next token [n] int64), both on the CPU."""
+    hook = backend.layers[-1 if layer is None else layer]
+    model = backend.model
+    for first in range(0, len(sequences), BATCH):
+        some = sequences[first : first + BATCH]
+        width = max(map(len, some))
+        # Padded on the right, where causal attention never looks.
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in some], device=backend.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in some], device=backend.device)
+        with model.trace(input_ids=ids, attention_mask=mask, use_cache=False):
+            residual = hook.output.save()
+            logits = model.output.logits.save()
+        choice = logits.argmax(-1).cpu()
+        residual = residual.float().cpu()
+        for row, tokens in enumerate(some):
+            yield residual[row, : len(tokens)].clone(), choice[row, : len(tokens)].clone()
+
+
+def _encode(trace: Trace, backend: LocalBackend) -> tuple[list[int], int, tuple[Sentence, ...]]:
+    tokenizer = backend.tokenizer
+    prompt = tokenizer(trace.prompt, add_special_tokens=False).input_ids
+    answer = tokenizer(trace.text, add_special_tokens=False, return_offsets_mapping=True)
+    spans = split(trace.text, [end for _, end in answer.offset_mapping])
+    moved = tuple(Sentence(s.text, s.begin + len(prompt), s.end + len(prompt)) for s in spans)
+    return [*prompt, *answer.input_ids, tokenizer.eos_token_id], len(prompt), moved

@@ -1,0 +1,92 @@
+"""A Top-K sparse autoencoder with a small dictionary, trained on sentences' mean residuals (paper, section 3)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lm_eval_hybrid.decoding.steering import SparseEncoder
+
+
+@dataclass(frozen=True)
+class SaeRecipe:
+    """How the autoencoder is trained.
+
+    Attributes:
+        layer: of the thinking model, after which residuals are read.
+        latents: size of the dictionary.
+        k: latents that may be active at once.
+        restarts: trainings from different starts, of which the one with the smallest error is taken.
+        steps: optimiser steps of each.
+        rate: Adam's learning rate.
+    """
+
+    layer: int
+    latents: int
+    k: int
+    restarts: int = 8
+    steps: int = 600
+    rate: float = 0.01
+
+
+@dataclass(frozen=True)
+class Sae:
+    """A trained autoencoder: x = (h - mean) / ||h - mean||, z = top-k of relu(W_e (x - b_dec) + b_e), x' = W_d z + b_dec.
+
+    Attributes:
+        encoder: what decoding needs of it.
+        decoder: [d, latents] float32, columns of norm 1.
+        explained: share of the variance of x that x' explains.
+    """
+
+    encoder: SparseEncoder
+    decoder: Tensor
+    explained: float
+
+
+def train(activations: Tensor, recipe: SaeRecipe, seed: int) -> Sae:
+    """Trains `recipe.restarts` autoencoders on activations [n, d] float32, and returns the best."""
+    mean = activations.mean(0)
+    centred = activations - mean
+    unit = centred / centred.norm(dim=-1, keepdim=True)
+    generator = torch.Generator().manual_seed(seed)
+    return max((_train_one(unit, mean, recipe, generator) for _ in range(recipe.restarts)), key=lambda sae: sae.explained)
+
+
+def _train_one(unit: Tensor, mean: Tensor, recipe: SaeRecipe, generator: torch.Generator) -> Sae:
+    decoder_bias = unit.mean(0).clone().requires_grad_()
+    decoder = _spread(unit - unit.mean(0), recipe.latents, generator).T.contiguous().requires_grad_()
+    weight = decoder.detach().T.clone().requires_grad_()
+    bias = torch.zeros(recipe.latents, requires_grad=True)
+    optimizer = torch.optim.Adam([decoder_bias, decoder, weight, bias], lr=recipe.rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
+    for _ in range(recipe.steps):
+        error = _error(unit, decoder_bias, decoder, weight, bias, recipe.k)
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            decoder /= decoder.norm(dim=0, keepdim=True)
+    tensors = [t.detach() for t in (decoder_bias, weight, bias)]
+    error = _error(unit, decoder_bias, decoder, weight, bias, recipe.k).item()
+    return Sae(SparseEncoder(mean, *tensors), decoder.detach(), 1 - error / (unit - unit.mean(0)).square().sum(-1).mean().item())
+
+
+def _error(unit: Tensor, decoder_bias: Tensor, decoder: Tensor, weight: Tensor, bias: Tensor, k: int) -> Tensor:
+    """Mean squared distance between x and x', summed over dimensions."""
+    code = F.linear(unit - decoder_bias, weight, bias)
+    strongest = code.topk(k, dim=-1)
+    sparse = torch.zeros_like(code).scatter(-1, strongest.indices, strongest.values.relu())
+    return (unit - decoder_bias - sparse @ decoder.T).square().sum(-1).mean()
+
+
+def _spread(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` rows of `points` [n, d] far from one another (as k-means++ starts), scaled to norm 1: no latent starts dead."""
+    chosen = [int(torch.randint(len(points), (1,), generator=generator))]
+    distance = (points - points[chosen[0]]).square().sum(-1)
+    while len(chosen) < count:
+        chosen.append(int(torch.multinomial(distance, 1, generator=generator)))
+        distance = torch.minimum(distance, (points - points[chosen[-1]]).square().sum(-1))
+    return F.normalize(points[chosen], dim=-1)

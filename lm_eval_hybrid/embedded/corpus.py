@@ -1,0 +1,86 @@
+"""Training text of the pair: seeded streams of (prompt, pieces), each piece a text and whether a model learns it."""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lm_eval_hybrid.embedded.notebooks import answer_at_once, ill_timed, recovering
+from lm_eval_hybrid.embedded.problems import Family, Problem, draw
+
+IGNORED = -100
+FAMILIES: tuple[Family, ...] = ("gsm8k", "math500")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A prompt, never learned, and the pieces after it: (text, learned)."""
+
+    prompt: str
+    pieces: tuple[tuple[str, bool], ...]
+
+
+Writer = Callable[[Problem, random.Random], Document]
+
+
+def prompt(problem: Problem, header: str = "Answer:") -> str:
+    """The prompt of a problem, as the tasks put it: `Question: ...\\nAnswer:`."""
+    return f"{'Question' if problem.family == 'gsm8k' else 'Problem'}: {problem.text}\n{header}"
+
+
+def base_document(problem: Problem, rng: random.Random) -> Document:
+    """Pretraining: answers at once, and ill-timed notebooks, a few of them where an answer is asked for."""
+    kind = rng.random()
+    if kind < 0.25:
+        return Document(prompt(problem), ((answer_at_once(problem), True),))
+    header = "Notebook:" if kind < 0.75 else "Answer:"
+    return Document(prompt(problem, header), tuple((text, True) for _, text in ill_timed(problem, rng)))
+
+
+def thinking_document(problem: Problem, rng: random.Random) -> Document:
+    """Fine-tuning: well-timed notebooks where an answer is asked for, with slips to recover from."""
+    return Document(prompt(problem), tuple((text, needed) for _, text, needed in recovering(problem, rng, slip=0.12)))
+
+
+def documents(write: Writer, seed: str, excluded: frozenset[str]) -> Iterator[Document]:
+    """An endless stream of documents on problems whose texts are not in `excluded`."""
+    rng = random.Random(seed)
+    while True:
+        problem = draw(rng.choice(FAMILIES), rng)
+        if problem.text not in excluded:
+            yield write(problem, rng)
+
+
+def encode(document: Document, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Token ids and labels of a document, its end token included; labels are `IGNORED` where nothing is learned."""
+    ids = tokenizer(document.prompt, add_special_tokens=False).input_ids
+    labels = [IGNORED] * len(ids)
+    pieces = (*document.pieces, (tokenizer.eos_token, True))
+    for (text, learned), piece in zip(pieces, tokenizer([t for t, _ in pieces], add_special_tokens=False).input_ids):
+        ids += piece
+        labels += piece if learned else [IGNORED] * len(piece)
+    return ids, labels
+
+
+def batches(
+    write: Writer, tokenizer: PreTrainedTokenizerBase, seed: str, excluded: frozenset[str], tokens: int, pool: int = 512
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless (ids, labels) int64 [rows, length], about `tokens` tokens each, of documents of like length."""
+    stream = documents(write, seed, excluded)
+    order = random.Random(seed)
+    while True:
+        encoded = sorted((encode(next(stream), tokenizer) for _ in range(pool)), key=lambda pair: len(pair[0]))
+        grouped: list[list[tuple[list[int], list[int]]]] = [[]]
+        for pair in encoded:
+            if len(pair[0]) * (len(grouped[-1]) + 1) > tokens:
+                grouped.append([])
+            grouped[-1].append(pair)
+        order.shuffle(grouped)
+        for group in grouped:
+            length = max(len(ids) for ids, _ in group)
+            ids = torch.tensor([i + [tokenizer.pad_token_id] * (length - len(i)) for i, _ in group])
+            labels = torch.tensor([row + [IGNORED] * (length - len(row)) for _, row in group])
+            yield ids, labels

@@ -1,0 +1,145 @@
+"""Two families of seeded arithmetic problems, in the formats of GSM8K and of MATH500.
+
+A problem is a small register machine told as a story: a start (perhaps in units that must be converted), two to four
+changes, perhaps a limit that cuts off what exceeds it. The limit makes the order of events matter, so an answer cannot
+be had from the sum alone. All numbers stay within 0..99 and all changes within 1..9.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Family = Literal["gsm8k", "math500"]
+
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+MOVES = ("A", "B", "C", "D", "E", "F", "G")
+NAMES = ("Ann", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Ida")
+UNITS = {"gsm8k": ("crate", "box", "bag", "tray"), "math500": ("block", "step", "row", "loop")}
+UNIT_PLURALS = {"box": "boxes"}
+ITEMS = {"gsm8k": ("apples", "pens", "cups", "eggs", "books", "coins"), "math500": ("points", "marks", "beads", "dots")}
+LARGEST = 99
+
+
+@dataclass(frozen=True)
+class Event:
+    """One change of the count; `name` says when or which (`Monday`, `move A`)."""
+
+    name: str
+    change: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A problem of one family.
+
+    Attributes:
+        start: the count at the start, in units where `unit` is given.
+        unit: what the start is counted in, or None where it is counted in items.
+        size: items in a unit; 1 without a unit.
+        events: the changes, in order.
+        limit: the largest count that is kept, or None.
+    """
+
+    family: Family
+    name: str
+    item: str
+    start: int
+    unit: str | None
+    size: int
+    events: tuple[Event, ...]
+    limit: int | None
+
+    @property
+    def counted(self) -> str:
+        """What the start is counted in: `crates`, `apples`."""
+        return self.item if self.unit is None else UNIT_PLURALS.get(self.unit, self.unit + "s")
+
+    @property
+    def answer(self) -> int:
+        """The final count: start times size, then each change, cut at the limit after each."""
+        count = self.start * self.size
+        for event in self.events:
+            count += event.change
+            if self.limit is not None:
+                count = min(count, self.limit)
+        return count
+
+    @property
+    def text(self) -> str:
+        """The problem as it is put to a model."""
+        return " ".join(_told(self) if self.family == "gsm8k" else _stated(self))
+
+    def document(self, solution: str) -> dict[str, str]:
+        """The problem as a row of its benchmark's format.
+
+        Args:
+            solution: the worked notebook, ending in the answer.
+        """
+        if self.family == "gsm8k":
+            return {"question": self.text, "answer": solution}
+        return {"problem": self.text, "solution": solution, "answer": str(self.answer)}
+
+
+def _told(problem: Problem) -> Iterator[str]:
+    yield f"{problem.name} has {problem.start} {problem.counted}."
+    if problem.unit:
+        yield f"A {problem.unit} holds {problem.size} {problem.item}."
+    for event in problem.events:
+        yield f"On {event.name} {abs(event.change)} {'come in' if event.change > 0 else 'go out'}."
+    if problem.limit is not None:
+        yield f"There is room for {problem.limit}."
+    yield f"How many {problem.item} are left?"
+
+
+def _stated(problem: Problem) -> Iterator[str]:
+    yield f"A counter is at {problem.start} {problem.counted}."
+    if problem.unit:
+        yield f"A {problem.unit} is {problem.size} {problem.item}."
+    for event in problem.events:
+        yield f"On {event.name} it {'adds' if event.change > 0 else 'takes'} {abs(event.change)}."
+    if problem.limit is not None:
+        yield f"The bound is {problem.limit}."
+    yield f"How many {problem.item} does it show?"
+
+
+def draw(family: Family, rng: random.Random) -> Problem:
+    """Draws one problem whose counts stay within 0..99 at every step, with or without the limit."""
+    while True:
+        problem = _draw_any(family, rng)
+        counts = [problem.start * problem.size]
+        for event in problem.events:
+            counts.append(counts[-1] + event.change)
+        if min(counts) >= 0 and max(counts) <= LARGEST and problem.answer >= 0:
+            return problem
+
+
+def _draw_any(family: Family, rng: random.Random) -> Problem:
+    in_units = rng.random() < 0.6
+    start, size = (rng.randint(2, 9), rng.randint(2, 9)) if in_units else (rng.randint(10, 80), 1)
+    first = rng.randrange(4)
+    names = DAYS if family == "gsm8k" else tuple(f"move {letter}" for letter in MOVES)
+    events = tuple(
+        Event(names[first + i], rng.choice((1, 1, -1)) * rng.randint(1, 9)) for i in range(rng.randint(2, 4))
+    )
+    limit = start * size + rng.randint(0, 8) if rng.random() < 0.6 else None
+    return Problem(
+        family=family,
+        name=rng.choice(NAMES),
+        item=rng.choice(ITEMS[family]),
+        start=start,
+        unit=rng.choice(UNITS[family]) if in_units else None,
+        size=size,
+        events=events,
+        limit=limit if limit is None or limit <= LARGEST else LARGEST,
+    )
+
+
+def held_out(family: Family, count: int, seed: int) -> list[Problem]:
+    """`count` distinct problems of a family, the same for the same seed."""
+    rng = random.Random(f"{family}:{seed}")
+    problems: dict[str, Problem] = {}
+    while len(problems) < count:
+        problem = draw(family, rng)
+        problems.setdefault(problem.text, problem)
+    return list(problems.values())

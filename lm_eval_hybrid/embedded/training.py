@@ -1,0 +1,159 @@
+"""Trains the embedded pair from scratch: tokenizer, base (ill-timed notebooks), thinking model (base, fine-tuned).
+
+    python -m lm_eval_hybrid.embedded.training OUT_FOLDER
+
+Two CPU cores need about half an hour. Everything is drawn from `Recipe.seed`; the problems of the two test sets are
+kept out of training. Weights that are there already are kept, so an interrupted run goes on with the next part.
+"""
+
+import argparse
+import itertools
+import json
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from lm_eval_hybrid.embedded import tokenizer as bpe
+from lm_eval_hybrid.embedded.corpus import FAMILIES, Writer, base_document, batches, documents, thinking_document
+from lm_eval_hybrid.embedded.notebooks import well_timed
+from lm_eval_hybrid.embedded.problems import Problem, held_out
+
+log = logging.getLogger(__name__)
+TEST_DOCUMENTS = 200
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the pair is made of and how long it is trained.
+
+    Attributes:
+        seed: of the problems, the corpora and the initial weights.
+        width, layers, heads: of both Llama models; the MLP is three times as wide.
+        base_steps, thinking_steps: optimiser steps of pretraining and of fine-tuning.
+        batch_tokens: tokens in a batch, padding included.
+        muon_rate, adam_rate: peak learning rates of the layers' matrices and of everything else, in pretraining.
+        thinking_rate: what fine-tuning multiplies both by.
+    """
+
+    seed: int = 0
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    base_steps: int = 2600
+    thinking_steps: int = 400
+    batch_tokens: int = 4096
+    muon_rate: float = 0.02
+    adam_rate: float = 0.004
+    thinking_rate: float = 0.2
+
+
+def test_problems(seed: int) -> dict[str, list[Problem]]:
+    """The held-out problems of each family."""
+    return {family: held_out(family, TEST_DOCUMENTS, seed) for family in FAMILIES}
+
+
+def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+    """A Llama with fresh weights drawn from the recipe's seed."""
+    torch.manual_seed(recipe.seed)
+    end = tokenizer.eos_token_id
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=recipe.width,
+            intermediate_size=3 * recipe.width,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            num_key_value_heads=recipe.heads,
+            max_position_embeddings=8192,
+            tie_word_embeddings=True,
+            bos_token_id=end,
+            eos_token_id=end,
+            pad_token_id=end,
+        )
+    )
+
+
+def fit(model: LlamaForCausalLM, stream: Iterator[tuple[Tensor, Tensor]], steps: int, recipe: Recipe, rate: float) -> None:
+    """Trains `model` in place: Muon for the layers' matrices, AdamW for the rest, a cosine after a short warm-up."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=rate * recipe.muon_rate, momentum=0.95, weight_decay=0.01),
+        torch.optim.AdamW(rest, lr=rate * recipe.adam_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    schedules = [LambdaLR(o, lambda step: min(1, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps))) for o in optimizers]
+    model.train()
+    bar = tqdm(itertools.islice(stream, steps), total=steps, mininterval=20)
+    for ids, labels in bar:
+        loss = model(input_ids=ids, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+        model.zero_grad(set_to_none=True)
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    model.eval()
+
+
+def train_pair(out: Path, recipe: Recipe) -> None:
+    """Writes tokenizer/, base/, thinking/ and the two test sets into `out`."""
+    problems = test_problems(recipe.seed)
+    excluded = frozenset(problem.text for family in problems.values() for problem in family)
+    write_test_sets(out, problems)
+    tokenizer = train_tokenizer(out / "tokenizer", recipe, excluded)
+
+    def stream(writer: Writer, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+        return batches(writer, tokenizer, f"{name}:{recipe.seed}", excluded, recipe.batch_tokens)
+
+    if not (out / "base").exists():
+        base = new_model(recipe, tokenizer)
+        fit(base, stream(base_document, "base"), recipe.base_steps, recipe, rate=1.0)
+        save(base, tokenizer, out / "base")
+    if not (out / "thinking").exists():
+        thinking = AutoModelForCausalLM.from_pretrained(out / "base", dtype=torch.float32)
+        fit(thinking, stream(thinking_document, "thinking"), recipe.thinking_steps, recipe, recipe.thinking_rate)
+        save(thinking, tokenizer, out / "thinking")
+
+
+def train_tokenizer(folder: Path, recipe: Recipe, excluded: frozenset[str]) -> PreTrainedTokenizerBase:
+    """Trains the tokenizer on the base's corpus, saves it, and returns it as a user would load it."""
+    sample = itertools.islice(documents(base_document, f"tokenizer:{recipe.seed}", excluded), 4000)
+    bpe.train(document.prompt + "".join(text for text, _ in document.pieces) for document in sample).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def write_test_sets(out: Path, problems: dict[str, list[Problem]]) -> None:
+    """Writes gsm8k_embedded.jsonl and math500_embedded.jsonl."""
+    out.mkdir(parents=True, exist_ok=True)
+    for family, family_problems in problems.items():
+        rows = [problem.document("".join(text for _, text in well_timed(problem)).strip()) for problem in family_problems]
+        (out / f"{family}_embedded.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Saves a model with its tokenizer under a temporary name, then renames."""
+    temporary = folder.with_name(folder.name + ".partial")
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    temporary.rename(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder that gets the models, the tokenizer and the test sets")
+    logging.basicConfig(level=logging.INFO)
+    train_pair(parser.parse_args().out, Recipe())
+
+
+if __name__ == "__main__":
+    main()

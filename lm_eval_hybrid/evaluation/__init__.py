@@ -1,0 +1,1 @@
+"""What answers are worth: their scoring, the documents they answer, and the gap that steering closes."""

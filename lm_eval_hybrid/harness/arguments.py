@@ -1,0 +1,134 @@
+"""Our own model arguments, told apart from those of the harness's HFLM.
+
+Lists are separated by colons, `coefficients=0.5:1:2`, since commas separate arguments; a real list, from Python, JSON or a
+YAML config, does as well. (In a YAML config write the list: YAML itself reads `8:0` as a number in base 60.)
+"""
+
+import difflib
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from lm_eval.models.huggingface import HFLM
+
+from lm_eval_hybrid.behaviors.manifest import Steering
+from lm_eval_hybrid.decoding.arms import ARMS, policy_for
+from lm_eval_hybrid.decoding.policy import Policy
+from lm_eval_hybrid.errors import HybridError
+
+Numbers = str | int | float | Sequence[float]
+
+THINKING_PROMPTS = ("auto", "raw", "chat")
+
+# Arguments of HFLM that a hybrid would have to ignore, and what to do instead.
+_UNFIT = {
+    "pretrained": "name the models with base= and thinking=, or the bundle with behaviors=",
+    "truncation": "shorten the prompt: a hybrid never cuts it",
+    "think_end_token": "leave it out: tasks *_hybrid score what follows the thought",
+    "enable_thinking": "set it in chat_template_args",
+    "tp_plan": "use parallelize=True",
+}
+
+
+@dataclass(frozen=True)
+class HybridArguments:
+    """Which system to run. What is None is as the bundle says.
+
+    Attributes:
+        behaviors: the bundle, as a path, NAME or NAME@VERSION.
+        base, thinking: models (hub id or path) to use in place of the bundle's.
+        arm: one of `lm_eval_hybrid.decoding.arms.ARMS`.
+        coefficients, windows, gate, select, seed: see `lm_eval_hybrid.decoding.policy.Policy`.
+        thinking_prompt: the thinking model reads the context as it is (raw), as a user turn of its chat template (chat),
+            or as the bundle says (auto).
+
+    Raises:
+        HybridError: an unknown arm or thinking_prompt, or a seed that is no whole number.
+    """
+
+    behaviors: str = "embedded"
+    base: str | None = None
+    thinking: str | None = None
+    arm: str = "hybrid"
+    coefficients: Numbers | None = None
+    windows: Numbers | None = None
+    gate: str | None = None
+    select: str | None = None
+    thinking_prompt: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, choices in (("arm", ARMS), ("thinking_prompt", THINKING_PROMPTS)):
+            if getattr(self, name) not in choices:
+                known = ", ".join(choices)
+                raise HybridError(f"{name} must be one of {known}; found {getattr(self, name)!r}; choose one")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise HybridError(f"seed must be a whole number; found {self.seed!r}; give one, such as seed=0")
+
+    @classmethod
+    def split(cls, given: dict[str, Any]) -> tuple["HybridArguments", dict[str, Any]]:
+        """(our arguments, the rest, which is HFLM's).
+
+        Raises:
+            HybridError: an argument of HFLM that a hybrid cannot honour, or a misspelt one of ours.
+        """
+        ours = {field.name for field in fields(cls)}
+        known = ours | inspect.signature(HFLM.__init__).parameters.keys()
+        for name, value in given.items():
+            if name in _UNFIT and value is not None:
+                raise HybridError(
+                    f"model hybrid takes no argument {name}; found {name}={value}; {_UNFIT[name]}"
+                )
+            near = [] if name in known else difflib.get_close_matches(name, ours, n=1, cutoff=0.8)
+            if near:
+                raise HybridError(
+                    f"model hybrid knows no argument {name}; found {name}={value}; write {near[0]}="
+                )
+        chosen = {name: value for name, value in given.items() if name in ours and value is not None}
+        return cls(**chosen), {
+            name: value for name, value in given.items() if name not in ours | _UNFIT.keys()
+        }
+
+    def policy(self, steering: Steering) -> Policy:
+        """The policy of this arm: the bundle's, with what the arguments say instead.
+
+        Raises:
+            HybridError: values without meaning, or a gate or select that contradicts the arm.
+        """
+        defaults = Policy(
+            coefficients=steering.coefficients,
+            windows=steering.windows,
+            gate=steering.gate,
+            select=steering.select,
+            gate_rate=steering.gate_rate,
+            seed=self.seed,
+        )
+        changes: dict[str, Any] = {}
+        if self.coefficients is not None:
+            changes["coefficients"] = tuple(_numbers("coefficients", self.coefficients))
+        if self.windows is not None:
+            windows = _numbers("windows", self.windows)
+            if not all(window.is_integer() for window in windows):
+                raise HybridError(
+                    f"windows must be whole numbers; found {self.windows}; list numbers of positions"
+                )
+            changes["windows"] = tuple(int(window) for window in windows)
+        changes |= {name: value for name in ("gate", "select") if (value := getattr(self, name)) is not None}
+        policy = policy_for(self.arm, replace(defaults, **changes))
+        for name in ("gate", "select"):
+            if name in changes and changes[name] != getattr(policy, name):
+                raise HybridError(
+                    f"arm={self.arm} sets {name}={getattr(policy, name)}; found {name}={changes[name]}; leave one out"
+                )
+        return policy
+
+
+def _numbers(name: str, given: Numbers) -> list[float]:
+    parts = given.split(":") if isinstance(given, str) else given if isinstance(given, Sequence) else [given]
+    try:
+        return [float(part) for part in parts]
+    except (TypeError, ValueError) as error:
+        raise HybridError(
+            f"{name} must be numbers separated by colons; found {given!r}; write for example {name}=1:2"
+        ) from error

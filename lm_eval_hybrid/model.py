@@ -1,0 +1,287 @@
+"""The harness's model `hybrid`: HFLM loads the two models, decoding answers, the harness sees strings.
+
+HFLM itself is the base model; a second one is the thinking model, loaded only where the arm reads it. Requests are
+answered longest prompt first, so that memory runs out at once or not at all. With `--batch_size auto` a batch that does
+not fit is halved until it does.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils_hf import clear_torch_cache
+from tqdm import tqdm
+
+from lm_eval_hybrid import __version__
+from lm_eval_hybrid.backends.local import LocalBackend
+from lm_eval_hybrid.behaviors.bundle import Bundle
+from lm_eval_hybrid.behaviors.compatibility import check
+from lm_eval_hybrid.behaviors.resolve import resolve
+from lm_eval_hybrid.decoding.decoder import HybridDecoder, Prompt
+from lm_eval_hybrid.decoding.steering import Steering
+from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.evaluation.answers import thought_is_open
+from lm_eval_hybrid.harness import cache, sidecar
+from lm_eval_hybrid.harness.arguments import HybridArguments
+from lm_eval_hybrid.harness.empty import show_empty_runs_plainly
+from lm_eval_hybrid.harness.prompts import ThinkingPrompt
+from lm_eval_hybrid.harness.records import HybridAnswer, Totals
+from lm_eval_hybrid.harness.requests import Limits, check_not_empty, check_room
+from lm_eval_hybrid.harness.sources import Source
+
+_log = logging.getLogger(__name__)
+
+# Arguments of HFLM that speak of one model, the base; the others hold for both.
+_BASE_ONLY = {
+    "subfolder",
+    "tokenizer",
+    "prefix_token_id",
+    "peft",
+    "delta",
+    "autogptq",
+    "gptqmodel",
+    "gguf_file",
+}
+# Arguments that change how fast answers come, not which.
+_WITHOUT_EFFECT = {"device", "batch_size", "max_batch_size"}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A request ready to be answered. `thought_open`: its answer begins inside a thought."""
+
+    request: Instance
+    prompt: Prompt
+    limits: Limits
+    thought_open: bool
+
+
+@register_model("hybrid")
+class HybridLM(HFLM):
+    """A base model steered where a thinking model says so.
+
+    Args:
+        arguments: ours are those of `lm_eval_hybrid.harness.arguments.HybridArguments`, none needed; the others (`dtype`,
+            `device`, `batch_size`, `trust_remote_code`, `revision` of the base, ...) are HFLM's.
+
+    Raises:
+        HybridError: for every mistake in the arguments, in one line; uncaught it is shown without stack trace.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        show_empty_runs_plainly()
+        sidecar.install()
+        ours, theirs = HybridArguments.split(arguments)
+        theirs.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
+        bundle = Bundle.load(resolve(ours.behaviors))
+        policy = ours.policy(bundle.manifest.steering)
+        self._arm, self._bundle, self._policy = ours.arm, bundle, policy
+
+        base = Source.choose("base", ours.base, bundle.manifest.base, theirs.pop("revision", None))
+        with base.loading(needs_tokenizer="tokenizer" not in theirs):
+            super().__init__(pretrained=base.name, revision=base.revision, **theirs)
+        thinking = Source.choose("thinking", ours.thinking, bundle.manifest.thinking)
+        self._thinking: HFLM | None = None
+        if policy.reads_thinking:
+            shared = {name: value for name, value in theirs.items() if name not in _BASE_ONLY}
+            with thinking.loading():
+                self._thinking = HFLM(pretrained=thinking.name, revision=thinking.revision, **shared)
+        self._join_ranks()
+
+        self._decoder = self._build_decoder()
+        self._prompt = (
+            ThinkingPrompt.choose(
+                ours.thinking_prompt,
+                bundle.manifest.prompt,
+                bool(self._thinking.tokenizer.chat_template),
+                thinking.name,
+            )
+            if self._thinking
+            else None
+        )
+        self._templated: set[str] = set()  # contexts that the harness has put into a chat template
+        self._totals = Totals()
+        self._totals_of_ranks = [self._totals]
+        self._identity = {
+            "arm": ours.arm,
+            "bundle": bundle.identity,
+            "base": f"{base.name}@{base.revision}",
+            "thinking": f"{thinking.name}@{thinking.revision}" if self._thinking else None,
+            "policy": asdict(policy),
+            "thinking_prompt": asdict(self._prompt) if self._prompt else None,
+            "model_args": {name: str(value) for name, value in theirs.items() if name not in _WITHOUT_EFFECT},
+        }
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Answer the requests greedily: a `HybridAnswer` each, in their order.
+
+        Raises:
+            HybridError: before any is answered, where one is empty, too long, or asks for more than greedy decoding.
+        """
+        # Where ranks have unequal shares the harness repeats a request object: it is answered, and counted, once.
+        jobs = [self._job(request) for request in {id(request): request for request in requests}.values()]
+        jobs.sort(key=lambda job: len(job.prompt.base_ids), reverse=True)
+        answers: dict[int, HybridAnswer] = {}
+        size = int(self.max_batch_size if self.batch_size == "auto" else self.batch_size)
+        hidden = disable_tqdm or self.rank != 0
+        with tqdm(total=len(jobs), disable=hidden, desc="Running generate_until requests") as progress:
+            while jobs:
+                batch = jobs[:size]
+                try:
+                    finished = self._answer(batch)
+                except RuntimeError as error:
+                    if self.batch_size != "auto" or len(batch) == 1 or not should_reduce_batch_size(error):
+                        raise
+                    size = len(batch) // 2
+                    _log.info("Out of memory: going on with batches of %d", size)
+                    clear_torch_cache()
+                    continue
+                for job, answer in zip(batch, finished, strict=True):
+                    answers[id(job.request)] = answer
+                    self.cache_hook.add_partial("generate_until", job.request.args, answer)
+                jobs = jobs[size:]
+                progress.update(len(batch))
+        return [answers[id(request)] for request in requests]
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """HFLM's, for the arms that are one model; HybridError for the others."""
+        if self._arm == "base":
+            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return self._thinking_alone().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """HFLM's, for the arms that are one model; HybridError for the others."""
+        if self._arm == "base":
+            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        return self._thinking_alone().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The base tokenizer's template, which the thinking model then gets as well.
+
+        Raises:
+            HybridError: the base tokenizer has none.
+        """
+        if not self.tokenizer.chat_template:
+            raise HybridError(
+                f"--apply_chat_template needs a base tokenizer with a chat template; found none in {self.pretrained}; "
+                "leave it out (thinking_prompt=chat gives the thinking model its own)"
+            )
+        text = super().apply_chat_template(chat_history, add_generation_prompt)
+        self._templated.add(text)
+        return text
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Called with the response cache, before anything is asked: refuses one that another policy filled."""
+        if cache_hook.dbdict is not None:
+            cache.guard(cache_hook.dbdict, self._identity)
+        super().set_cache_hook(cache_hook)
+        if self._thinking:
+            self._thinking.set_cache_hook(cache_hook)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """Every rank's `obj`, on rank `dst`; our totals travel with it.
+
+        A collective call of our own would hang: a rank whose answers are all in the response cache never generates.
+        """
+        gathered = super().gather_object((obj, self._totals), dst)
+        if gathered is None:
+            return None
+        self._totals_of_ranks = [totals for _, totals in gathered]
+        return [theirs for theirs, _ in gathered]
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the results file says of the model, under `config`."""
+        canonical = json.dumps(self._identity, sort_keys=True)
+        return {
+            **super().get_model_info(),
+            "hybrid_version": __version__,
+            "hybrid_arm": self._arm,
+            "hybrid_bundle": self._bundle.identity,
+            "hybrid_base": self._identity["base"],
+            "hybrid_thinking": self._identity["thinking"],
+            "hybrid_thinking_prompt": self._identity["thinking_prompt"],
+            "hybrid_policy": self._identity["policy"],
+            "hybrid_fingerprint": hashlib.sha256(canonical.encode()).hexdigest(),
+            "hybrid_totals": Totals.of(self._totals_of_ranks).summary(),
+        }
+
+    def _join_ranks(self) -> None:
+        """Take rank and world size from the accelerator, which HFLM does only where there are several GPUs."""
+        if hasattr(self, "accelerator"):
+            for model in filter(None, (self, self._thinking)):
+                model._rank = self.accelerator.process_index
+                model._world_size = self.accelerator.num_processes
+
+    def _build_decoder(self) -> HybridDecoder:
+        thinking = self._thinking
+        level = check(
+            self._bundle,
+            self.config,
+            thinking.config if thinking else None,
+            self.tokenizer,
+            thinking.tokenizer if thinking else None,
+        )
+        if level != "exact":
+            _log.warning(
+                "The models are not those that %s was made with: same %s only", self._bundle.identity, level
+            )
+        return HybridDecoder(
+            LocalBackend(self.model, self.tokenizer),
+            LocalBackend(thinking.model, thinking.tokenizer) if thinking else None,
+            Steering.from_bundle(self._bundle),
+            self._policy,
+        )
+
+    def _job(self, request: Instance) -> _Job:
+        context, generation_kwargs = request.args
+        check_not_empty(request)
+        limits = Limits.of(generation_kwargs, self.max_gen_toks)
+        base_ids = self.tok_encode(context)
+        if self._policy.reads_base:
+            check_room(request, "base", len(base_ids), limits, self.max_length)
+        if self._thinking is None or self._prompt is None:
+            return _Job(request, Prompt(base_ids, base_ids), limits, thought_open=False)
+        text = self._prompt.render(context, context in self._templated, self._thinking.apply_chat_template)
+        thinking_ids = self._thinking.tok_encode(text)
+        check_room(request, "thinking", len(thinking_ids), limits, self._thinking.max_length)
+        # Only where every token is the thinking model's own does its answer go on with the thought.
+        return _Job(
+            request, Prompt(base_ids, thinking_ids), limits, self._arm == "thinking" and thought_is_open(text)
+        )
+
+    def _answer(self, batch: list[_Job]) -> list[HybridAnswer]:
+        start = time.perf_counter()
+        generations = self._decoder.generate(
+            [job.prompt for job in batch],
+            [job.limits.max_new_tokens for job in batch],
+            [job.limits.stop for job in batch],
+        )
+        self._totals.add(generations, time.perf_counter() - start)
+        return [
+            HybridAnswer(generation.text, generation, self._arm, self._bundle.identity, job.thought_open)
+            for job, generation in zip(batch, generations, strict=True)
+        ]
+
+    def _thinking_alone(self) -> HFLM:
+        if self._arm != "thinking" or self._thinking is None:
+            raise HybridError(
+                f"log-likelihood tasks need arm=base or arm=thinking; found arm={self._arm}; choose one of these, or a "
+                "task that generates text"
+            )
+        if self._prompt != ThinkingPrompt("raw", ""):
+            raise HybridError(
+                f"log-likelihood tasks need the context as it is; found {self._prompt}; pass thinking_prompt=raw, with a "
+                "bundle that adds no prefix"
+            )
+        return self._thinking

@@ -1,0 +1,40 @@
+from lm_eval_hybrid.behaviors.card import render
+from lm_eval_hybrid.behaviors.manifest import Manifest
+
+
+def rows(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
+def test_the_card_says_what_the_manifest_says(fields: dict) -> None:
+    text = render(Manifest.model_validate(fields))
+    assert text.startswith("# tiny 1.2.0\n\nA bundle for tests.\n")
+    assert "behaviors=tiny@1.2.0" in text
+    assert "after layer 2 with coefficients 0.5, 1 over windows of 1, all positions" in text
+    assert "| gsm8k_embedded | 200 | 25.0% | 75.0% | 71% [62, 80] | 7.0% | 5.0% | 0.4.13 |" in rows(text)
+    assert "MIT. By A. Tester." in text
+
+
+def test_words_cannot_break_a_table(fields: dict) -> None:
+    text = render(Manifest.model_validate(fields))
+    restating = next(row for row in rows(text) if row.startswith("| restate |"))
+    assert restating.replace(r"\|", "").count("|") == 6
+    fields["behaviors"][0]["description"] = "Two\nlines"
+    assert "Restating: Two lines" in render(Manifest.model_validate(fields))
+
+
+def test_a_gap_that_is_undefined_is_said_to_be(fields: dict) -> None:
+    fields["results"][0].update(gap_recovered=None, gap_interval=None)
+    assert "undefined" in render(Manifest.model_validate(fields))
+
+
+def test_arms_that_one_task_lacks_are_left_open(fields: dict) -> None:
+    fields["results"].append({**fields["results"][0], "task": "other", "scores": {"takeover": 0.9}})
+    assert "| other | 200 | - | - | 90.0% |" in render(Manifest.model_validate(fields))
+
+
+def test_files_do_not_matter(fields: dict) -> None:
+    # The card's own digest is among the files, so the card must not depend on them.
+    plain = render(Manifest.model_validate(fields))
+    assert render(Manifest.model_validate({**fields, "files": {"README.md": "c" * 64}})) == plain
+    assert "## Results" not in render(Manifest.model_validate({**fields, "results": []}))

@@ -1,0 +1,87 @@
+"""Model arguments: ours told from HFLM's, and the policy they make of a bundle's."""
+
+from typing import Any
+
+import pytest
+from lm_eval.utils import simple_parse_args_string
+
+from lm_eval_hybrid.behaviors.manifest import Steering
+from lm_eval_hybrid.decoding.policy import Policy
+from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.harness.arguments import HybridArguments
+
+STEERING = Steering(layer=2, coefficients=(0.5, 1.0), windows=(1, 8), gate_rate=0.1)
+
+
+def policy(**given: Any) -> Policy:
+    return HybridArguments(**given).policy(STEERING)
+
+
+def test_nothing_given_is_the_bundles_policy() -> None:
+    ours, theirs = HybridArguments.split({"dtype": "float32", "batch_size": 4, "device": None})
+    assert ours == HybridArguments(behaviors="embedded", arm="hybrid")
+    assert theirs == {"dtype": "float32", "batch_size": 4, "device": None}
+    assert ours.policy(STEERING) == Policy((0.5, 1.0), (1, 8), gate_rate=0.1)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        simple_parse_args_string("coefficients=0.5:2,windows=8:0"),
+        {"coefficients": [0.5, 2], "windows": [8, 0]},
+        {"coefficients": ("0.5", "2"), "windows": "8:0"},
+    ],
+)
+def test_lists_in_every_form(given: dict[str, Any]) -> None:
+    assert policy(**given).coefficients == (0.5, 2.0)
+    assert policy(**given).windows == (8, 0)
+
+
+def test_one_number_is_a_list_of_one() -> None:
+    given = simple_parse_args_string("coefficients=1.5,windows=0,select=fixed")
+    assert policy(**given) == Policy((1.5,), (0,), select="fixed", gate_rate=0.1)
+
+
+def test_the_arm_changes_the_policy_last() -> None:
+    assert policy(arm="random-positions").gate == "random"
+    assert policy(arm="takeover", gate="always", seed=7) == Policy(
+        (0.5, 1.0), (1, 8), gate="always", emit="thinking", gate_rate=0.1, seed=7
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"arm": "hybird"}, "arm must be one of base, hybrid, .*; found 'hybird'"),
+        ({"thinking_prompt": "yes"}, "thinking_prompt must be one of auto, raw, chat; found 'yes'"),
+        ({"seed": "x"}, "seed must be a whole number; found 'x'"),
+        ({"coefficients": "a:b"}, "coefficients must be numbers separated by colons; found 'a:b'"),
+        ({"windows": "1:0.5"}, "windows must be whole numbers"),
+        ({"gate": "sometimes"}, "gate must be one of"),
+        ({"arm": "base", "gate": "always"}, "arm=base sets gate=never; found gate=always"),
+        ({"arm": "random-select", "select": "guardrail"}, "arm=random-select sets select=random"),
+    ],
+)
+def test_what_means_nothing_is_refused(given: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(HybridError, match=complaint):
+        policy(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"behaviours": "x"}, "knows no argument behaviours; .*write behaviors="),
+        ({"window": 8}, "write windows="),
+        ({"pretrained": "gpt2"}, "takes no argument pretrained; found pretrained=gpt2; name the models with base="),
+        ({"think_end_token": "</think>"}, "takes no argument think_end_token"),
+    ],
+)
+def test_misspelt_and_unfit_arguments_are_refused(given: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(HybridError, match=complaint):
+        HybridArguments.split(given)
+
+
+def test_other_arguments_pass_on_to_the_model() -> None:
+    given = {"attn_implementation": "eager", "trust_remote_code": True, "arm": "base"}
+    ours, theirs = HybridArguments.split(given)
+    assert (ours.arm, theirs) == ("base", {"attn_implementation": "eager", "trust_remote_code": True})

@@ -1,0 +1,68 @@
+"""Answers as strings with records, and their totals."""
+
+import copy
+import json
+import pickle
+
+from lm_eval_hybrid.decoding.trace import Generation, TokenRecord
+from lm_eval_hybrid.harness.records import HybridAnswer, Totals
+
+
+def record(position: int, behavior: str | None, base_choice: int | None = 5) -> TokenRecord:
+    steered = behavior is not None
+    return TokenRecord(position, 5, "a", steered, position == 0, 1, behavior, 1.0, 0, -0.1, base_choice, 5)
+
+
+GENERATION = Generation("aa", (record(0, "plan"), record(1, None)), "length")
+
+
+def test_an_answer_is_its_text_with_records() -> None:
+    answer = HybridAnswer("aa", GENERATION, "hybrid", "tiny@1", thought_open=True)
+    assert answer == "aa"
+    assert json.dumps([answer]) == '["aa"]'
+    assert type(str(answer)) is str
+    for twin in (pickle.loads(pickle.dumps(answer)), copy.deepcopy(answer)):
+        assert (twin, twin.generation, twin.arm, twin.bundle, twin.thought_open) == (
+            "aa", GENERATION, "hybrid", "tiny@1", True,
+        )  # fmt: skip
+
+
+def test_the_harness_can_make_a_target_of_its_type() -> None:
+    assert HybridAnswer(18) == "18"
+    assert HybridAnswer("18").generation is None
+
+
+def test_totals() -> None:
+    totals = Totals()
+    totals.add([GENERATION, GENERATION], seconds=2.0)
+    assert totals.summary() == {
+        "requests": 2,
+        "tokens": 4,
+        "steered": 2,
+        "changed": 2,
+        "steered_fraction": 0.5,
+        "changed_fraction": 0.5,
+        "behaviors": {"plan": 2},
+        "truncated": 2,
+        "seconds": 2.0,
+        "tokens_per_second": 2.0,
+    }
+
+
+def test_totals_of_ranks_add_up_but_for_their_time() -> None:
+    ranks = [Totals(), Totals()]
+    ranks[0].add([GENERATION], seconds=1.0)
+    ranks[1].add([GENERATION, GENERATION], seconds=3.0)
+    whole = Totals.of(ranks)
+    assert (whole.requests, whole.tokens, whole.behaviors["plan"], whole.seconds) == (3, 6, 3, 3.0)
+    assert Totals.of([whole, Totals()]).summary() == whole.summary()
+
+
+def test_changes_are_unknown_where_the_base_was_not_run() -> None:
+    totals = Totals()
+    totals.add([Generation("a", (record(0, "plan", base_choice=None),), "eos")], seconds=1.0)
+    assert (totals.summary()["changed"], totals.summary()["changed_fraction"]) == (None, None)
+
+
+def test_totals_of_nothing() -> None:
+    assert Totals().summary()["tokens_per_second"] == 0.0

@@ -1,0 +1,99 @@
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from lm_eval_hybrid.evaluation.gap import difference, gap
+from lm_eval_hybrid.evaluation.runs import read
+from lm_eval_hybrid.report.terminal import render
+from tests.evaluation.outputs import PLAIN, STEERED, samples, write
+
+BASE = [1] * 30 + [0] * 70
+HYBRID = [1] * 85 + [0] * 15
+THINKING = [1] * 95 + [0] * 5
+
+
+def shown(folder: Path, seed: int = 0) -> str:
+    """As piped, with runs of blanks made one so that rows can be compared with what they say."""
+    console = Console(width=100, file=io.StringIO(), highlight=False)
+    console.print(render(read(folder), seed))
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= 100
+    return "\n".join(" ".join(line.split()) for line in text.splitlines())
+
+
+def test_rows_of_a_task(tmp_path: Path) -> None:
+    tokens = [STEERED] * 50 + [PLAIN] * 50
+    write(tmp_path, "thinking", {"toy": samples(THINKING)}, tokens=tokens, base_runs=False)
+    write(tmp_path, "hybrid", {"toy": samples(HYBRID)}, tokens=tokens)
+    write(tmp_path, "base", {"toy": samples(BASE)}, hybrid_totals={"tokens_per_second": 1234.5})
+    lines = shown(tmp_path).splitlines()
+    start = lines.index("toy")
+    assert lines[start + 1] == "base 30.0% [21.9, 39.6] - - - 1,234 100"
+    assert lines[start + 2].startswith("hybrid 85.0% [76.7, 90.7] +84.6% [+")
+    assert lines[start + 2].endswith("] 33.3% 22.2% 200 100")
+    assert lines[start + 3] == "thinking 95.0% [88.8, 97.8] - 33.3% - 200 100"
+
+
+def test_differences_from_hybrid(tmp_path: Path) -> None:
+    write(tmp_path, "hybrid", {"toy": samples(HYBRID)})
+    write(tmp_path, "bias-only", {"toy": samples(BASE)})
+    text = shown(tmp_path)
+    assert "toy: hybrid minus each arm, in points of accuracy [95%]" in text
+    found = difference(HYBRID, BASE)
+    assert f"bias-only +55.0 [{100 * found.low:+.1f}, {100 * found.high:+.1f}]" in text
+
+
+def test_an_arm_that_hurts_is_negative(tmp_path: Path) -> None:
+    for arm, scores in (("base", BASE), ("random-category", [1] * 10 + [0] * 90), ("thinking", THINKING)):
+        write(tmp_path, arm, {"toy": samples(scores)})
+    found = gap(BASE, [1] * 10 + [0] * 90, THINKING)
+    row = f"random-category 10.0% [5.5, 17.4] -30.8% [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    assert found.high < 0
+    assert row in shown(tmp_path)
+
+
+def test_undefined_gaps_say_why(tmp_path: Path) -> None:
+    for arm, scores in (("base", THINKING), ("hybrid", HYBRID), ("thinking", BASE)):
+        write(tmp_path, arm, {"inverted": samples(scores)})
+    few = {"base": [0, 0, 1, 0], "hybrid": [1, 0, 1, 0], "thinking": [1, 1, 0, 0]}
+    for arm, scores in few.items():
+        write(tmp_path, arm, {"few": samples(scores)})
+    write(tmp_path, "hybrid", {"alone": samples([1])})
+    text = " ".join(shown(tmp_path).split())
+    # The cell wraps, so the rest of its row comes after its first line.
+    assert "undefined: thinking is" in text
+    assert "not above base" in text
+    assert "+100.0% no interval:" in text
+    assert "undefined: no run of" in text
+
+
+def test_footer_says_what_the_numbers_rest_on(tmp_path: Path) -> None:
+    write(tmp_path, "base", {"toy": samples([1])})
+    text = shown(tmp_path, seed=3)
+    assert "bundle: embedded@1.0.0#0123456789ab" in text
+    assert "seeds: decoding 7; bootstrap 3 (10,000 draws)" in text
+    assert (
+        "versions: lm_eval_hybrid 0.1.0, lm_eval 0.4.13, torch 2.13.0+cpu, transformers 5.23.0, nnsight 0.8.1"
+    ) in text
+
+
+def test_footer_names_what_differs_between_runs(tmp_path: Path) -> None:
+    write(tmp_path, "base", {"toy": samples([1])}, hybrid_nnsight_version=None)
+    write(tmp_path, "hybrid", {"toy": samples([1])}, hybrid_bundle="other@2.0.0#ba9876543210")
+    text = " ".join(shown(tmp_path).split())
+    assert "bundle: embedded@1.0.0#0123456789ab and other@2.0.0#ba9876543210 (runs differ)" in text
+    assert "nnsight 0.8.1 and not recorded (runs differ)" in text
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_narrow_terminals_wrap_and_lose_nothing(tmp_path: Path, width: int) -> None:
+    for arm, scores in (("base", BASE), ("random-positions", HYBRID), ("thinking", THINKING)):
+        write(tmp_path, arm, {"toy": samples(scores)})
+    console = Console(width=width, file=io.StringIO())
+    console.print(render(read(tmp_path), 0))
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert "+84.6%" in text

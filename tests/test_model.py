@@ -1,0 +1,220 @@
+"""HybridLM by itself: requests in, answers with records out. (With the harness around it: test_tasks.py.)"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import CachingLM
+from lm_eval.models.huggingface import HFLM
+
+from lm_eval_hybrid.behaviors.manifest import Prompt
+from lm_eval_hybrid.decoding.arms import ARMS
+from lm_eval_hybrid.decoding.trace import TokenRecord
+from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.harness.records import HybridAnswer
+from lm_eval_hybrid.model import HybridLM
+from tests.tiny_system import CHAT_TEMPLATE, TinySystem, tiny_model, tiny_tokenizer, write_system
+
+PROMPTS = ("Question: 3 + 4?\nAnswer:", "Problem: a longer one, with 5 * 6?\nAnswer:", "1 + 1?", "Hello there")
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> TinySystem:
+    return write_system(tmp_path_factory.mktemp("system"))
+
+
+@pytest.fixture(scope="module")
+def hybrid(system: TinySystem) -> HybridLM:
+    return load(system, batch_size=3)
+
+
+def load(system: TinySystem, **arguments: Any) -> HybridLM:
+    return HybridLM(**{**system.arguments, **arguments})
+
+
+def requests(*prompts: str, **settings: Any) -> list[Instance]:
+    given = {"until": ["\n"], "max_gen_toks": 16, **settings}
+    return [
+        Instance("generate_until", {}, (prompt, given), 0, ("task", i, 1)) for i, prompt in enumerate(prompts)
+    ]
+
+
+def answers(model: HybridLM, *prompts: str, **settings: Any) -> list[HybridAnswer]:
+    return model.generate_until(requests(*prompts, **settings), disable_tqdm=True)  # type: ignore[return-value]
+
+
+def records(answer: HybridAnswer) -> tuple[TokenRecord, ...]:
+    assert answer.generation is not None
+    return answer.generation.records
+
+
+def test_answers_come_in_the_order_of_requests_whatever_the_batch(hybrid: HybridLM, system: TinySystem) -> None:
+    together = answers(hybrid, *PROMPTS)
+    assert len(set(together)) == len(PROMPTS)
+    for prompt, answer in zip(PROMPTS, together, strict=True):
+        (alone,) = answers(hybrid, prompt)
+        assert alone == answer
+        assert [record.token for record in records(alone)] == [record.token for record in records(answer)]
+    assert answers(load(system, batch_size="auto"), *PROMPTS) == together
+
+
+def test_an_answer_carries_its_records(hybrid: HybridLM) -> None:
+    (answer,) = answers(hybrid, PROMPTS[1])
+    assert answer == "".join(record.text for record in records(answer))
+    assert any(record.steered for record in records(answer))
+    assert (answer.arm, answer.bundle.partition("#")[0], answer.thought_open) == ("hybrid", "tiny@1.0.0", False)
+
+
+def test_the_base_arm_is_hflm_on_the_base_model(system: TinySystem) -> None:
+    plain = HFLM(pretrained=str(system.base), device="cpu", batch_size=1)
+    texts = plain.generate_until(requests(*PROMPTS), disable_tqdm=True)
+    assert answers(load(system, arm="base"), *PROMPTS) == texts
+    assert answers(load(system, gate="never"), *PROMPTS) == texts
+
+
+def test_the_thinking_arm_is_hflm_on_the_thinking_model(system: TinySystem) -> None:
+    plain = HFLM(pretrained=str(system.thinking), device="cpu", batch_size=1)
+    texts = plain.generate_until(requests(*PROMPTS), disable_tqdm=True)
+    assert answers(load(system, arm="thinking"), *PROMPTS) == texts
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_answers(system: TinySystem, arm: str) -> None:
+    model = load(system, arm=arm)
+    (answer,) = answers(model, PROMPTS[0])
+    info = model.get_model_info()
+    assert (answer.arm, info["hybrid_arm"]) == (arm, arm)
+    assert info["hybrid_totals"]["requests"] == 1
+
+
+def test_the_model_arguments_reach_the_policy(system: TinySystem) -> None:
+    model = load(system, coefficients="0:1", windows=1, gate="always", select="random", seed=3)
+    policy = model.get_model_info()["hybrid_policy"]
+    assert (policy["coefficients"], policy["windows"], policy["gate"]) == ((0.0, 1.0), (1,), "always")
+    assert (policy["select"], policy["seed"]) == ("random", 3)
+    (answer,) = answers(model, PROMPTS[0], until=[])
+    assert {record.coefficient for record in records(answer)} == {0.0, 1.0}
+
+
+def test_dtype_reaches_both_models(system: TinySystem) -> None:
+    model = load(system, dtype="bfloat16")
+    assert model.model.dtype == torch.bfloat16
+    assert model._thinking is not None
+    assert model._thinking.model.dtype == torch.bfloat16
+    assert len(answers(model, *PROMPTS)) == len(PROMPTS)
+
+
+def test_totals_count_each_request_once(system: TinySystem) -> None:
+    model = load(system)
+    once = requests(*PROMPTS)
+    # As the harness pads a rank whose share is short, and as it repeats a task's requests.
+    padded = model.generate_until([*once, once[-1], once[-1]], disable_tqdm=True)
+    assert padded[-3] == padded[-1]
+    totals = model.get_model_info()["hybrid_totals"]
+    tokens = [records(answer) for answer in padded[:4] if isinstance(answer, HybridAnswer)]
+    assert totals["requests"] == 4
+    assert totals["tokens"] == sum(map(len, tokens))
+    assert totals["tokens_per_second"] > 0
+    assert totals["steered_fraction"] == totals["steered"] / totals["tokens"]
+    assert sum(totals["behaviors"].values()) == totals["steered"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "complaint"),
+    [
+        ("", {}, "a prompt must hold at least one token"),
+        ("x" * 20000, {}, "base model's context of 16384 tokens; found a prompt of 20000 tokens and max_gen_toks=16"),
+        ("x" * 16380, {}, "max_gen_toks=4 or less"),
+        ("x", {"do_sample": True, "temperature": 1.0}, "decodes greedily"),
+    ],
+)
+def test_bad_requests_are_refused_in_one_line(
+    hybrid: HybridLM, prompt: str, settings: dict[str, Any], complaint: str
+) -> None:
+    before = hybrid.get_model_info()["hybrid_totals"]["requests"]
+    with pytest.raises(HybridError, match=complaint) as failure:
+        answers(hybrid, "a good one", prompt, **settings)
+    assert "\n" not in str(failure.value)
+    assert hybrid.get_model_info()["hybrid_totals"]["requests"] == before, "nothing is answered first"
+
+
+def test_bad_arguments_are_refused_in_one_line(system: TinySystem, tmp_path: Path) -> None:
+    mute = tmp_path / "mute"
+    shutil.copytree(system.base, mute)
+    for file in mute.glob("tokenizer*"):
+        file.unlink()
+    wide = tmp_path / "wide"
+    tiny_model(0, width=64).save_pretrained(wide)
+    tiny_tokenizer().save_pretrained(wide)
+    for arguments, complaint in (
+        ({"behaviors": "no-such-bundle"}, "no-such-bundle"),
+        ({"arm": "sideways"}, "arm must be one of base, hybrid, thinking, takeover"),
+        ({"base": str(mute)}, "the base model .* a folder without tokenizer"),
+        ({"thinking": str(mute)}, "the thinking model .* a folder without tokenizer"),
+        ({"base": str(tmp_path / "absent")}, "no such folder"),
+        ({"base": str(wide)}, "hidden size 32 .* found 64"),
+        ({"thinking": str(wide)}, "hidden size 32 .* found 64"),
+        ({"thinking_prompt": "chat"}, "chat template; found none"),
+    ):
+        with pytest.raises(HybridError, match=complaint) as failure:
+            load(system, **arguments)
+        assert "\n" not in str(failure.value)
+
+
+def test_the_response_cache_keeps_records_and_refuses_other_policies(
+    hybrid: HybridLM, system: TinySystem, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "cache.db")
+    fresh = CachingLM(hybrid, path).generate_until(requests(*PROMPTS))
+    before = hybrid.get_model_info()["hybrid_totals"]["requests"]
+    cached = CachingLM(hybrid, path).generate_until(requests(*PROMPTS))
+    assert hybrid.get_model_info()["hybrid_totals"]["requests"] == before, "none was answered again"
+    assert [answer.generation for answer in cached] == [answer.generation for answer in fresh]
+    with pytest.raises(HybridError, match=r"policy.seed is 0 there, 1 here; give --use_cache another path"):
+        CachingLM(load(system, seed=1), path)
+    with pytest.raises(HybridError, match="arm is 'hybrid' there, 'base' here"):
+        CachingLM(load(system, arm="base"), path)
+    # Batch size and device do not make other answers.
+    CachingLM(load(system, batch_size=2, device="cpu"), path)
+
+
+def test_log_likelihoods_are_those_of_the_one_model_an_arm_runs(system: TinySystem) -> None:
+    scored = [Instance("loglikelihood", {}, ("1 + 1 =", " 2"), 0, ("task", 0, 1))]
+    rolling = [Instance("loglikelihood_rolling", {}, ("1 + 1 = 2",), 0, ("task", 0, 1))]
+    for arm, folder in (("base", system.base), ("thinking", system.thinking)):
+        plain, model = HFLM(pretrained=str(folder), device="cpu"), load(system, arm=arm)
+        assert model.loglikelihood(scored, disable_tqdm=True) == plain.loglikelihood(scored, disable_tqdm=True)
+        assert model.loglikelihood_rolling(rolling) == plain.loglikelihood_rolling(rolling)
+
+
+def test_log_likelihoods_of_steered_arms_are_refused(hybrid: HybridLM) -> None:
+    scored = [Instance("loglikelihood", {}, ("1 + 1 =", " 2"), 0, ("task", 0, 1))]
+    with pytest.raises(HybridError, match="log-likelihood tasks need arm=base or arm=thinking; found arm=hybrid"):
+        hybrid.loglikelihood(scored)
+    with pytest.raises(HybridError, match="log-likelihood tasks need"):
+        hybrid.loglikelihood_rolling(scored)
+
+
+def test_a_chat_template_is_applied_by_one_side_only(tmp_path: Path) -> None:
+    system = write_system(tmp_path, CHAT_TEMPLATE, Prompt(thinking="chat", prefix="<think>"))
+    model = load(system, arm="thinking")
+    history = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}]
+    templated = model.apply_chat_template(history)
+    plain_job, templated_job = (model._job(request) for request in requests("1 + 1?", templated))
+
+    def thinking_reads(job: Any) -> str:
+        return model.tokenizer.decode(job.prompt.thinking_ids)
+
+    assert thinking_reads(plain_job) == "<user>1 + 1?</user><assistant><think>"
+    assert thinking_reads(templated_job) == templated + "<think>"
+    assert model.tokenizer.decode(templated_job.prompt.base_ids) == templated
+    assert plain_job.thought_open
+    assert not load(system, arm="hybrid")._job(requests("1 + 1?")[0]).thought_open
+
+
+def test_a_chat_template_must_exist(hybrid: HybridLM) -> None:
+    with pytest.raises(HybridError, match="--apply_chat_template needs a base tokenizer with a chat template"):
+        hybrid.apply_chat_template([{"role": "user", "content": "1 + 1?"}])
