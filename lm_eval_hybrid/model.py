@@ -1,8 +1,8 @@
 """The harness's model `hybrid`: HFLM loads the two models, decoding answers, the harness sees strings.
 
 HFLM itself is the base model; a second one is the thinking model, loaded only where the arm reads it. Requests are
-answered longest prompt first, so that memory runs out at once or not at all. With `--batch_size auto` a batch that does
-not fit is halved until it does.
+answered longest prompt first, so that memory runs out at once or not at all. With `--batch_size auto` a batch that
+does not fit is halved until it does.
 """
 
 import hashlib
@@ -70,8 +70,8 @@ class HybridLM(HFLM):
     """A base model steered where a thinking model says so.
 
     Args:
-        arguments: ours are those of `lm_eval_hybrid.harness.arguments.HybridArguments`, none needed; the others (`dtype`,
-            `device`, `batch_size`, `trust_remote_code`, `revision` of the base, ...) are HFLM's.
+        arguments: ours are those of `lm_eval_hybrid.harness.arguments.HybridArguments`, none needed; the others
+            (`dtype`, `device`, `batch_size`, `trust_remote_code`, `revision` of the base, ...) are HFLM's.
 
     Raises:
         HybridError: for every mistake in the arguments, in one line; uncaught it is shown without stack trace.
@@ -81,7 +81,7 @@ class HybridLM(HFLM):
         show_empty_runs_plainly()
         sidecar.install()
         ours, theirs = HybridArguments.split(arguments)
-        theirs.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
+        theirs["device"] = theirs.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
         bundle = Bundle.load(resolve(ours.behaviors))
         policy = ours.policy(bundle.manifest.steering)
         self._arm, self._bundle, self._policy = ours.arm, bundle, policy
@@ -164,9 +164,7 @@ class HybridLM(HFLM):
             return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
         return self._thinking_alone().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
 
-    def apply_chat_template(
-        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
-    ) -> str:
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The base tokenizer's template, which the thinking model then gets as well.
 
         Raises:
@@ -233,9 +231,7 @@ class HybridLM(HFLM):
             thinking.tokenizer if thinking else None,
         )
         if level != "exact":
-            _log.warning(
-                "The models are not those that %s was made with: same %s only", self._bundle.identity, level
-            )
+            _log.warning("The models are not those that %s was made with: same %s only", self._bundle.identity, level)
         return HybridDecoder(
             LocalBackend(self.model, self.tokenizer),
             LocalBackend(thinking.model, thinking.tokenizer) if thinking else None,
@@ -256,9 +252,7 @@ class HybridLM(HFLM):
         thinking_ids = self._thinking.tok_encode(text)
         check_room(request, "thinking", len(thinking_ids), limits, self._thinking.max_length)
         # Only where every token is the thinking model's own does its answer go on with the thought.
-        return _Job(
-            request, Prompt(base_ids, thinking_ids), limits, self._arm == "thinking" and thought_is_open(text)
-        )
+        return _Job(request, Prompt(base_ids, thinking_ids), limits, self._arm == "thinking" and thought_is_open(text))
 
     def _answer(self, batch: list[_Job]) -> list[HybridAnswer]:
         start = time.perf_counter()
@@ -281,7 +275,7 @@ class HybridLM(HFLM):
             )
         if self._prompt != ThinkingPrompt("raw", ""):
             raise HybridError(
-                f"log-likelihood tasks need the context as it is; found {self._prompt}; pass thinking_prompt=raw, with a "
-                "bundle that adds no prefix"
+                f"log-likelihood tasks need the context as it is; found {self._prompt}; pass thinking_prompt=raw, with "
+                "a bundle that adds no prefix"
             )
         return self._thinking

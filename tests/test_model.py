@@ -37,9 +37,7 @@ def load(system: TinySystem, **arguments: Any) -> HybridLM:
 
 def requests(*prompts: str, **settings: Any) -> list[Instance]:
     given = {"until": ["\n"], "max_gen_toks": 16, **settings}
-    return [
-        Instance("generate_until", {}, (prompt, given), 0, ("task", i, 1)) for i, prompt in enumerate(prompts)
-    ]
+    return [Instance("generate_until", {}, (prompt, given), 0, ("task", i, 1)) for i, prompt in enumerate(prompts)]
 
 
 def answers(model: HybridLM, *prompts: str, **settings: Any) -> list[HybridAnswer]:

@@ -47,9 +47,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ours(rows: Path) -> TaskManager:
-    return TaskManager(
-        include_path=str(paths.tasks_dir()), include_defaults=False, metadata={"data_dir": str(rows)}
-    )
+    return TaskManager(include_path=str(paths.tasks_dir()), include_defaults=False, metadata={"data_dir": str(rows)})
 
 
 def evaluate(model: HybridLM, rows: Path, *tasks: str, **settings: Any) -> dict[str, Any]:
@@ -84,9 +82,9 @@ def test_every_task_runs_to_its_metrics(
     assert 0 < results["results"][task]["steered_fraction,none"] <= 1
     assert results["n-samples"][task] == {"original": 5, "effective": 5}
     prompt, settings = results["samples"][task][0]["arguments"][0]
-    assert prompt == (f"Question: {GSM8K[0]['question']}" if name == "gsm8k" else f"Problem: {MATH500[0]['problem']}") + (
-        "\nAnswer:"
-    )
+    assert prompt == (
+        f"Question: {GSM8K[0]['question']}" if name == "gsm8k" else f"Problem: {MATH500[0]['problem']}"
+    ) + ("\nAnswer:")
     assert settings["max_gen_toks"] == 12
     assert results["configs"][task]["num_fewshot"] == 0
 
@@ -184,9 +182,7 @@ def test_a_cached_run_scores_as_the_first(hybrid: HybridLM, rows: Path, tmp_path
 
 
 def test_chat_template_and_system_prompt(hybrid: HybridLM, rows: Path) -> None:
-    results = evaluate(
-        hybrid, rows, "gsm8k_hybrid", limit=1, apply_chat_template=True, system_instruction="Be brief."
-    )
+    results = evaluate(hybrid, rows, "gsm8k_hybrid", limit=1, apply_chat_template=True, system_instruction="Be brief.")
     prompt, _ = results["samples"]["gsm8k_hybrid"][0]["arguments"][0]
     assert prompt == "<system>Be brief.</system><user>Question: 0 + 4?\nAnswer:</user><assistant>"
 

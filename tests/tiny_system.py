@@ -127,9 +127,7 @@ def write_system(
             for i, key in enumerate(KEYS)
         ),
         prompt=prompt or Prompt(thinking="raw"),
-        training=Training(
-            recipe="random", seed=1, code_version="0", data="none", data_sha256="0" * 64, holdout={}
-        ),
+        training=Training(recipe="random", seed=1, code_version="0", data="none", data_sha256="0" * 64, holdout={}),
     )
     Bundle(manifest, tensors).save(folder / "bundle")
     return TinySystem(folder / "base", folder / "thinking", folder / "bundle")

@@ -100,7 +100,7 @@ class Bundle:
         already there is replaced only with `overwrite`, and only where it is a bundle; else HybridError.
         """
         folder = Path(path).resolve()
-        _check_target(folder, overwrite)
+        check_target(folder, overwrite)
         folder.parent.mkdir(parents=True, exist_ok=True)
         mark = f".{folder.name}.{secrets.token_hex(4)}"
         staging, former = folder.with_name(f"{mark}.new"), folder.with_name(f"{mark}.old")
@@ -181,9 +181,7 @@ def _check_tensors(manifest: Manifest, tensors: dict[str, Tensor], where: object
                 f"latents; found {list(tensor.shape)}; make the tensors and the manifest agree"
             )
         if tensor.dtype != torch.float32:
-            raise HybridError(
-                f"{where}: tensor {name} must be float32; found {tensor.dtype}; convert it with .float()"
-            )
+            raise HybridError(f"{where}: tensor {name} must be float32; found {tensor.dtype}; convert it with .float()")
         if not bool(tensor.isfinite().all()):
             bad = int((~tensor.isfinite()).sum())
             raise HybridError(
@@ -206,9 +204,7 @@ def _verified(path: Path, digest: str) -> bytes:
     try:
         data = path.read_bytes()
     except (FileNotFoundError, IsADirectoryError):
-        raise HybridError(
-            f"{path}: the manifest lists this file; found none; copy the whole bundle again"
-        ) from None
+        raise HybridError(f"{path}: the manifest lists this file; found none; copy the whole bundle again") from None
     if _sha256(data) != digest:
         raise HybridError(
             f"{path}: the manifest requires sha256 {digest[:12]}...; found {_sha256(data)[:12]}...; "
@@ -229,17 +225,15 @@ def _parse_tensors(data: bytes, folder: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def _check_target(folder: Path, overwrite: bool) -> None:
+def check_target(folder: Path, overwrite: bool) -> None:
+    """HybridError where `Bundle.save(folder, overwrite)` would refuse the folder: worth asking before long work."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / MANIFEST_FILE).is_file():
-        raise HybridError(
-            f"{folder}: a bundle needs a new folder; found something else there; choose another path"
-        )
+        raise HybridError(f"{folder}: a bundle needs a new folder; found something else there; choose another path")
     if not overwrite:
         raise HybridError(
-            f"{folder}: a bundle needs a new folder; found a bundle there; choose another version, or "
-            "overwrite it"
+            f"{folder}: a bundle needs a new folder; found a bundle there; choose another version, or overwrite it"
         )
 
 

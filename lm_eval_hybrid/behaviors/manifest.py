@@ -186,18 +186,14 @@ class Manifest(_Part):
             (self.sae.layer, self.thinking, "sae.layer"),
         ):
             if layer >= model.layers:
-                raise ValueError(
-                    f"{which} must be below {model.layers}, the layers of {model.id}; found {layer}"
-                )
+                raise ValueError(f"{which} must be below {model.layers}, the layers of {model.id}; found {layer}")
         for name in ("key", "latent"):
             values = [getattr(behavior, name) for behavior in self.behaviors]
             if len(set(values)) < len(values):
                 raise ValueError(f"behaviors must each have their own {name}; found {values}")
         highest = max(behavior.latent for behavior in self.behaviors)
         if highest >= self.sae.latents:
-            raise ValueError(
-                f"behaviors' latents must be below sae.latents ({self.sae.latents}); found {highest}"
-            )
+            raise ValueError(f"behaviors' latents must be below sae.latents ({self.sae.latents}); found {highest}")
         if MANIFEST_FILE in self.files:
             raise ValueError(f"files must not name {MANIFEST_FILE}, which cannot hold its own digest")
         return self
@@ -211,9 +207,7 @@ def parse(data: bytes, source: Path) -> Manifest:
         reason = " ".join(str(error).split())
         raise HybridError(f"{source}: a manifest must be YAML; found {reason}; restore the file") from None
     if not isinstance(fields, dict):
-        raise HybridError(
-            f"{source}: a manifest must be a mapping; found {type(fields).__name__}; restore the file"
-        )
+        raise HybridError(f"{source}: a manifest must be a mapping; found {type(fields).__name__}; restore the file")
     try:
         return Manifest.model_validate(fields)
     except ValidationError as error:

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from lm_eval_hybrid.behaviors.bundle import Bundle
 
 
+def normalize(residual: Tensor, mean: Tensor) -> Tensor:
+    """(h - mean) / ||h - mean||, row by row: [rows, d] -> [rows, d]."""
+    centred = residual - mean
+    return centred / centred.norm(dim=-1, keepdim=True)
+
+
 @dataclass(frozen=True)
 class SparseEncoder:
     """The encoder half of a Top-K SAE over the thinking model's residual stream (paper, section 3). All float32.
@@ -34,9 +40,11 @@ class SparseEncoder:
 
     def category(self, residual: Tensor) -> Tensor:
         """The strongest latent: residual [rows, d_thinking] float32 -> [rows] int64."""
-        centred = residual - self.mean
-        unit = centred / centred.norm(dim=-1, keepdim=True)
-        return linear(unit - self.decoder_bias, self.weight, self.bias).argmax(-1)
+        return self.codes(residual).argmax(-1)
+
+    def codes(self, residual: Tensor) -> Tensor:
+        """How strongly each latent answers: residual [rows, d_thinking] float32 -> [rows, latents]."""
+        return linear(normalize(residual, self.mean) - self.decoder_bias, self.weight, self.bias)
 
     def to(self, device: torch.device) -> SparseEncoder:
         return SparseEncoder(*(t.to(device) for t in (self.mean, self.decoder_bias, self.weight, self.bias)))

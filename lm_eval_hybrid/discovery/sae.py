@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass
 
+import pydantic
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lm_eval_hybrid.decoding.steering import SparseEncoder
+from lm_eval_hybrid.decoding.steering import SparseEncoder, normalize
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
 class SaeRecipe:
     """How the autoencoder is trained.
 
@@ -32,29 +33,41 @@ class SaeRecipe:
 
 @dataclass(frozen=True)
 class Sae:
-    """A trained autoencoder: x = (h - mean) / ||h - mean||, z = top-k of relu(W_e (x - b_dec) + b_e), x' = W_d z + b_dec.
+    """A trained autoencoder of x = (h - mean) / ||h - mean||.
+
+    z = top-k of W_e (x - b_dec) + b_e, and x' = W_d relu(z) + b_dec.
 
     Attributes:
         encoder: what decoding needs of it.
         decoder: [d, latents] float32, columns of norm 1.
-        explained: share of the variance of x that x' explains.
+        k: latents that may be active at once.
     """
 
     encoder: SparseEncoder
     decoder: Tensor
-    explained: float
+    k: int
+
+    def codes(self, activations: Tensor) -> Tensor:
+        """How strongly each latent answers: activations [n, d] -> [n, latents]."""
+        return self.encoder.codes(activations)
+
+    def explained(self, activations: Tensor) -> float:
+        """Share of the variance of x that x' explains, over activations [n, d]."""
+        unit = normalize(activations, self.encoder.mean)
+        error = _error(unit, self.encoder.decoder_bias, self.decoder, self.encoder.weight, self.encoder.bias, self.k)
+        return 1 - (error / (unit - unit.mean(0)).square().sum(-1).mean()).item()
 
 
 def train(activations: Tensor, recipe: SaeRecipe, seed: int) -> Sae:
-    """Trains `recipe.restarts` autoencoders on activations [n, d] float32, and returns the best."""
-    mean = activations.mean(0)
-    centred = activations - mean
-    unit = centred / centred.norm(dim=-1, keepdim=True)
+    """Trains `recipe.restarts` autoencoders on activations [n, d] float32, and returns the one that explains most."""
     generator = torch.Generator().manual_seed(seed)
-    return max((_train_one(unit, mean, recipe, generator) for _ in range(recipe.restarts)), key=lambda sae: sae.explained)
+    trained = [_train_one(activations, recipe, generator) for _ in range(recipe.restarts)]
+    return max(trained, key=lambda sae: sae.explained(activations))
 
 
-def _train_one(unit: Tensor, mean: Tensor, recipe: SaeRecipe, generator: torch.Generator) -> Sae:
+def _train_one(activations: Tensor, recipe: SaeRecipe, generator: torch.Generator) -> Sae:
+    mean = activations.mean(0)
+    unit = normalize(activations, mean)
     decoder_bias = unit.mean(0).clone().requires_grad_()
     decoder = _spread(unit - unit.mean(0), recipe.latents, generator).T.contiguous().requires_grad_()
     weight = decoder.detach().T.clone().requires_grad_()
@@ -69,9 +82,8 @@ def _train_one(unit: Tensor, mean: Tensor, recipe: SaeRecipe, generator: torch.G
         schedule.step()
         with torch.no_grad():
             decoder /= decoder.norm(dim=0, keepdim=True)
-    tensors = [t.detach() for t in (decoder_bias, weight, bias)]
-    error = _error(unit, decoder_bias, decoder, weight, bias, recipe.k).item()
-    return Sae(SparseEncoder(mean, *tensors), decoder.detach(), 1 - error / (unit - unit.mean(0)).square().sum(-1).mean().item())
+    encoder = SparseEncoder(mean, *(t.detach() for t in (decoder_bias, weight, bias)))
+    return Sae(encoder, decoder.detach(), recipe.k)
 
 
 def _error(unit: Tensor, decoder_bias: Tensor, decoder: Tensor, weight: Tensor, bias: Tensor, k: int) -> Tensor:
@@ -83,7 +95,7 @@ def _error(unit: Tensor, decoder_bias: Tensor, decoder: Tensor, weight: Tensor, 
 
 
 def _spread(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` rows of `points` [n, d] far from one another (as k-means++ starts), scaled to norm 1: no latent starts dead."""
+    """`count` rows of `points` [n, d] far apart (as k-means++ starts), scaled to norm 1: no latent starts dead."""
     chosen = [int(torch.randint(len(points), (1,), generator=generator))]
     distance = (points - points[chosen[0]]).square().sum(-1)
     while len(chosen) < count:

@@ -17,6 +17,7 @@ from lm_eval_hybrid.errors import HybridError
 
 BATCH = 50
 
+
 @dataclass(frozen=True)
 class Trace:
     """A prompt, as the model read it, and what it wrote."""

@@ -8,6 +8,7 @@ frozen, and one vector for each latent is fitted on top, at the positions where 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import pydantic
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,7 +20,7 @@ from lm_eval_hybrid.decoding.steering import SparseEncoder
 from lm_eval_hybrid.discovery.activations import ReadTrace
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
 class VectorRecipe:
     """How the vectors are fitted.
 
@@ -94,15 +95,23 @@ def fit(
 
 
 def hit_rates(
-    base: LocalBackend, encoder: SparseEncoder, traces: Sequence[ReadTrace], layer: int, bias: Tensor, vectors: Tensor
+    base: LocalBackend,
+    encoder: SparseEncoder,
+    traces: Sequence[ReadTrace],
+    layer: int,
+    bias: Tensor,
+    vectors: Tensor,
 ) -> dict[str, float]:
-    """How often the steered base's argmax is the thinking model's token, at the disagreements: with bias alone, with both."""
+    """How often the steered base says the thinking model's token where they disagree: with the bias alone, with both."""
     total, hits = 0, {"bias": 0.0, "vectors": 0.0}
     for first in range(0, len(traces), 16):
         gates = read_gates(base, encoder, traces[first : first + 16], layer)
         total += len(gates.target)
         with torch.no_grad():
-            for name, steering in (("bias", bias.expand(len(gates.target), -1)), ("vectors", bias + vectors[gates.category])):
+            for name, steering in (
+                ("bias", bias.expand(len(gates.target), -1)),
+                ("vectors", bias + vectors[gates.category]),
+            ):
                 logits = steered_logits(base, gates, steering.to(base.device), layer)
                 hits[name] += _hits(logits, gates) * len(gates.target)
     return {name: count / total for name, count in hits.items()}
@@ -133,7 +142,7 @@ def read_gates(base: LocalBackend, encoder: SparseEncoder, traces: Sequence[Read
 
 
 def steered_logits(base: LocalBackend, gates: Gates, steering: Tensor, layer: int) -> Tensor:
-    """Next-token logits [g, vocab] with steering [g, d_base] added at each gate's own position, over an unsteered past."""
+    """Logits [g, vocab] with steering [g, d_base] added at each gate's own position, over an unsteered past."""
     cache = DynamicCache()
     length = gates.past[0][0].shape[2]
     for index, (keys, values) in enumerate(gates.past):

@@ -9,10 +9,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lm_eval_hybrid.embedded.notebooks import answer_at_once, ill_timed, recovering
-from lm_eval_hybrid.embedded.problems import Family, Problem, draw
+from lm_eval_hybrid.embedded.problems import Family, Problem, draw, held_out
 
 IGNORED = -100
 FAMILIES: tuple[Family, ...] = ("gsm8k", "math500")
+TEST_DOCUMENTS = 200
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,25 @@ def thinking_document(problem: Problem, rng: random.Random) -> Document:
     return Document(prompt(problem), tuple((text, needed) for _, text, needed in recovering(problem, rng, slip=0.12)))
 
 
-def documents(write: Writer, seed: str, excluded: frozenset[str]) -> Iterator[Document]:
-    """An endless stream of documents on problems whose texts are not in `excluded`."""
-    rng = random.Random(seed)
+def held_out_problems(seed: int = 0) -> dict[Family, list[Problem]]:
+    """The held-out problems of each family: those of the two test sets."""
+    return {family: held_out(family, TEST_DOCUMENTS, seed) for family in FAMILIES}
+
+
+def unseen(rng: random.Random, seed: int = 0) -> Iterator[Problem]:
+    """An endless stream of problems of both families, none of them in the test sets."""
+    excluded = {problem.text for problems in held_out_problems(seed).values() for problem in problems}
     while True:
         problem = draw(rng.choice(FAMILIES), rng)
         if problem.text not in excluded:
-            yield write(problem, rng)
+            yield problem
+
+
+def documents(write: Writer, purpose: str, seed: int) -> Iterator[Document]:
+    """An endless stream of documents on problems outside the test sets; `purpose` makes it another stream."""
+    rng = random.Random(f"{purpose}:{seed}")
+    for problem in unseen(rng, seed):
+        yield write(problem, rng)
 
 
 def encode(document: Document, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -59,18 +72,19 @@ def encode(document: Document, tokenizer: PreTrainedTokenizerBase) -> tuple[list
     ids = tokenizer(document.prompt, add_special_tokens=False).input_ids
     labels = [IGNORED] * len(ids)
     pieces = (*document.pieces, (tokenizer.eos_token, True))
-    for (text, learned), piece in zip(pieces, tokenizer([t for t, _ in pieces], add_special_tokens=False).input_ids):
+    encoded = tokenizer([text for text, _ in pieces], add_special_tokens=False).input_ids
+    for (_, learned), piece in zip(pieces, encoded, strict=True):
         ids += piece
         labels += piece if learned else [IGNORED] * len(piece)
     return ids, labels
 
 
 def batches(
-    write: Writer, tokenizer: PreTrainedTokenizerBase, seed: str, excluded: frozenset[str], tokens: int, pool: int = 512
+    write: Writer, tokenizer: PreTrainedTokenizerBase, purpose: str, seed: int, tokens: int, pool: int = 512
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless (ids, labels) int64 [rows, length], about `tokens` tokens each, of documents of like length."""
-    stream = documents(write, seed, excluded)
-    order = random.Random(seed)
+    stream = documents(write, purpose, seed)
+    order = random.Random(f"order:{purpose}:{seed}")
     while True:
         encoded = sorted((encode(next(stream), tokenizer) for _ in range(pool)), key=lambda pair: len(pair[0]))
         grouped: list[list[tuple[list[int], list[int]]]] = [[]]

@@ -17,7 +17,10 @@ MOVES = ("A", "B", "C", "D", "E", "F", "G")
 NAMES = ("Ann", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Ida")
 UNITS = {"gsm8k": ("crate", "box", "bag", "tray"), "math500": ("block", "step", "row", "loop")}
 UNIT_PLURALS = {"box": "boxes"}
-ITEMS = {"gsm8k": ("apples", "pens", "cups", "eggs", "books", "coins"), "math500": ("points", "marks", "beads", "dots")}
+ITEMS = {
+    "gsm8k": ("apples", "pens", "cups", "eggs", "books", "coins"),
+    "math500": ("points", "marks", "beads", "dots"),
+}
 LARGEST = 99
 
 

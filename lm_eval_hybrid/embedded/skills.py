@@ -42,7 +42,10 @@ def completion_rates(
 
 @torch.no_grad()
 def accuracy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], header: str = "Answer:"
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    header: str = "Answer:",
 ) -> float:
     """Share of problems whose answer a model writes by itself, greedily, after `header`."""
     right = 0

@@ -19,15 +19,26 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
 
 from lm_eval_hybrid.embedded import tokenizer as bpe
-from lm_eval_hybrid.embedded.corpus import FAMILIES, Writer, base_document, batches, documents, thinking_document
+from lm_eval_hybrid.embedded.corpus import (
+    Writer,
+    base_document,
+    batches,
+    documents,
+    held_out_problems,
+    thinking_document,
+)
 from lm_eval_hybrid.embedded.notebooks import well_timed
-from lm_eval_hybrid.embedded.problems import Problem, held_out
 
 log = logging.getLogger(__name__)
-TEST_DOCUMENTS = 200
 
 
 @dataclass(frozen=True)
@@ -55,11 +66,6 @@ class Recipe:
     thinking_rate: float = 0.2
 
 
-def test_problems(seed: int) -> dict[str, list[Problem]]:
-    """The held-out problems of each family."""
-    return {family: held_out(family, TEST_DOCUMENTS, seed) for family in FAMILIES}
-
-
 def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
     """A Llama with fresh weights drawn from the recipe's seed."""
     torch.manual_seed(recipe.seed)
@@ -81,7 +87,9 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCau
     )
 
 
-def fit(model: LlamaForCausalLM, stream: Iterator[tuple[Tensor, Tensor]], steps: int, recipe: Recipe, rate: float) -> None:
+def fit(
+    model: LlamaForCausalLM, stream: Iterator[tuple[Tensor, Tensor]], steps: int, recipe: Recipe, rate: float
+) -> None:
     """Trains `model` in place: Muon for the layers' matrices, AdamW for the rest, a cosine after a short warm-up."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     chosen = {id(p) for p in matrices}
@@ -90,7 +98,10 @@ def fit(model: LlamaForCausalLM, stream: Iterator[tuple[Tensor, Tensor]], steps:
         torch.optim.Muon(matrices, lr=rate * recipe.muon_rate, momentum=0.95, weight_decay=0.01),
         torch.optim.AdamW(rest, lr=rate * recipe.adam_rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    schedules = [LambdaLR(o, lambda step: min(1, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps))) for o in optimizers]
+    schedules = [
+        LambdaLR(o, lambda step: min(1, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
+        for o in optimizers
+    ]
     model.train()
     bar = tqdm(itertools.islice(stream, steps), total=steps, mininterval=20)
     for ids, labels in bar:
@@ -107,13 +118,11 @@ def fit(model: LlamaForCausalLM, stream: Iterator[tuple[Tensor, Tensor]], steps:
 
 def train_pair(out: Path, recipe: Recipe) -> None:
     """Writes tokenizer/, base/, thinking/ and the two test sets into `out`."""
-    problems = test_problems(recipe.seed)
-    excluded = frozenset(problem.text for family in problems.values() for problem in family)
-    write_test_sets(out, problems)
-    tokenizer = train_tokenizer(out / "tokenizer", recipe, excluded)
+    write_test_sets(out, recipe.seed)
+    tokenizer = train_tokenizer(out / "tokenizer", recipe.seed)
 
-    def stream(writer: Writer, name: str) -> Iterator[tuple[Tensor, Tensor]]:
-        return batches(writer, tokenizer, f"{name}:{recipe.seed}", excluded, recipe.batch_tokens)
+    def stream(writer: Writer, purpose: str) -> Iterator[tuple[Tensor, Tensor]]:
+        return batches(writer, tokenizer, purpose, recipe.seed, recipe.batch_tokens)
 
     if not (out / "base").exists():
         base = new_model(recipe, tokenizer)
@@ -121,22 +130,30 @@ def train_pair(out: Path, recipe: Recipe) -> None:
         save(base, tokenizer, out / "base")
     if not (out / "thinking").exists():
         thinking = AutoModelForCausalLM.from_pretrained(out / "base", dtype=torch.float32)
-        fit(thinking, stream(thinking_document, "thinking"), recipe.thinking_steps, recipe, recipe.thinking_rate)
+        fit(
+            thinking,
+            stream(thinking_document, "thinking"),
+            recipe.thinking_steps,
+            recipe,
+            recipe.thinking_rate,
+        )
         save(thinking, tokenizer, out / "thinking")
 
 
-def train_tokenizer(folder: Path, recipe: Recipe, excluded: frozenset[str]) -> PreTrainedTokenizerBase:
+def train_tokenizer(folder: Path, seed: int) -> PreTrainedTokenizerBase:
     """Trains the tokenizer on the base's corpus, saves it, and returns it as a user would load it."""
-    sample = itertools.islice(documents(base_document, f"tokenizer:{recipe.seed}", excluded), 4000)
-    bpe.train(document.prompt + "".join(text for text, _ in document.pieces) for document in sample).save_pretrained(folder)
+    sample = itertools.islice(documents(base_document, "tokenizer", seed), 4000)
+    bpe.train(document.prompt + "".join(text for text, _ in document.pieces) for document in sample).save_pretrained(
+        folder
+    )
     return AutoTokenizer.from_pretrained(folder)
 
 
-def write_test_sets(out: Path, problems: dict[str, list[Problem]]) -> None:
+def write_test_sets(out: Path, seed: int) -> None:
     """Writes gsm8k_embedded.jsonl and math500_embedded.jsonl."""
     out.mkdir(parents=True, exist_ok=True)
-    for family, family_problems in problems.items():
-        rows = [problem.document("".join(text for _, text in well_timed(problem)).strip()) for problem in family_problems]
+    for family, problems in held_out_problems(seed).items():
+        rows = [problem.document("".join(text for _, text in well_timed(problem)).strip()) for problem in problems]
         (out / f"{family}_embedded.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

@@ -35,7 +35,7 @@ def final_answer(text: str) -> str | None:
 
 
 def number(answer: str) -> Decimal | None:
-    r"""The number that an answer begins with, words aside: `$1,234.50`, `31.`, `31\text{ dollars}`, `40\%`, `31 crates`.
+    r"""The number that an answer begins with, words aside: `$1,234.50`, `31.`, `40\%`, `31 crates`, `31\text{ m}`.
 
     None where there is none, or where it is part of an expression: `5x`, `3/4`, `x = 31`.
     """

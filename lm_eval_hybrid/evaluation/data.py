@@ -2,9 +2,9 @@
 
 Each public function is a task's `custom_dataset`: the harness calls it with the run's metadata (`--metadata`, and the
 model's arguments) as keywords, of which only `data_dir` matters here. `data_dir`, else the environment variable
-LM_EVAL_HYBRID_DATA, names a folder that holds gsm8k_test.jsonl and math500_test.jsonl; a relative one is looked up from the
-working directory. Without either the hub is asked, which takes a local folder openai/gsm8k or HuggingFaceH4/MATH-500 of the
-working directory first, and what was downloaded before when offline.
+LM_EVAL_HYBRID_DATA, names a folder that holds gsm8k_test.jsonl and math500_test.jsonl; a relative one is looked up from
+the working directory. Without either the hub is asked, which takes a local folder openai/gsm8k or
+HuggingFaceH4/MATH-500 of the working directory first, and what was downloaded before when offline.
 """
 
 import json
@@ -61,8 +61,8 @@ def _read(
         return {"test": load_dataset(*hub, split="test")}
     except (OSError, ValueError) as error:
         raise HybridError(
-            f"data set {hub[0]} must be on the hub or in the cache; {_first_line(error)}; go online, or put {name} in a "
-            f"folder and pass --metadata data_dir=FOLDER (or set {DATA_VARIABLE})"
+            f"data set {hub[0]} must be on the hub or in the cache; {_first_line(error)}; go online, or put {name} "
+            f"in a folder and pass --metadata data_dir=FOLDER (or set {DATA_VARIABLE})"
         ) from error
 
 
@@ -71,8 +71,8 @@ def _rows(path: Path, columns: tuple[str, ...]) -> "Dataset":
 
     if not path.is_file():
         raise HybridError(
-            f"documents are read from {path.name}; found no such file in {path.parent.resolve()}; put it there, or name "
-            f"the folder that holds it (--metadata data_dir=FOLDER, or {DATA_VARIABLE})"
+            f"documents are read from {path.name}; found no such file in {path.parent.resolve()}; put it there, or "
+            f"name the folder that holds it (--metadata data_dir=FOLDER, or {DATA_VARIABLE})"
         )
     rows = []
     for place, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -80,13 +80,9 @@ def _rows(path: Path, columns: tuple[str, ...]) -> "Dataset":
             row = json.loads(line)
             missing = [column for column in columns if column not in row]
         except (json.JSONDecodeError, TypeError) as error:
-            raise HybridError(
-                f"{path} must hold one JSON object a line; line {place}: {error}; mend it"
-            ) from error
+            raise HybridError(f"{path} must hold one JSON object a line; line {place}: {error}; mend it") from error
         if missing:
-            raise HybridError(
-                f"{path} must have {', '.join(columns)}; line {place} lacks {', '.join(missing)}; add it"
-            )
+            raise HybridError(f"{path} must have {', '.join(columns)}; line {place} lacks {', '.join(missing)}; add it")
         rows.append(row)
     if not rows:
         raise HybridError(f"{path} must hold at least one document; found none; put the real file there")

@@ -1,9 +1,9 @@
 """Scores of one answer, as the harness's `process_results` wants them.
 
-Metrics: `exact_match`, `thought_unfinished` for any model's answers; `steered_fraction`, `changed_fraction` and `truncated`
-only for answers of the `hybrid` model, which carry their generation. Another model's answers do not have these, rather than
-a zero that nobody measured; for the same reason the thinking arm, which does not run the base model, has no
-`changed_fraction`.
+Metrics: `exact_match`, `thought_unfinished` for any model's answers; `steered_fraction`, `changed_fraction` and
+`truncated` only for answers of the `hybrid` model, which carry their generation. Another model's answers do not have
+these, rather than a zero that nobody measured; for the same reason the thinking arm, which does not run the base model,
+has no `changed_fraction`.
 """
 
 from collections.abc import Callable

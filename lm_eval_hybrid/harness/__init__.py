@@ -1,1 +1,1 @@
-"""What `HybridLM` needs around decoding: arguments, prompts, requests, answers with their records, the cache's guard."""
+"""What `HybridLM` needs around decoding: arguments, prompts, requests, answers with records, the cache's guard."""

@@ -1,7 +1,7 @@
 """Our own model arguments, told apart from those of the harness's HFLM.
 
-Lists are separated by colons, `coefficients=0.5:1:2`, since commas separate arguments; a real list, from Python, JSON or a
-YAML config, does as well. (In a YAML config write the list: YAML itself reads `8:0` as a number in base 60.)
+Lists are separated by colons, `coefficients=0.5:1:2`, since commas separate arguments; a real list, from Python, JSON
+or a YAML config, does as well. (In a YAML config write the list: YAML itself reads `8:0` as a number in base 60.)
 """
 
 import difflib
@@ -40,8 +40,8 @@ class HybridArguments:
         base, thinking: models (hub id or path) to use in place of the bundle's.
         arm: one of `lm_eval_hybrid.decoding.arms.ARMS`.
         coefficients, windows, gate, select, seed: see `lm_eval_hybrid.decoding.policy.Policy`.
-        thinking_prompt: the thinking model reads the context as it is (raw), as a user turn of its chat template (chat),
-            or as the bundle says (auto).
+        thinking_prompt: the thinking model reads the context as it is (raw), as a user turn of its chat template
+            (chat), or as the bundle says (auto).
 
     Raises:
         HybridError: an unknown arm or thinking_prompt, or a seed that is no whole number.
@@ -77,18 +77,12 @@ class HybridArguments:
         known = ours | inspect.signature(HFLM.__init__).parameters.keys()
         for name, value in given.items():
             if name in _UNFIT and value is not None:
-                raise HybridError(
-                    f"model hybrid takes no argument {name}; found {name}={value}; {_UNFIT[name]}"
-                )
+                raise HybridError(f"model hybrid takes no argument {name}; found {name}={value}; {_UNFIT[name]}")
             near = [] if name in known else difflib.get_close_matches(name, ours, n=1, cutoff=0.8)
             if near:
-                raise HybridError(
-                    f"model hybrid knows no argument {name}; found {name}={value}; write {near[0]}="
-                )
+                raise HybridError(f"model hybrid knows no argument {name}; found {name}={value}; write {near[0]}=")
         chosen = {name: value for name, value in given.items() if name in ours and value is not None}
-        return cls(**chosen), {
-            name: value for name, value in given.items() if name not in ours | _UNFIT.keys()
-        }
+        return cls(**chosen), {name: value for name, value in given.items() if name not in ours | _UNFIT.keys()}
 
     def policy(self, steering: Steering) -> Policy:
         """The policy of this arm: the bundle's, with what the arguments say instead.
@@ -110,9 +104,7 @@ class HybridArguments:
         if self.windows is not None:
             windows = _numbers("windows", self.windows)
             if not all(window.is_integer() for window in windows):
-                raise HybridError(
-                    f"windows must be whole numbers; found {self.windows}; list numbers of positions"
-                )
+                raise HybridError(f"windows must be whole numbers; found {self.windows}; list numbers of positions")
             changes["windows"] = tuple(int(window) for window in windows)
         changes |= {name: value for name in ("gate", "select") if (value := getattr(self, name)) is not None}
         policy = policy_for(self.arm, replace(defaults, **changes))

@@ -1,7 +1,7 @@
 """The guard of the harness's response cache (`--use_cache`).
 
-The cache knows an answer by its prompt alone. So that no run is given another policy's answers, the database is marked with
-the identity of the run that filled it, and refused to any other.
+The cache knows an answer by its prompt alone. So that no run is given another policy's answers, the database is marked
+with the identity of the run that filled it, and refused to any other.
 """
 
 import json
@@ -33,8 +33,8 @@ def guard(answers: MutableMapping[str, Any], identity: dict[str, Any]) -> None:
     if differing:
         found = "; ".join(f"{name} is {then.get(name)!r} there, {now.get(name)!r} here" for name in differing)
         raise HybridError(
-            f"a response cache must be of this bundle, pair and policy; found that {found}; give --use_cache another path, "
-            "or delete the file"
+            f"a response cache must be of this bundle, pair and policy; found that {found}; give --use_cache "
+            "another path, or delete the file"
         )
 
 

@@ -19,7 +19,8 @@ def show_empty_runs_plainly() -> None:
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if isinstance(error, ValueError) and _NO_DOCUMENTS in str(error):
             error = HybridError(
-                "a run needs at least one document; found none, as with --limit 0; pass --limit 1 or more, or leave it out"
+                "a run needs at least one document; found none, as with --limit 0; pass --limit 1 or more, or leave "
+                "it out"
             )
         former(type(error), error, trace)
 

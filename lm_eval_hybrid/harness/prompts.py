@@ -14,7 +14,7 @@ class ThinkingPrompt:
 
     Attributes:
         form: the context as it is (`raw`), or as a user turn of the thinking model's chat template (`chat`).
-        prefix: what its answer is made to begin with, such as `<think>\\n`; not repeated after a template that writes it.
+        prefix: what its answer is made to begin with, such as `<think>\\n`; not repeated after a template that does.
     """
 
     form: Literal["raw", "chat"]

@@ -37,13 +37,11 @@ class Limits:
         unknown = sorted(settings.keys() - _WITHOUT_EFFECT)
         if unknown:
             raise HybridError(
-                f"model hybrid takes until, max_gen_toks and do_sample=False; found {', '.join(unknown)}; leave it out of "
-                "the task's generation_kwargs and of --gen_kwargs"
+                f"model hybrid takes until, max_gen_toks and do_sample=False; found {', '.join(unknown)}; leave it out "
+                "of the task's generation_kwargs and of --gen_kwargs"
             )
         if tokens < 1:
-            raise HybridError(
-                f"max_gen_toks must be 1 or more; found {tokens}; pass --gen_kwargs max_gen_toks=256"
-            )
+            raise HybridError(f"max_gen_toks must be 1 or more; found {tokens}; pass --gen_kwargs max_gen_toks=256")
         return cls(tokens, tuple(text for text in stop if text))
 
 
@@ -69,8 +67,9 @@ def check_room(request: Instance, role: str, tokens: int, limits: Limits, contex
     if room < limits.max_new_tokens:
         fewer = f"pass --gen_kwargs max_gen_toks={room} or less, or " if room > 0 else ""
         raise HybridError(
-            f"prompt and answer must fit the {role} model's context of {context_length} tokens; found a prompt of {tokens} "
-            f"tokens and max_gen_toks={limits.max_new_tokens} ({_name(request)}); {fewer}shorten the prompt (fewer shots)"
+            f"prompt and answer must fit the {role} model's context of {context_length} tokens; found a prompt of "
+            f"{tokens} tokens and max_gen_toks={limits.max_new_tokens} ({_name(request)}); {fewer}shorten the prompt "
+            "(fewer shots)"
         )
 
 

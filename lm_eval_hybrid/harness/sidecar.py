@@ -1,7 +1,7 @@
 """The tokens file: a line per document, a record per token, beside the harness's samples file.
 
-The harness keeps only an answer's text. Where it saves samples (`--log_samples` with `--output_path`) this module saves
-tokens_<task>_<date>.jsonl next to samples_<task>_<date>.jsonl.
+The harness keeps only an answer's text. Where it saves samples (`--log_samples` with `--output_path`) this module
+saves tokens_<task>_<date>.jsonl next to samples_<task>_<date>.jsonl.
 """
 
 import functools
@@ -46,11 +46,7 @@ def _write(tracker: EvaluationTracker, task_name: str, samples: list[dict[str, A
     if first is None or not tracker.output_path or date is None:
         return
     path = Path(tracker.output_path)
-    folder = (
-        path.parent
-        if path.suffix == ".json"
-        else path / str(tracker.general_config_tracker.model_name_sanitized)
-    )
+    folder = path.parent if path.suffix == ".json" else path / str(tracker.general_config_tracker.model_name_sanitized)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"tokens_{task_name}_{date}.jsonl").open("w", encoding="utf-8") as file:
         file.write(first)

@@ -25,9 +25,7 @@ class Source:
     revision: str
 
     @classmethod
-    def choose(
-        cls, role: str, override: str | None, card: ModelCard, revision: str | None = None
-    ) -> "Source":
+    def choose(cls, role: str, override: str | None, card: ModelCard, revision: str | None = None) -> "Source":
         """The model that the user names, else the bundle's. `embedded:NAME` is one that comes with the package."""
         name = override or card.id
         if name.startswith(_EMBEDDED):

@@ -37,9 +37,7 @@ def of_package(naive: NaiveSteering) -> Steering:
         keys=naive.keys,
         sae_layer=naive.sae_layer,
         encoder=SparseEncoder(naive.mean, naive.b_dec, naive.W_e, naive.b_e),
-        network=CoefficientNetwork(
-            naive.trunk_weight, naive.trunk_bias, naive.heads_weight, naive.heads_bias
-        ),
+        network=CoefficientNetwork(naive.trunk_weight, naive.trunk_bias, naive.heads_weight, naive.heads_bias),
     )
 
 

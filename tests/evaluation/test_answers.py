@@ -117,7 +117,5 @@ def test_the_reference_solutions_of_both_benchmarks_score() -> None:
     wrong = [r["answer"] for r in math500 if not same_expression(final_answer(r["solution"]) or "", r["answer"])]
     assert not wrong
     # Each fifth answer against the next one: equal only where they really are, small numbers now and then.
-    crossed = sum(
-        same_expression(a["answer"], b["answer"]) for a, b in zip(math500[::5], math500[1::5], strict=True)
-    )
+    crossed = sum(same_expression(a["answer"], b["answer"]) for a, b in zip(math500[::5], math500[1::5], strict=True))
     assert crossed <= 4

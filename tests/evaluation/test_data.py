@@ -60,7 +60,7 @@ def test_unsound_files_are_refused(tmp_path: Path, text: str, complaint: str) ->
 def test_offline_without_a_folder_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    with pytest.raises(HybridError, match="openai/gsm8k must be on the hub.*data_dir=FOLDER") as failure:
+    with pytest.raises(HybridError, match=r"openai/gsm8k must be on the hub.*data_dir=FOLDER") as failure:
         data.gsm8k()
     assert "\n" not in str(failure.value)
 

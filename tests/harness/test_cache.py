@@ -23,7 +23,9 @@ def test_another_policy_is_refused_by_what_differs(tmp_path: Path) -> None:
     answers: dict[str, str] = {}
     guard(answers, IDENTITY)
     other = {"arm": "hybrid", "policy": {"coefficients": (1.0, 3.0), "seed": 0}}
-    with pytest.raises(HybridError, match=r"policy.coefficients is \[1.0, 2.0\] there, \[1.0, 3.0\] here; give") as failure:
+    with pytest.raises(
+        HybridError, match=r"policy.coefficients is \[1.0, 2.0\] there, \[1.0, 3.0\] here; give"
+    ) as failure:
         guard(answers, other)
     assert "seed" not in str(failure.value)
 

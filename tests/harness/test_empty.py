@@ -18,7 +18,9 @@ def run(error: str) -> subprocess.CompletedProcess[str]:
 def test_the_harness_words_become_one_line() -> None:
     done = run('ValueError("task.build_requests() did not find any docs!")')
     assert done.returncode == 1
-    assert done.stderr.startswith("lm-eval-hybrid: error: a run needs at least one document; found none, as with --limit 0")
+    assert done.stderr.startswith(
+        "lm-eval-hybrid: error: a run needs at least one document; found none, as with --limit 0"
+    )
     assert done.stderr.count("\n") == 1
 
 

@@ -51,7 +51,9 @@ def test_an_empty_prompt_is_refused() -> None:
 
 def test_a_prompt_must_leave_room_for_its_answer() -> None:
     check_room(request("x"), "base", 90, Limits(10, ()), 100)
-    with pytest.raises(HybridError, match="base model's context of 100.*prompt of 91 .*max_gen_toks=10.*max_gen_toks=9 or"):
+    with pytest.raises(
+        HybridError, match=r"base model's context of 100.*prompt of 91 .*max_gen_toks=10.*max_gen_toks=9 or"
+    ):
         check_room(request("x"), "base", 91, Limits(10, ()), 100)
     with pytest.raises(HybridError, match=r"prompt of 150 .*\(document 7 of gsm8k\); shorten the prompt"):
         check_room(request("x"), "thinking", 150, Limits(10, ()), 100)

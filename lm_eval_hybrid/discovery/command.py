@@ -1,0 +1,90 @@
+"""`lm-eval-hybrid discover`: arguments, models, traces; the work is in `pipeline`."""
+
+import argparse
+import logging
+import random
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lm_eval_hybrid.backends.local import LocalBackend
+
+EXAMPLES = """examples:
+  lm-eval-hybrid discover --recipe embedded --out behaviors/embedded/1.0.0
+  lm-eval-hybrid discover --recipe my.yaml --samples out/samples_gsm8k_*.jsonl --out ~/behaviors/mine/0.1.0
+"""
+EMBEDDED_PROMPTS = 1200
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLES
+    parser.add_argument("--recipe", required=True, metavar="NAME|FILE", help="a recipe of the package, or a YAML file")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the bundle's new folder, NAME/VERSION")
+    parser.add_argument("--base", help="base model, in place of the recipe's")
+    parser.add_argument("--thinking", help="thinking model, in place of the recipe's")
+    parser.add_argument("--prompts", metavar="FILE", help="jsonl with a `prompt` a line, in place of the recipe's")
+    parser.add_argument(
+        "--samples",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="samples_*.jsonl of the thinking model (--log_samples): take the traces from there, decode none",
+    )
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", help="keeps the traces, so that a run resumes (default: OUT.work)"
+    )
+    parser.add_argument("--device", default="cpu", help="of both models (default: cpu)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the bundle that is there")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs discovery and writes the bundle to `args.out`."""
+    from lm_eval_hybrid.backends.local import LocalBackend
+    from lm_eval_hybrid.behaviors.bundle import check_target
+    from lm_eval_hybrid.discovery import pipeline, traces
+    from lm_eval_hybrid.discovery.recipe import load
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    out = args.out.resolve()
+    check_target(out, args.overwrite)
+    named = {key: getattr(args, key) for key in ("base", "thinking", "prompts") if getattr(args, key)}
+    recipe = load(args.recipe, **named)
+    thinking = _load("thinking", recipe.thinking, args.device)
+    if args.samples:
+        found = traces.read_samples(args.samples)
+    else:
+        work = args.work or out.with_name(out.name + ".work")
+        work.mkdir(parents=True, exist_ok=True)
+        found = traces.write(
+            work / "traces.jsonl", thinking, _prompts(recipe.prompts, recipe.seed), recipe.max_new_tokens
+        )
+    base = _load("base", recipe.base, args.device)
+    bundle = pipeline.discover(base, thinking, found, recipe, name=out.parent.name, version=out.name)
+    logging.info("%s written to %s", bundle.save(out, args.overwrite).identity, out)
+
+
+def _prompts(source: str, seed: int) -> list[str]:
+    from lm_eval_hybrid.discovery.traces import read_prompts
+
+    if source != "embedded":
+        return read_prompts(Path(source))
+    from lm_eval_hybrid.embedded.corpus import prompt, unseen
+
+    return [prompt(problem) for problem in islice(unseen(random.Random(f"discover:{seed}")), EMBEDDED_PROMPTS)]
+
+
+def _load(role: str, name: str, device: str) -> "LocalBackend":
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from lm_eval_hybrid.backends.local import LocalBackend
+    from lm_eval_hybrid.backends.sources import Source
+
+    source = Source.named(role, name)
+    with source.loading():
+        tokenizer = AutoTokenizer.from_pretrained(source.name, revision=source.revision)
+        model = AutoModelForCausalLM.from_pretrained(source.name, revision=source.revision, dtype=torch.float32)
+    return LocalBackend(model.to(device).eval(), tokenizer)

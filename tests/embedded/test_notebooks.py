@@ -1,0 +1,78 @@
+import random
+from collections import Counter
+
+import pytest
+
+from lm_eval_hybrid.embedded.corpus import FAMILIES
+from lm_eval_hybrid.embedded.notebooks import BEHAVIORS, OPENINGS, Notebook, ill_timed, recovering, well_timed
+from lm_eval_hybrid.embedded.problems import Event, Problem, draw
+from lm_eval_hybrid.embedded.skills import written_answer
+
+PROBLEM = Problem("gsm8k", "Ann", "pens", 3, "box", 8, (Event("Monday", 9), Event("Tuesday", -5)), 30)
+
+
+def problems(count=300):
+    rng = random.Random(7)
+    return [draw(rng.choice(FAMILIES), rng) for _ in range(count)]
+
+
+def test_the_notebook_of_a_problem_by_hand():
+    assert "".join(text for _, text in well_timed(PROBLEM)) == (
+        " We start with 3 boxes. Recall that one box is 8 pens. Converting the start gives 3 * 8 = 24."
+        " Next the change of Monday is + 9. So the count goes to 24 + 9 = 33. Check the limit: 33 is over 30."
+        " Going back, we keep only 30. Next the change of Tuesday is - 5. So the count goes to 30 - 5 = 25."
+        " Check the limit: 25 is within 30. Finally we have it: #### 25"
+    )
+
+
+def test_well_timed_notebooks_end_in_the_answer():
+    for problem in problems():
+        *_, (_, last) = well_timed(problem)
+        assert written_answer(last) == problem.answer
+
+
+def test_slips_can_be_recovered_from():
+    rng = random.Random(0)
+    slips = 0
+    for problem in problems():
+        sentences = list(recovering(problem, rng, slip=0.4))
+        slips += sum(not needed for _, _, needed in sentences)
+        assert written_answer(sentences[-1][1]) == problem.answer
+    assert slips > 300
+
+
+@pytest.mark.parametrize("behavior", BEHAVIORS)
+def test_each_behavior_is_needed_by_some_problems(behavior):
+    """A notebook that leaves out its sentences, the others being what they then must be, ends in a wrong answer."""
+    wrong = 0
+    for problem in problems(100):
+        notebook, text = Notebook(problem), ""
+        for due, _ in well_timed(problem):
+            text += notebook.write(due) if due != behavior else ""
+        wrong += written_answer(text) != problem.answer
+    assert wrong >= 20
+
+
+def test_ill_timed_notebooks_hold_every_behavior_at_every_moment():
+    rng = random.Random(0)
+    places = {place: Counter() for place in range(3)}
+    for problem in problems(1500):
+        for place, (behavior, _) in zip(places, ill_timed(problem, rng), strict=False):
+            places[place][behavior] += 1
+    for counts in places.values():
+        assert set(counts) == set(BEHAVIORS)
+        assert max(counts.values()) / counts.total() < 0.3
+
+
+def test_sentences_of_a_useless_moment_are_right_in_themselves():
+    notebook = Notebook(PROBLEM)
+    assert notebook.write("compute") == " So the count goes to 0 + 0 = 0."
+    assert notebook.write("restate") == " We start with 3 boxes."
+    assert notebook.write("convert") == " Converting the start gives 3 * 1 = 3."
+    assert notebook.write("go-back") == " Going back, we keep all 3."
+
+
+def test_every_sentence_opens_with_its_own_word():
+    assert len(set(OPENINGS.values())) == len(BEHAVIORS)
+    for problem in problems(50):
+        assert all(text.startswith(OPENINGS[behavior]) for behavior, text in well_timed(problem))
