@@ -13,12 +13,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils_hf import clear_torch_cache
 from tqdm import tqdm
 
 from lm_eval_hybrid import __version__
@@ -32,6 +30,7 @@ from lm_eval_hybrid.errors import HybridError
 from lm_eval_hybrid.evaluation.answers import thought_is_open
 from lm_eval_hybrid.harness import cache, sidecar
 from lm_eval_hybrid.harness.arguments import HybridArguments
+from lm_eval_hybrid.harness.batches import in_batches
 from lm_eval_hybrid.harness.empty import show_empty_runs_plainly
 from lm_eval_hybrid.harness.prompts import ThinkingPrompt
 from lm_eval_hybrid.harness.records import HybridAnswer, Totals
@@ -51,6 +50,8 @@ _BASE_ONLY = {
     "gptqmodel",
     "gguf_file",
 }
+# A continuation to score: (context, continuation) as text, None for running text, then both as the base's token ids.
+_Scored = tuple[tuple[str, str] | None, list[int], list[int]]
 # Arguments that change how fast answers come, not which.
 _WITHOUT_EFFECT = {"device", "batch_size", "max_batch_size"}
 
@@ -82,7 +83,7 @@ class HybridLM(HFLM):
         sidecar.install()
         ours, theirs = HybridArguments.split(arguments)
         theirs["device"] = theirs.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
-        bundle = Bundle.load(resolve(ours.behaviors))
+        bundle = Bundle.load(resolve(str(ours.behaviors)))
         policy = ours.policy(bundle.manifest.steering)
         self._arm, self._bundle, self._policy = ours.arm, bundle, policy
 
@@ -131,38 +132,39 @@ class HybridLM(HFLM):
         jobs = [self._job(request) for request in {id(request): request for request in requests}.values()]
         jobs.sort(key=lambda job: len(job.prompt.base_ids), reverse=True)
         answers: dict[int, HybridAnswer] = {}
-        size = int(self.max_batch_size if self.batch_size == "auto" else self.batch_size)
         hidden = disable_tqdm or self.rank != 0
         with tqdm(total=len(jobs), disable=hidden, desc="Running generate_until requests") as progress:
-            while jobs:
-                batch = jobs[:size]
-                try:
-                    finished = self._answer(batch)
-                except RuntimeError as error:
-                    if self.batch_size != "auto" or len(batch) == 1 or not should_reduce_batch_size(error):
-                        raise
-                    size = len(batch) // 2
-                    _log.info("Out of memory: going on with batches of %d", size)
-                    clear_torch_cache()
-                    continue
-                for job, answer in zip(batch, finished, strict=True):
-                    answers[id(job.request)] = answer
-                    self.cache_hook.add_partial("generate_until", job.request.args, answer)
-                jobs = jobs[size:]
-                progress.update(len(batch))
+            for job, answer in in_batches(jobs, self._answer, *self._batching()):
+                answers[id(job.request)] = answer
+                self.cache_hook.add_partial("generate_until", job.request.args, answer)
+                progress.update()
         return [answers[id(request)] for request in requests]
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """HFLM's, for the arms that are one model; HybridError for the others."""
-        if self._arm == "base":
-            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-        return self._thinking_alone().loglikelihood(requests, disable_tqdm=disable_tqdm)
+    def _loglikelihood_tokens(
+        self, requests: list[_Scored], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        """What HFLM's `loglikelihood` and `loglikelihood_rolling` score with, per (texts, context, continuation).
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """HFLM's, for the arms that are one model; HybridError for the others."""
+        The hybrid's distributions are those of the tokens it would choose among (DESIGN, section 2), which takes a step a
+        token; the base arm alone is scored in one pass, by HFLM. Running text, in `loglikelihood_rolling`, is no turn of
+        a chat: the thinking model reads it as it is.
+        """
         if self._arm == "base":
-            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
-        return self._thinking_alone().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+        size, shrink = self._batching()
+        order = sorted(range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2]))
+        scores: dict[int, tuple[float, bool]] = {}
+        hidden = disable_tqdm or self.rank != 0
+        with tqdm(total=len(requests), disable=hidden, desc="Running loglikelihood requests") as progress:
+            scored = in_batches(
+                order, lambda batch: self._score([requests[i] for i in batch]), override_bs or size, shrink
+            )
+            for i, score in scored:
+                scores[i] = score
+                if requests[i][0] is not None:
+                    self.cache_hook.add_partial("loglikelihood", requests[i][0], score)
+                progress.update()
+        return [scores[i] for i in range(len(requests))]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The base tokenizer's template, which the thinking model then gets as well.
@@ -246,9 +248,9 @@ class HybridLM(HFLM):
         base_ids = self.tok_encode(context)
         if self._policy.reads_base:
             check_room(request, "base", len(base_ids), limits, self.max_length)
-        if self._thinking is None or self._prompt is None:
+        if self._thinking is None:
             return _Job(request, Prompt(base_ids, base_ids), limits, thought_open=False)
-        text = self._prompt.render(context, context in self._templated, self._thinking.apply_chat_template)
+        text = self._thinking_text(context)
         thinking_ids = self._thinking.tok_encode(text)
         check_room(request, "thinking", len(thinking_ids), limits, self._thinking.max_length)
         # Only where every token is the thinking model's own does its answer go on with the thought.
@@ -267,15 +269,22 @@ class HybridLM(HFLM):
             for job, generation in zip(batch, generations, strict=True)
         ]
 
-    def _thinking_alone(self) -> HFLM:
-        if self._arm != "thinking" or self._thinking is None:
-            raise HybridError(
-                f"log-likelihood tasks need arm=base or arm=thinking; found arm={self._arm}; choose one of these, or a "
-                "task that generates text"
-            )
-        if self._prompt != ThinkingPrompt("raw", ""):
-            raise HybridError(
-                f"log-likelihood tasks need the context as it is; found {self._prompt}; pass thinking_prompt=raw, with "
-                "a bundle that adds no prefix"
-            )
-        return self._thinking
+    def _score(self, batch: list[_Scored]) -> list[tuple[float, bool]]:
+        prompts = []
+        for texts, context_ids, _ in batch:
+            thinking_ids = context_ids
+            if self._thinking is not None:
+                # White space at its end has moved from the context to the continuation.
+                text = self._thinking_text(texts[0]).rstrip() if texts else self.tok_decode(context_ids)
+                thinking_ids = self._thinking.tok_encode(text) or [self._thinking.prefix_token_id]
+            prompts.append(Prompt(context_ids, thinking_ids))
+        return self._decoder.score(prompts, [continuation for _, _, continuation in batch])
+
+    def _thinking_text(self, context: str) -> str:
+        assert self._thinking is not None and self._prompt is not None
+        return self._prompt.render(context, context in self._templated, self._thinking.apply_chat_template)
+
+    def _batching(self) -> tuple[int, bool]:
+        """The batch size, and whether it may shrink."""
+        auto = self.batch_size == "auto"
+        return int(self.max_batch_size if auto else self.batch_size), auto

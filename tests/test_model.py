@@ -59,6 +59,25 @@ def test_answers_come_in_the_order_of_requests_whatever_the_batch(hybrid: Hybrid
     assert answers(load(system, batch_size="auto"), *PROMPTS) == together
 
 
+def test_a_batch_that_does_not_fit_is_halved(system: TinySystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(system, batch_size="auto", max_batch_size=4)
+    generate, sizes = model._decoder.generate, []
+
+    def generate_two(prompts: list[Any], *settings: Any) -> list[Any]:
+        sizes.append(len(prompts))
+        if len(prompts) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return generate(prompts, *settings)
+
+    monkeypatch.setattr(model._decoder, "generate", generate_two)
+    assert answers(model, *PROMPTS) == answers(load(system, batch_size=1), *PROMPTS)
+    assert sizes == [4, 2, 2]
+    fixed = load(system, batch_size=4)
+    monkeypatch.setattr(fixed._decoder, "generate", generate_two)
+    with pytest.raises(torch.OutOfMemoryError):
+        answers(fixed, *PROMPTS)
+
+
 def test_an_answer_carries_its_records(hybrid: HybridLM) -> None:
     (answer,) = answers(hybrid, PROMPTS[1])
     assert answer == "".join(record.text for record in records(answer))
@@ -179,21 +198,39 @@ def test_the_response_cache_keeps_records_and_refuses_other_policies(
     CachingLM(load(system, batch_size=2, device="cpu"), path)
 
 
-def test_log_likelihoods_are_those_of_the_one_model_an_arm_runs(system: TinySystem) -> None:
-    scored = [Instance("loglikelihood", {}, ("1 + 1 =", " 2"), 0, ("task", 0, 1))]
-    rolling = [Instance("loglikelihood_rolling", {}, ("1 + 1 = 2",), 0, ("task", 0, 1))]
-    for arm, folder in (("base", system.base), ("thinking", system.thinking)):
-        plain, model = HFLM(pretrained=str(folder), device="cpu"), load(system, arm=arm)
-        assert model.loglikelihood(scored, disable_tqdm=True) == plain.loglikelihood(scored, disable_tqdm=True)
-        assert model.loglikelihood_rolling(rolling) == plain.loglikelihood_rolling(rolling)
+SCORED = [("1 + 1 =", " 2"), ("1 + 1 = ", "eleven"), ("", "a word"), ("A longer question:", " x")]
 
 
-def test_log_likelihoods_of_steered_arms_are_refused(hybrid: HybridLM) -> None:
-    scored = [Instance("loglikelihood", {}, ("1 + 1 =", " 2"), 0, ("task", 0, 1))]
-    with pytest.raises(HybridError, match="log-likelihood tasks need arm=base or arm=thinking; found arm=hybrid"):
-        hybrid.loglikelihood(scored)
-    with pytest.raises(HybridError, match="log-likelihood tasks need"):
-        hybrid.loglikelihood_rolling(scored)
+def loglikelihoods(model: HFLM) -> list[tuple[float, bool]]:
+    return model.loglikelihood(
+        [Instance("loglikelihood", {}, texts, 0, ("task", i, 1)) for i, texts in enumerate(SCORED)],
+        disable_tqdm=True,
+    )
+
+
+def rolling(model: HFLM) -> list[float]:
+    return model.loglikelihood_rolling(
+        [Instance("loglikelihood_rolling", {}, ("1 + 1 = 2",), 0, ("task", 0, 1))], disable_tqdm=True
+    )
+
+
+@pytest.mark.parametrize("arm", ["base", "thinking"])
+def test_log_likelihoods_of_one_model_are_hflms(system: TinySystem, arm: str) -> None:
+    plain = HFLM(pretrained=str(system.base if arm == "base" else system.thinking), device="cpu")
+    model = load(system, arm=arm, batch_size=3)
+    expected, found = loglikelihoods(plain), loglikelihoods(model)
+    assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=1e-3)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert rolling(model) == pytest.approx(rolling(plain), abs=1e-3)
+
+
+def test_what_the_hybrid_would_say_is_greedy(hybrid: HybridLM) -> None:
+    (answer,) = answers(hybrid, PROMPTS[1], until=[])
+    assert any(record.steered for record in records(answer))
+    texts = [(PROMPTS[1], str(answer)), (PROMPTS[1], f"{answer[:-1]}~")]
+    scores = hybrid.loglikelihood([Instance("loglikelihood", {}, text, 0, ("task", 0, 1)) for text in texts])
+    assert [greedy for _, greedy in scores] == [True, False]
+    assert scores[1][0] < scores[0][0] < 0
 
 
 def test_a_chat_template_is_applied_by_one_side_only(tmp_path: Path) -> None:

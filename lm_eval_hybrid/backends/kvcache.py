@@ -56,9 +56,7 @@ class GrowingLayer(DynamicLayer):
         super().__init__()
         self._keys, self._values = Columns(), Columns()
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.keys, self.values = self._keys.append(key_states), self._values.append(value_states)
@@ -75,7 +73,7 @@ def growing_cache() -> Cache:
 
 
 def shared_prefix(cache: Cache, rows: Tensor, copies: int, length: int) -> Cache:
-    """The first `length` columns of some rows, read by `copies` candidates each, as a cache that keeps nothing new."""
+    """The first `length` columns of some rows, for `copies` candidates each, as a cache that keeps nothing."""
     return Cache(layers=[PrefixLayer(layer, rows, copies, length) for layer in cache.layers])
 
 
@@ -88,9 +86,7 @@ class PrefixLayer(DynamicLayer):
         self.is_initialized = True
         self._rows, self._copies = rows.to(kept.device), copies
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         return self._joined(self.keys, key_states), self._joined(self.values, value_states)
 
     def _joined(self, past: Tensor, new: Tensor) -> Tensor:

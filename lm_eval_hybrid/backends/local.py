@@ -2,11 +2,12 @@
 
 Design choices:
 
-- The past is kept once, unsteered: a KV cache, the hook layer's residuals as far back as the longest window, a mask.
-- Rows of different lengths are padded on the left, so that every row's last token is in the last column. Mask and
-  position ids go with every forward pass: without both, padded cached steps are silently wrong.
+- The past is kept once, unsteered: keys and values, the hook layer's residuals as far back as the longest
+  window, a mask.
+- Rows of different lengths are padded on the left, so that every row's last token is in the last column. Mask
+  and position ids go with every forward pass: without both, padded cached steps are silently wrong.
 - A candidate reruns only the layers above the hook layer, and only the steered positions: the layers below are
-  skipped with the kept residual plus steering, and the positions before come from the cache, shared among candidates.
+  skipped with the kept residual plus steering, and the positions before come from the cache that candidates share.
 """
 
 import sys
@@ -23,7 +24,7 @@ from lm_eval_hybrid.backends.protocol import Reading
 from lm_eval_hybrid.errors import HybridError
 
 _LAYERS = ("model.layers", "gpt_neox.layers", "transformer.h", "model.language_model.layers")
-"""Where the supported architectures keep their layers: Llama, Qwen2/3, Mistral, Gemma2/3; GPT-NeoX; GPT-2; Gemma 3 with vision."""
+"""Where layers are: Llama, Qwen2/3, Mistral, Gemma2/3; GPT-NeoX; GPT-2; Gemma 3 with vision."""
 
 
 class LocalBackend:
@@ -74,9 +75,7 @@ class LocalBackend:
 class LocalSequences:
     """Rows of one `LocalBackend`; implements `protocol.Sequences`."""
 
-    def __init__(
-        self, backend: LocalBackend, ids: Tensor, mask: Tensor, layer: int, reach: int | None
-    ) -> None:
+    def __init__(self, backend: LocalBackend, ids: Tensor, mask: Tensor, layer: int, reach: int | None) -> None:
         """ids and mask: [rows, width] int64, padded on the left; mask is 1 at real tokens."""
         self._backend = backend
         self._layer = layer
@@ -138,17 +137,13 @@ class LocalSequences:
         length, copies = self._mask.shape[1], steering.shape[1]
         steered = length if window == 0 else min(window, length)
         if self._reach is None or 0 < self._reach < steered:
-            raise ValueError(
-                f"window {window} goes beyond the reach {self._reach} these sequences were opened with"
-            )
+            raise ValueError(f"window {window} goes beyond the reach {self._reach} these sequences were opened with")
         kept = self._residuals.value[rows, -steered:]
         residual = (kept[:, None] + steering[:, :, None].to(kept.dtype)).flatten(0, 1)
         mask = self._mask[rows].repeat_interleave(copies, dim=0)
         model, skipped = self._backend.model, self._backend.layers[: self._layer + 1]
         arguments = {
-            "input_ids": mask.new_zeros(
-                len(mask), steered
-            ),  # of the right shape; what they embed to is skipped
+            "input_ids": mask.new_zeros(len(mask), steered),  # of the right shape; what they embed to is skipped
             "attention_mask": mask,
             "position_ids": _positions(mask)[:, -steered:],
         }

@@ -1,4 +1,4 @@
-"""What decoding asks of a model, wherever it lives: rows of tokens with an unsteered past, and steered next-token logits."""
+"""What decoding asks of a model, wherever it lives: rows of tokens read unsteered, and steered next-token logits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,8 +35,8 @@ class Sequences(Protocol):
 
         Args:
             rows: [n] int64, rows to steer.
-            steering: [n, C, d] float32; steering[i, c] is added to the residual stream after the hook layer of row
-                rows[i], on its last windows[c] positions (0: all).
+            steering: [n, C, d] float32; steering[i, c] is added to the residual stream after the hook layer of
+                row rows[i], on its last windows[c] positions (0: all).
             windows: one a candidate.
 
         Returns:

@@ -29,7 +29,7 @@ class Answer:
         self._finish: Finish = "length"
 
     def take(self, fact: Fact, shown: int, ends: bool) -> bool:
-        """Add a token, `shown` being its id for the tokenizer, or end with it; say whether the answer goes on."""
+        """Add a token, `shown` being its id for the tokenizer, or end with it; say whether it goes on."""
         if ends:
             self._finish = "eos"
             return False

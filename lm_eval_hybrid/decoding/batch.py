@@ -54,7 +54,7 @@ class Batch:
         return self._chooser.choose(self.base, self.thinking, self._keys, self.position)
 
     def extend(self, tokens: Tensor, slots: Sequence[int]) -> None:
-        """Append tokens ([rows] int64, base ids) and go on with the rows at `slots` only; nothing to do for none.
+        """Append tokens ([rows] int64, base ids) and go on with the rows at `slots` only; none: all is done.
 
         Raises:
             HybridError: for a token that the thinking model does not know.
@@ -75,7 +75,7 @@ class Batch:
             crossed = self._bridge.to_thinking(tokens)
             if (crossed < 0).any():
                 raise HybridError(
-                    f"each token must be known to the thinking model; found base ids {tokens[crossed < 0].tolist()}, "
-                    "which are not; use a pair with one vocabulary"
+                    "each token must be known to the thinking model; found base ids "
+                    f"{tokens[crossed < 0].tolist()}, which are not; use a pair with one vocabulary"
                 )
             self.thinking.extend(crossed)

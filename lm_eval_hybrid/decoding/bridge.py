@@ -1,8 +1,8 @@
 """Token ids across two tokenizers of one family (DESIGN, section 4).
 
-Most ids mean the same string in both and pass through. Special tokens of a distilled model often take over the ids of
-the base's (`</think>` sits where `<|box_end|>` was), so those pair by id; the two ends of sequence pair whatever they
-are called. An id that only padding rows of an embedding stand for has no partner.
+Most ids mean the same string in both and pass through. Special tokens of a distilled model often take over the
+ids of the base's (`</think>` sits where `<|box_end|>` was), so those pair by id; the two ends of sequence pair
+whatever they are called. An id that only padding rows of an embedding stand for has no partner.
 """
 
 import torch
@@ -29,8 +29,8 @@ class Bridge:
         lost = known - self._to_thinking.known
         if lost > _TOLERATED * known:
             raise HybridError(
-                f"the two tokenizers must share their vocabulary; found {lost} of the base's {known} tokens unknown "
-                "to the thinking model; use a thinking model derived from this base"
+                f"the two tokenizers must share their vocabulary; found {lost} of the base's {known} tokens "
+                "unknown to the thinking model; use a thinking model derived from this base"
             )
 
     def to_thinking(self, ids: Tensor) -> Tensor:
@@ -42,14 +42,14 @@ class Bridge:
         return self._to_base.look_up(ids)
 
     def base_choice(self, logits: Tensor) -> Tensor:
-        """Base logits [..., vocab] -> the likeliest base id [...] among those that the thinking model knows too.
+        """Base logits [..., vocab] -> the likeliest base id [...] that the thinking model knows too.
 
-        This is how padded vocabularies (logits wider than the tokenizer) stay out: their rows have no partner.
+        This is how padded vocabularies (logits wider than the tokenizer) stay out: they have no partners.
         """
         return self._to_thinking.argmax(logits)
 
     def thinking_choice(self, logits: Tensor) -> Tensor:
-        """Thinking logits [..., vocab] -> the likeliest thinking id [...] among those that the base knows too."""
+        """Thinking logits [..., vocab] -> the likeliest thinking id [...] that the base knows too."""
         return self._to_base.argmax(logits)
 
 

@@ -1,4 +1,4 @@
-"""One step of hybrid decoding: from what the models say at a position to the token, and why (DESIGN, section 2)."""
+"""One step of hybrid decoding: from what the models say to the token, and why (DESIGN, section 2)."""
 
 import math
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ class Candidate:
 
 
 class Fact(NamedTuple):
-    """What the decision at one position of one row was; the fields of `TokenRecord` that the models decide."""
+    """The decision at one position of one row: the fields of `TokenRecord` that do not depend on text."""
 
     token: int
     steered: bool
@@ -84,9 +84,7 @@ class Choice:
         steered = dict.fromkeys(opened, (None, None, None))
         if self.candidate is not None:
             columns = (self.candidate.category, self.candidate.coefficient, self.candidate.window)
-            for row, category, coefficient, window in zip(
-                opened, *(c.tolist() for c in columns), strict=True
-            ):
+            for row, category, coefficient, window in zip(opened, *(c.tolist() for c in columns), strict=True):
                 steered[row] = (None if category == NONE else category, coefficient, window)
         return [
             Fact(
@@ -103,12 +101,18 @@ class Choice:
 
 
 class Chooser:
-    """Applies one policy. `bridge` is None where the policy does not read the thinking model, `steering` where it
-    does not steer. Base tensors live on `device`."""
+    """Applies one policy.
 
-    def __init__(
-        self, policy: Policy, steering: Steering | None, bridge: Bridge | None, device: torch.device
-    ) -> None:
+    Args:
+        steering: None where the policy does not steer.
+        bridge: None where it does not read the thinking model.
+        device: of the base model.
+
+    Attributes:
+        reach: how far back the base's residuals are needed for it; see `protocol.Backend.open`.
+    """
+
+    def __init__(self, policy: Policy, steering: Steering | None, bridge: Bridge | None, device: torch.device) -> None:
         self._policy = policy
         self._bridge = bridge
         self._device = device
@@ -123,9 +127,8 @@ class Chooser:
         self._coefficients = torch.tensor([a for a, _ in pairs], dtype=torch.float64, device=device)
         self._windows = [w for _, w in pairs]
         self._window_ids = torch.tensor(self._windows, device=device)
-        # How far back residuals are needed for it; see `protocol.Backend.open`.
         self.reach = (0 if 0 in policy.windows else max(policy.windows)) if policy.steers else None
-        # Ties go to the smaller |a|, then the smaller window (all positions being the largest), then the first listed.
+        # Ties go to the smaller |a|, then the smaller window (all positions: the largest), then the first listed.
         preferred = sorted(range(len(pairs)), key=lambda i: (abs(pairs[i][0]), pairs[i][1] or math.inf, i))
         self._preferred = torch.tensor(preferred, device=device)
 
@@ -159,10 +162,8 @@ class Chooser:
         logprob = None if logprobs is None else self._crossed(logprobs, token[:, None])[:, 0]
         return Choice(token, opened, y_base, y_thinking, logprob, candidate)
 
-    def logprobs(
-        self, choice: Choice, base: Sequences | None, thinking: Sequences | None, tokens: Tensor
-    ) -> Tensor:
-        """Log-probabilities [rows] float32 of base ids `tokens` [rows] in the distributions `choice` was made from."""
+    def logprobs(self, choice: Choice, base: Sequences | None, thinking: Sequences | None, tokens: Tensor) -> Tensor:
+        """Log-probabilities [rows] float32 of base ids `tokens` [rows] in the distributions behind `choice`."""
         from_thinking = None
         if thinking is not None and self._policy.emit == "thinking":
             from_thinking = self._crossed(thinking.reading.logits.log_softmax(-1), tokens[:, None])[:, 0]
@@ -172,22 +173,18 @@ class Chooser:
         if choice.candidate is not None:
             logits = logits.index_copy(0, choice.opened, choice.candidate.logits)
         own = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
-        return (
-            own if from_thinking is None else own.index_copy(0, choice.opened, from_thinking[choice.opened])
-        )
+        return own if from_thinking is None else own.index_copy(0, choice.opened, from_thinking[choice.opened])
 
     def _base_choice(self, logits: Tensor) -> Tensor:
         return logits.argmax(-1) if self._bridge is None else self._bridge.base_choice(logits)
 
     def _crossed(self, logprobs: Tensor, tokens: Tensor) -> Tensor:
-        """Thinking log-probs [rows, vocab] of base ids tokens [rows, k] -> [rows, k]; -inf for ids it does not know."""
+        """Thinking log-probs [rows, vocab] of base ids [rows, k] -> [rows, k]; -inf for ids it does not know."""
         ids = _present(self._bridge).to_thinking(tokens).to(logprobs.device)
         found = logprobs.gather(1, ids.clamp(min=0)).masked_fill(ids < 0, -math.inf)
         return found.to(self._device)
 
-    def _gate(
-        self, y_base: Tensor | None, y_thinking: Tensor | None, keys: Sequence[bytes], position: int
-    ) -> Tensor:
+    def _gate(self, y_base: Tensor | None, y_thinking: Tensor | None, keys: Sequence[bytes], position: int) -> Tensor:
         """[rows] bool: where to steer."""
         policy = self._policy
         if policy.gate == "disagreement":
@@ -229,9 +226,7 @@ class Chooser:
             window=self._window_ids[taken],
         )
 
-    def _category(
-        self, thinking: Sequences | None, opened: Tensor, keys: Sequence[bytes], position: int
-    ) -> Tensor:
+    def _category(self, thinking: Sequences | None, opened: Tensor, keys: Sequence[bytes], position: int) -> Tensor:
         """[n] int64: the behavior of every opened row."""
         policy = self._policy
         if policy.category == "sae":

@@ -1,7 +1,7 @@
 """Hybrid decoding of a batch, in step: one forward pass a model a token, and one more where the gate opens.
 
-Rows are independent: padding, batch and finished neighbours change no token. A model that the policy never reads is
-not run. Greedy only.
+Rows are independent: padding, batch and finished neighbours change no token. A model that the policy never reads
+is not run. Greedy only.
 """
 
 from collections.abc import Sequence
@@ -30,24 +30,16 @@ class HybridDecoder:
         HybridError: where the policy needs what is missing, or the tokenizers cannot be aligned.
     """
 
-    def __init__(
-        self, base: Backend, thinking: Backend | None, steering: Steering | None, policy: Policy
-    ) -> None:
+    def __init__(self, base: Backend, thinking: Backend | None, steering: Steering | None, policy: Policy) -> None:
         if policy.reads_thinking and thinking is None:
-            raise HybridError(
-                "this policy needs a thinking model; found none; give thinking= or use arm=base"
-            )
+            raise HybridError("this policy needs a thinking model; found none; give thinking= or use arm=base")
         if policy.steers and steering is None:
-            raise HybridError(
-                "this policy needs steering vectors; found none; give behaviors= or use arm=base"
-            )
+            raise HybridError("this policy needs steering vectors; found none; give behaviors= or use arm=base")
         self.policy = policy
         self._base = base
         self._thinking = thinking if policy.reads_thinking else None
         self._steering = steering
-        self._bridge = (
-            Bridge(base.tokenizer, self._thinking.tokenizer) if self._thinking is not None else None
-        )
+        self._bridge = Bridge(base.tokenizer, self._thinking.tokenizer) if self._thinking is not None else None
         self._chooser = Chooser(policy, steering, self._bridge, base.device)
 
     def generate(
@@ -89,23 +81,21 @@ class HybridDecoder:
             batch.extend(choice.token, slots)
         return [answer.generation() for answer in answers]
 
-    def score(
-        self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[int]]
-    ) -> list[tuple[float, bool]]:
+    def score(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[int]]) -> list[tuple[float, bool]]:
         """Log-likelihood of given continuations under the hybrid, as one batch (DESIGN, section 2).
 
-        At each position the distribution is the base's where the gate stays shut, the selected steered candidate's
-        where it opens, and the thinking model's where the policy emits that one's token.
+        At each position the distribution is the base's where the gate stays shut, the selected steered
+        candidate's where it opens, and the thinking model's where the policy emits that one's token.
 
         Args:
             continuations: base token ids, one list for each prompt.
 
         Returns:
-            For each: (sum of the tokens' natural log-probabilities, whether each is the token that would be chosen).
+            For each: (sum of the tokens' natural log-probabilities, whether all are what would be chosen).
 
         Raises:
-            HybridError: for an empty prompt, one too long with its continuation, or a continuation with a token
-                that the thinking model does not know.
+            HybridError: for an empty prompt, one too long with its continuation, or a continuation with a
+                token that the thinking model does not know.
         """
         lengths = [len(c) for c in continuations]
         totals, greedy = [0.0] * len(prompts), [True] * len(prompts)
@@ -130,9 +120,7 @@ class HybridDecoder:
             for backend, ids in ((base, prompt.base_ids), (self._thinking, prompt.thinking_ids)):
                 if backend is not None:
                     _check(ids, length, backend.context_length)
-        return Batch(
-            [prompts[i] for i in rows], base, self._thinking, self._steering, self._bridge, self._chooser
-        )
+        return Batch([prompts[i] for i in rows], base, self._thinking, self._steering, self._bridge, self._chooser)
 
 
 def _check(ids: Sequence[int], length: int, context: int) -> None:
@@ -140,6 +128,6 @@ def _check(ids: Sequence[int], length: int, context: int) -> None:
         raise HybridError("a prompt needs at least one token; found an empty prompt; give it text")
     if len(ids) + length > context:
         raise HybridError(
-            f"prompt and answer must fit the model's context of {context} tokens; found {len(ids)} of prompt and "
-            f"{length} to generate; shorten the prompt or lower max_gen_toks"
+            f"prompt and answer must fit the model's context of {context} tokens; found {len(ids)} of prompt "
+            f"and {length} to generate; shorten the prompt or lower max_gen_toks"
         )

@@ -1,7 +1,7 @@
 """Reproducible random draws for the control arms.
 
-A draw is a keyed hash of what it decides: (seed, stream, position) under a digest of the prompt. So a document's
-draws are the same alone or in a batch, cached or not, on any machine.
+A draw is a keyed hash of what it decides: (seed, stream, position) under a digest of the prompt. So a
+document's draws are the same alone or in a batch, cached or not, on any machine.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ def context_digest(base_prompt_ids: Sequence[int]) -> bytes:
 
 
 def draw(seed: int, stream: Stream, position: int, key: bytes) -> float:
-    """A uniform number in [0, 1) for the generated token at `position` (0-based); `key` is a `context_digest`."""
+    """A uniform number in [0, 1) for the generated token at `position`, from 0; `key` is a `context_digest`."""
     digest = blake2b(f"{seed}:{stream}:{position}".encode(), key=key, digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 

@@ -1,4 +1,4 @@
-"""What the hybrid does at each token: when it steers, with what, and which candidate it takes (DESIGN, section 2)."""
+"""What the hybrid does at each token: when it steers, with what, and what it takes (DESIGN, section 2)."""
 
 import json
 import math
@@ -23,8 +23,8 @@ class Policy:
 
     Attributes:
         gate: positions steered: where the models' choices differ, none, all, or a random share `gate_rate`.
-        select: which candidate's token is taken: the one likeliest under the thinking model (`guardrail`), the only
-            one (`fixed`), one whose coefficient a small network computes (`mlp`), or one at random.
+        select: which candidate's token is taken: the one likeliest under the thinking model (`guardrail`), the
+            only one (`fixed`), one whose coefficient a small network computes (`mlp`), or one at random.
         emit: what is emitted where the gate opens: a steered candidate's token, or the thinking model's own.
         category: which behavior vector joins the bias: the SAE's choice, a random one, or none.
         directions: the bundle's tensors, or Gaussian ones of the same norms.
@@ -53,13 +53,9 @@ class Policy:
         for field, choices in _CHOICES.items():
             if getattr(self, field) not in get_args(choices):
                 known = ", ".join(get_args(choices))
-                raise HybridError(
-                    f"{field} must be one of {known}; found {getattr(self, field)!r}; choose one"
-                )
+                raise HybridError(f"{field} must be one of {known}; found {getattr(self, field)!r}; choose one")
         if not self.coefficients or not all(map(math.isfinite, self.coefficients)):
-            raise HybridError(
-                f"coefficients must be finite numbers; found {self.coefficients}; list at least one"
-            )
+            raise HybridError(f"coefficients must be finite numbers; found {self.coefficients}; list at least one")
         if not self.windows or min(self.windows) < 0:
             raise HybridError(f"windows must be 0 (all) or more; found {self.windows}; list at least one")
         if self.gate == "random" and (self.gate_rate is None or not 0 <= self.gate_rate <= 1):

@@ -1,4 +1,4 @@
-"""The tensors a bundle steers with: bias, behavior vectors, the encoder that names a behavior, the coefficient network."""
+"""What a bundle steers with: bias, behavior vectors, the encoder that names a behavior, the coefficient network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def normalize(residual: Tensor, mean: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SparseEncoder:
-    """The encoder half of a Top-K SAE over the thinking model's residual stream (paper, section 3). All float32.
+    """The encoder half of a Top-K SAE over the thinking model's residual stream (DESIGN, section 2). All float32.
 
     Attributes:
         mean: [d_thinking], subtracted before the residual is scaled to unit length.
@@ -83,7 +83,7 @@ class Steering:
         vectors: [latents, d_base] float32, row = latent; zeros where the bundle names no behavior for it.
         keys: the behavior's key, per latent.
         sae_layer: the thinking model's layer whose output `encoder` reads.
-        coefficients: the `mlp` selector's network, where the bundle has one.
+        network: the `mlp` selector's network, where the bundle has one.
     """
 
     layer: int
@@ -119,7 +119,7 @@ class Steering:
         )
 
     def directions(self, kind: Directions, seed: int) -> tuple[Tensor, Tensor]:
-        """(bias [d_base], vectors [latents, d_base]), or Gaussian ones of the same norms for kind `random`."""
+        """(bias [d_base], vectors [latents, d_base]); for kind `random` Gaussian ones of the same norms."""
         if kind == "bundle":
             return self.bias, self.vectors
         latents, width = self.vectors.shape
@@ -135,7 +135,5 @@ class Steering:
             HybridError: where the bundle has none.
         """
         if self.network is None:
-            raise HybridError(
-                "select=mlp needs a bundle with coefficient.* tensors; found none; use another select"
-            )
+            raise HybridError("select=mlp needs a bundle with coefficient.* tensors; found none; use another select")
         return self.network

@@ -14,14 +14,14 @@ class TokenRecord:
     Attributes:
         position: index among the generated tokens, from 0.
         token: the emitted token, as an id of the base model's tokenizer.
-        text: what it adds to the text. Empty while a character is incomplete: the token that completes it has it all.
+        text: what it adds to the text. Empty while a character is incomplete: the token that completes it has it.
         steered: the gate opened here.
         changed: steered, and other than `base_choice`. False where the base model is not run.
         category: latent that named the behavior; None where the gate is shut or no category was used.
         behavior: the bundle's key for `category`.
         coefficient: of the candidate taken; None where no candidate was.
         window: of the candidate taken, in positions, 0 for all; None where no candidate was.
-        thinking_logprob: natural log-probability of `token` under the thinking model; None where it is not run.
+        thinking_logprob: natural log of the thinking model's probability of `token`; None where it is not run.
         base_choice: argmax of the unsteered base model (base id); None where it is not run.
         thinking_choice: argmax of the thinking model (as a base id); None where it is not run.
     """
@@ -46,8 +46,8 @@ class Generation:
 
     Attributes:
         text: up to the stop string.
-        records: of the kept tokens: those that add to `text`. A token that holds both the end of the text and the
-            start of the stop string is kept; its record's text is the part before the stop string.
+        records: of the kept tokens: those that begin within `text`. A token that holds both the end of the text
+            and the start of the stop string is kept; its record's text is the part before the stop string.
         finish: what ended it: the base's end-of-sequence token, a stop string, or the allowed length.
     """
 

@@ -8,14 +8,14 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 """What a tokenizer decodes the bytes of an unfinished character to."""
 
 _WINDOW = 16
-"""Tokens decoded together at most, where characters allow: new text costs the same however long the answer is."""
+"""Tokens decoded together at most, where characters allow: a token costs the same however long the answer is."""
 
 
 class Transcript:
     """Decodes one answer token by token.
 
-    Bytes of an unfinished character at the end are held back until it is whole, so a character spread over several
-    tokens comes out right and belongs to the last of them. The pieces joined are the decoded answer.
+    Bytes of an unfinished character at the end are held back until it is whole, so a character spread over
+    several tokens comes out right and belongs to the last of them. The pieces joined are the decoded answer.
 
     Attributes:
         pieces: the text that each token added.
@@ -41,7 +41,7 @@ class Transcript:
         self._add(whole[self._shown :])
         self._shown = max(self._shown, len(whole))
         if len(self._window) > _WINDOW and whole == decoded:
-            # A few tokens stay as context: some tokenizers decode a word's leading space only after another token.
+            # A few tokens stay as context: some tokenizers drop the leading space of what they decode first.
             self._window = self._window[-_WINDOW // 4 :]
             self._shown = len(self._decode(self._window))
         return self.cut is not None
@@ -54,7 +54,7 @@ class Transcript:
             self.text += held
 
     def kept(self) -> list[str]:
-        """The pieces of the tokens that start before the cut, the last one trimmed to it; all of them without a cut."""
+        """The pieces of the tokens that start before the cut, the last trimmed to it; all of them without a cut."""
         if self.cut is None:
             return self.pieces
         kept, start = [], 0

@@ -8,6 +8,7 @@ import difflib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from lm_eval.models.huggingface import HFLM
@@ -47,9 +48,9 @@ class HybridArguments:
         HybridError: an unknown arm or thinking_prompt, or a seed that is no whole number.
     """
 
-    behaviors: str = "embedded"
-    base: str | None = None
-    thinking: str | None = None
+    behaviors: str | Path = "embedded"
+    base: str | Path | None = None
+    thinking: str | Path | None = None
     arm: str = "hybrid"
     coefficients: Numbers | None = None
     windows: Numbers | None = None

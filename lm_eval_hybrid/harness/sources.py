@@ -25,9 +25,9 @@ class Source:
     revision: str
 
     @classmethod
-    def choose(cls, role: str, override: str | None, card: ModelCard, revision: str | None = None) -> "Source":
+    def choose(cls, role: str, override: str | Path | None, card: ModelCard, revision: str | None = None) -> "Source":
         """The model that the user names, else the bundle's. `embedded:NAME` is one that comes with the package."""
-        name = override or card.id
+        name = str(override or card.id)
         if name.startswith(_EMBEDDED):
             name = str(paths.embedded_dir() / name.removeprefix(_EMBEDDED))
         return cls(role, name, revision or (None if override else card.revision) or "main")

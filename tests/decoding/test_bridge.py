@@ -75,7 +75,7 @@ def test_a_distilled_pair() -> None:
     base = AutoTokenizer.from_pretrained(DATA / "tokenizers" / "qwen2.5-coder")
     thinking = AutoTokenizer.from_pretrained(DATA / "tokenizers" / "r1-distill-qwen")
     bridge = Bridge(base, thinking)
-    text = "Wait, 3 × 4 = 12 — let me check: \\boxed{12} ✓\n\n"
+    text = "Wait, 3 ÷ 4 = 12 — let me check: \\boxed{12} ✓\n\n"
     ids = torch.tensor(base(text).input_ids)
     assert thinking.decode(bridge.to_thinking(ids)) == text
     assert torch.equal(bridge.to_base(bridge.to_thinking(ids)), ids)

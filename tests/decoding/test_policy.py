@@ -69,7 +69,7 @@ def test_every_arm_differs() -> None:
 
 
 def test_an_unknown_arm_is_refused() -> None:
-    with pytest.raises(HybridError, match="takeover.*'oracle'"):
+    with pytest.raises(HybridError, match=r"takeover.*'oracle'"):
         policy_for("oracle", POLICY)
 
 

@@ -1,0 +1,42 @@
+import torch
+
+from tests.discovery.conftest import SAE_LAYER
+
+
+def whole(model, ids):
+    """Residuals after SAE_LAYER and next tokens, by transformers alone."""
+    with torch.no_grad():
+        out = model(input_ids=ids[None], output_hidden_states=True)
+    return out.hidden_states[SAE_LAYER + 1][0], out.logits[0].argmax(-1)
+
+
+def test_residuals_and_choices_are_the_models_own(studied):
+    for trace in studied.read:
+        residual, choice = whole(studied.thinking.model._module, trace.ids)
+        torch.testing.assert_close(trace.residual, residual, rtol=1e-4, atol=1e-4)
+        assert torch.equal(trace.thinking_choice, choice)
+        assert torch.equal(trace.base_choice, whole(studied.base.model._module, trace.ids)[1])
+
+
+def test_gates_are_the_disagreements_within_the_trace(studied):
+    total = 0
+    for trace in studied.read:
+        gates = trace.gates().tolist()
+        asked = range(trace.begin - 1, len(trace.ids) - 1)
+        assert gates == [p for p in asked if trace.thinking_choice[p] != trace.base_choice[p]]
+        total += len(gates)
+    assert total > 20
+
+
+def test_a_sentences_mean_starts_where_its_category_is_asked_for(studied):
+    for trace in studied.read:
+        for sentence, mean in zip(trace.sentences, trace.sentence_means(), strict=True):
+            rows = torch.stack([trace.residual[p - 1] for p in range(sentence.begin, sentence.end)])
+            torch.testing.assert_close(mean, rows.mean(0))
+
+
+def test_sentences_point_into_the_whole_sequence(studied):
+    for trace, source in zip(studied.read, studied.traces, strict=True):
+        decoded = [studied.base.tokenizer.decode(trace.ids[s.begin : s.end]) for s in trace.sentences]
+        assert [s.text for s in trace.sentences] == decoded
+        assert "".join("".join(decoded).split()) == "".join(source.text.split())

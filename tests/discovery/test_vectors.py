@@ -1,0 +1,58 @@
+import torch
+
+from lm_eval_hybrid.decoding.steering import SparseEncoder
+from lm_eval_hybrid.discovery.vectors import VectorRecipe, fit, hit_rates, read_gates, steered_logits
+
+LAYER, WIDTH, LATENTS = 1, 32, 3
+
+
+def encoder():
+    torch.manual_seed(2)
+    return SparseEncoder(torch.zeros(WIDTH), torch.zeros(WIDTH), torch.randn(LATENTS, WIDTH), torch.zeros(LATENTS))
+
+
+def naively(model, ids, steering):
+    """Next-token logits with the last position's residual steered by a plain forward hook, without a cache."""
+
+    def add(module, inputs, output):
+        output = output.clone()
+        output[:, -1] += steering
+        return output
+
+    handle = model.model.layers[LAYER].register_forward_hook(add)
+    try:
+        with torch.no_grad():
+            return model(input_ids=ids[None]).logits[0, -1]
+    finally:
+        handle.remove()
+
+
+def test_steered_logits_are_those_of_the_prefix_with_its_last_position_steered(studied):
+    some = studied.read[:4]
+    gates = read_gates(studied.base, encoder(), some, LAYER)
+    steering = torch.randn(len(gates.target), WIDTH, generator=torch.Generator().manual_seed(0))
+    logits = steered_logits(studied.base, gates, steering, LAYER).detach()
+    for row, (trace, position) in enumerate(zip(gates.trace.tolist(), gates.position.tolist(), strict=True)):
+        expected = naively(studied.base.model._module, some[trace].ids[: position + 1], steering[row])
+        torch.testing.assert_close(logits[row], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_fitting_raises_hits_leaves_the_weights_alone_and_repeats(studied):
+    recipe = VectorRecipe(layer=LAYER, bias_epochs=2, epochs=20, rate=0.1, batch=4)
+    before = [p.clone() for p in studied.base.model._module.parameters()]
+    bias, vectors = fit(studied.base, encoder(), studied.read, recipe, seed=0)
+    assert bias.shape == (WIDTH,) and vectors.shape == (LATENTS, WIDTH)
+    rates = hit_rates(studied.base, encoder(), studied.read, LAYER, bias, vectors)
+    nothing = hit_rates(studied.base, encoder(), studied.read, LAYER, 0 * bias, 0 * vectors)
+    assert nothing == {"bias": 0.0, "vectors": 0.0}  # these are the disagreements
+    assert rates["vectors"] > rates["bias"] > 0
+    assert all(torch.equal(a, b) for a, b in zip(before, studied.base.model._module.parameters(), strict=True))
+    again = fit(studied.base, encoder(), studied.read, recipe, seed=0)
+    assert torch.equal(again[0], bias) and torch.equal(again[1], vectors)
+
+
+def test_a_latent_that_never_fires_keeps_a_zero_vector(studied):
+    deaf = encoder()
+    deaf.bias[1] = -1e9
+    _, vectors = fit(studied.base, deaf, studied.read[:4], VectorRecipe(layer=LAYER, bias_epochs=1, epochs=2), seed=0)
+    assert not vectors[1].any() and vectors[[0, 2]].any(-1).all()
