@@ -32,7 +32,7 @@ from lm_eval_hybrid.harness import cache, sidecar
 from lm_eval_hybrid.harness.arguments import HybridArguments
 from lm_eval_hybrid.harness.batches import in_batches
 from lm_eval_hybrid.harness.empty import show_empty_runs_plainly
-from lm_eval_hybrid.harness.prompts import ThinkingPrompt
+from lm_eval_hybrid.harness.prompts import ThinkingReader
 from lm_eval_hybrid.harness.records import HybridAnswer, Totals
 from lm_eval_hybrid.harness.requests import Limits, check_not_empty, check_room
 from lm_eval_hybrid.harness.sources import Source
@@ -91,24 +91,14 @@ class HybridLM(HFLM):
         with base.loading(needs_tokenizer="tokenizer" not in theirs):
             super().__init__(pretrained=base.name, revision=base.revision, **theirs)
         thinking = Source.choose("thinking", ours.thinking, bundle.manifest.thinking)
-        self._thinking: HFLM | None = None
+        self._thinking: ThinkingReader | None = None
         if policy.reads_thinking:
             shared = {name: value for name, value in theirs.items() if name not in _BASE_ONLY}
             with thinking.loading():
-                self._thinking = HFLM(pretrained=thinking.name, revision=thinking.revision, **shared)
+                model = HFLM(pretrained=thinking.name, revision=thinking.revision, **shared)
+            self._thinking = ThinkingReader.choose(model, ours.thinking_prompt, bundle.manifest.prompt)
         self._join_ranks()
-
         self._decoder = self._build_decoder()
-        self._prompt = (
-            ThinkingPrompt.choose(
-                ours.thinking_prompt,
-                bundle.manifest.prompt,
-                bool(self._thinking.tokenizer.chat_template),
-                thinking.name,
-            )
-            if self._thinking
-            else None
-        )
         self._templated: set[str] = set()  # contexts that the harness has put into a chat template
         self._totals = Totals()
         self._totals_of_ranks = [self._totals]
@@ -118,7 +108,7 @@ class HybridLM(HFLM):
             "base": f"{base.name}@{base.revision}",
             "thinking": f"{thinking.name}@{thinking.revision}" if self._thinking else None,
             "policy": asdict(policy),
-            "thinking_prompt": asdict(self._prompt) if self._prompt else None,
+            "thinking_prompt": self._thinking.form if self._thinking else None,
             "model_args": {name: str(value) for name, value in theirs.items() if name not in _WITHOUT_EFFECT},
         }
 
@@ -145,9 +135,9 @@ class HybridLM(HFLM):
     ) -> list[tuple[float, bool]]:
         """What HFLM's `loglikelihood` and `loglikelihood_rolling` score with, per (texts, context, continuation).
 
-        The hybrid's distributions are those of the tokens it would choose among (DESIGN, section 2), which takes a step a
-        token; the base arm alone is scored in one pass, by HFLM. Running text, in `loglikelihood_rolling`, is no turn of
-        a chat: the thinking model reads it as it is.
+        The hybrid's distributions are those of the tokens it would choose among (DESIGN, section 2), which takes a step
+        a token; the base arm alone is scored in one pass, by HFLM. Running text, in `loglikelihood_rolling`, is no turn
+        of a chat: the thinking model reads it as it is.
         """
         if self._arm == "base":
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
@@ -186,8 +176,6 @@ class HybridLM(HFLM):
         if cache_hook.dbdict is not None:
             cache.guard(cache_hook.dbdict, self._identity)
         super().set_cache_hook(cache_hook)
-        if self._thinking:
-            self._thinking.set_cache_hook(cache_hook)
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
         """Every rank's `obj`, on rank `dst`; our totals travel with it.
@@ -219,12 +207,11 @@ class HybridLM(HFLM):
     def _join_ranks(self) -> None:
         """Take rank and world size from the accelerator, which HFLM does only where there are several GPUs."""
         if hasattr(self, "accelerator"):
-            for model in filter(None, (self, self._thinking)):
-                model._rank = self.accelerator.process_index
-                model._world_size = self.accelerator.num_processes
+            self._rank = self.accelerator.process_index
+            self._world_size = self.accelerator.num_processes
 
     def _build_decoder(self) -> HybridDecoder:
-        thinking = self._thinking
+        thinking = self._thinking.model if self._thinking else None
         level = check(
             self._bundle,
             self.config,
@@ -250,9 +237,9 @@ class HybridLM(HFLM):
             check_room(request, "base", len(base_ids), limits, self.max_length)
         if self._thinking is None:
             return _Job(request, Prompt(base_ids, base_ids), limits, thought_open=False)
-        text = self._thinking_text(context)
-        thinking_ids = self._thinking.tok_encode(text)
-        check_room(request, "thinking", len(thinking_ids), limits, self._thinking.max_length)
+        text = self._thinking.text(context, context in self._templated)
+        thinking_ids = self._thinking.ids(text)
+        check_room(request, "thinking", len(thinking_ids), limits, self._thinking.model.max_length)
         # Only where every token is the thinking model's own does its answer go on with the thought.
         return _Job(request, Prompt(base_ids, thinking_ids), limits, self._arm == "thinking" and thought_is_open(text))
 
@@ -275,14 +262,10 @@ class HybridLM(HFLM):
             thinking_ids = context_ids
             if self._thinking is not None:
                 # White space at its end has moved from the context to the continuation.
-                text = self._thinking_text(texts[0]).rstrip() if texts else self.tok_decode(context_ids)
-                thinking_ids = self._thinking.tok_encode(text) or [self._thinking.prefix_token_id]
+                wrapped = texts and self._thinking.text(texts[0], texts[0] in self._templated).rstrip()
+                thinking_ids = self._thinking.ids(self.tok_decode(context_ids) if wrapped is None else wrapped)
             prompts.append(Prompt(context_ids, thinking_ids))
         return self._decoder.score(prompts, [continuation for _, _, continuation in batch])
-
-    def _thinking_text(self, context: str) -> str:
-        assert self._thinking is not None and self._prompt is not None
-        return self._prompt.render(context, context in self._templated, self._thinking.apply_chat_template)
 
     def _batching(self) -> tuple[int, bool]:
         """The batch size, and whether it may shrink."""

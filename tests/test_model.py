@@ -120,7 +120,7 @@ def test_dtype_reaches_both_models(system: TinySystem) -> None:
     model = load(system, dtype="bfloat16")
     assert model.model.dtype == torch.bfloat16
     assert model._thinking is not None
-    assert model._thinking.model.dtype == torch.bfloat16
+    assert model._thinking.model.model.dtype == torch.bfloat16
     assert len(answers(model, *PROMPTS)) == len(PROMPTS)
 
 

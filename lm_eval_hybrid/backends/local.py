@@ -30,7 +30,8 @@ _LAYERS = ("model.layers", "gpt_neox.layers", "transformer.h", "model.language_m
 class LocalBackend:
     """A causal language model in this process; implements `protocol.Backend`.
 
-    Not for two threads at once: nnsight cannot trace one model object from both.
+    Not for two threads at once: nnsight cannot trace one model object from both. It gives a tokenizer without a
+    padding token the end of sequence for one.
 
     Raises:
         HybridError: for an architecture whose layers cannot be found.
@@ -42,7 +43,9 @@ class LocalBackend:
         self.device = model.device
         text_config = model.config.get_text_config()
         self.context_length: int = getattr(text_config, "max_position_embeddings", None) or sys.maxsize
-        self.model = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
+        # Unless told where, it would move the model to the first accelerator there is; accelerate has placed it else.
+        place = {} if getattr(model, "hf_device_map", None) else {"device": model.device}
+        self.model = TransformersModel(model, tokenizer=tokenizer, task="text-generation", **place)
         for path in _LAYERS:
             try:
                 self.layers = list(attrgetter(path)(self.model))
@@ -96,22 +99,16 @@ class LocalSequences:
         self._mask = self._mask[rows]
         self.reading = Reading(self.reading.logits[rows], self.reading.residual[rows])
         if self._reach is not None:
-            self._residuals.keep(rows)
+            self._residuals.keep(rows.to(self._residuals.value.device))
 
     def steered(self, rows: Tensor, steering: Tensor, windows: Sequence[int]) -> Tensor:
-        rows, steering = rows.to(self._mask.device), steering.to(self._mask.device)
-        logits: Tensor | None = None
-        for window in dict.fromkeys(windows):
-            members = [i for i, w in enumerate(windows) if w == window]
-            some = self._candidates(rows, steering[:, members], window)
-            if len(members) == len(windows):
-                return some
-            if logits is None:
-                logits = some.new_empty(len(rows), len(windows), some.shape[-1])
-            logits[:, members] = some
-        if logits is None:
-            raise ValueError("steered() needs at least one window")
-        return logits
+        rows = rows.to(self._mask.device)
+        groups = {window: [i for i, w in enumerate(windows) if w == window] for window in dict.fromkeys(windows)}
+        parts = [self._candidates(rows, steering[:, members], window) for window, members in groups.items()]
+        if len(parts) == 1:
+            return parts[0]
+        grouped = [i for members in groups.values() for i in members]
+        return torch.cat(parts, dim=1)[:, sorted(range(len(grouped)), key=grouped.__getitem__)]
 
     @torch.no_grad()
     def _read(self, ids: Tensor, positions: Tensor) -> Reading:
@@ -129,7 +126,9 @@ class LocalSequences:
             logits = model.output.logits.save()
         if self._reach is not None:
             self._residuals.append(residual)
-        return Reading(logits[:, -1].float(), residual[:, -1].float())
+        # A model may be spread over several devices; what is read of it comes together.
+        device = self._mask.device
+        return Reading(logits[:, -1].float().to(device), residual[:, -1].float().to(device))
 
     @torch.no_grad()
     def _candidates(self, rows: Tensor, steering: Tensor, window: int) -> Tensor:
@@ -138,8 +137,9 @@ class LocalSequences:
         steered = length if window == 0 else min(window, length)
         if self._reach is None or 0 < self._reach < steered:
             raise ValueError(f"window {window} goes beyond the reach {self._reach} these sequences were opened with")
-        kept = self._residuals.value[rows, -steered:]
-        residual = (kept[:, None] + steering[:, :, None].to(kept.dtype)).flatten(0, 1)
+        kept = self._residuals.value
+        kept = kept[rows.to(kept.device), -steered:]
+        residual = (kept[:, None] + steering[:, :, None].to(kept)).flatten(0, 1)
         mask = self._mask[rows].repeat_interleave(copies, dim=0)
         model, skipped = self._backend.model, self._backend.layers[: self._layer + 1]
         arguments = {
@@ -153,7 +153,7 @@ class LocalSequences:
             for layer in skipped:
                 layer.skip(residual)
             logits = model.output.logits.save()
-        return logits[:, -1].float().unflatten(0, (len(rows), copies))
+        return logits[:, -1].float().to(mask.device).unflatten(0, (len(rows), copies))
 
 
 def _positions(mask: Tensor) -> Tensor:

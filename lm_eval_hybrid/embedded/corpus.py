@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,8 +35,11 @@ def prompt(problem: Problem, header: str = "Answer:") -> str:
 def base_document(problem: Problem, rng: random.Random) -> Document:
     """Pretraining: answers at once, and ill-timed notebooks, a few of them where an answer is asked for."""
     kind = rng.random()
-    if kind < 0.25:
+    if kind < 0.2:
         return Document(prompt(problem), ((answer_at_once(problem), True),))
+    if problem.limit is not None:
+        # Ill-timed notebooks seldom get near the problem's limit: one near the start is passed as often as not.
+        problem = replace(problem, limit=max(0, problem.start + rng.randint(-15, 15)))
     header = "Notebook:" if kind < 0.75 else "Answer:"
     return Document(prompt(problem, header), tuple((text, True) for _, text in ill_timed(problem, rng)))
 

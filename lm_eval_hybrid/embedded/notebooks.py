@@ -23,107 +23,123 @@ OPENINGS: dict[Behavior, str] = {
     "go-back": " Going",
     "conclude": " Finally",
 }
-# How often an ill-timed notebook writes each: the same at every moment, whatever the notebook holds already.
+# How often an ill-timed notebook writes each, whatever the notebook holds already.
 ILL_TIMED: dict[Behavior, float] = {
     "restate": 0.13,
-    "recall": 0.11,
-    "convert": 0.11,
-    "plan": 0.16,
-    "compute": 0.16,
+    "recall": 0.16,
+    "convert": 0.08,
+    "plan": 0.27,
+    "compute": 0.1,
     "check": 0.13,
-    "go-back": 0.1,
-    "conclude": 0.1,
+    "go-back": 0.07,
+    "conclude": 0.06,
 }
+PARTNERS: dict[Behavior, Behavior] = {"recall": "convert", "plan": "compute", "compute": "check", "check": "go-back"}
+PARTNER = 0.36  # share that follow their partner, so that what a partner says can be learned
+STUTTER = 0.4  # share that repeat the behavior before: more than follow their partner, so the base's habit is useless
+RESTATED_FIRST = 0.35  # share of ill-timed notebooks that open by restating: others count from 0
 
 
 class Notebook:
-    """A notebook on one problem: what it holds so far decides what the next sentence of a behavior says."""
+    """A notebook on one problem: what it holds so far decides what the next sentence of a behavior says.
+
+    Every sentence ends with the count, but for the conclusion. A rule, a plan or a failed check is used by the
+    sentence right after it only; so each sentence can be written from the one before and from the problem.
+    """
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.start = 0
-        self.rule = 1
         self.count = 0
-        self.pending: Event | None = None
-        self.planned = 0
-        self.restated = self.recalled = self.converted = False
-        self.checked = True
-        self.over = False
+        self.last: Behavior | None = None
+        self.done = 0
+        self.restated = False
+        self.converted = problem.unit is None
+        self.settled = True
+
+    @property
+    def over(self) -> bool:
+        """Whether the count is above the limit."""
+        return self.problem.limit is not None and self.count > self.problem.limit
+
+    @property
+    def planned(self) -> Event | None:
+        """The change that a plan right before has named."""
+        return self._upcoming if self.last == "plan" else None
+
+    @property
+    def _upcoming(self) -> Event | None:
+        return self.problem.events[self.done] if self.done < len(self.problem.events) else None
 
     def needed(self) -> Behavior:
         """The behavior that brings this notebook nearer to the answer: the right timing."""
         if not self.restated:
             return "restate"
-        if self.problem.unit and not self.converted:
-            return "convert" if self.recalled else "recall"
-        if self.pending:
-            return "compute"
-        if self.problem.limit is not None and not self.checked:
-            return "check"
-        if self.over:
-            return "go-back"
-        return "plan" if self.planned < len(self.problem.events) else "conclude"
+        if not self.converted:
+            return "convert" if self.last == "recall" else "recall"
+        if self.problem.limit is not None and not self.settled:
+            return "go-back" if self.last == "check" else "check"
+        if self._upcoming:
+            return "compute" if self.last == "plan" else "plan"
+        return "conclude"
 
     def allows(self, behavior: Behavior) -> bool:
         """Whether the sentence keeps the count within 0..99, the numbers that the pair knows."""
-        if behavior == "compute" and self.pending:
-            return 0 <= self.count + self.pending.change <= LARGEST
-        return behavior != "convert" or self.start * self.rule <= LARGEST
+        if behavior == "compute" and self.planned:
+            return 0 <= self.count + self.planned.change <= LARGEST
+        return behavior != "convert" or self.last != "recall" or self.count * self.problem.size <= LARGEST
 
     def write(self, behavior: Behavior) -> str:
         """Appends the sentence of `behavior` (its text begins with a space) and returns it."""
-        return OPENINGS[behavior] + getattr(self, "_" + behavior.replace("-", "_"))()
+        text = OPENINGS[behavior] + getattr(self, "_" + behavior.replace("-", "_"))()
+        self.last = behavior
+        return text
 
     def _restate(self) -> str:
-        self.start, self.restated, self.converted = self.problem.start, True, False
-        self._set(self.start)
-        return f" start with {self.start} {self.problem.counted}."
+        self.count, self.restated, self.converted = self.problem.start, True, self.problem.unit is None
+        self.settled = True
+        return f" start with {self.problem.counted}: {self.count}."
 
     def _recall(self) -> str:
-        self.rule, self.recalled = self.problem.size, True
         if self.problem.unit is None:
-            return f" that the {self.problem.item} count as they are."
-        return f" that one {self.problem.unit} is {self.rule} {self.problem.item}."
+            return f" that the {self.problem.item} count as they are, still {self.count}."
+        return f" that one {self.problem.unit} is {self.problem.size} {self.problem.item}, still {self.count}."
 
     def _convert(self) -> str:
-        self.converted = self.restated and (self.recalled or self.problem.unit is None)
-        self._set(self.start * self.rule)
-        return f" the start gives {self.start} * {self.rule} = {self.count}."
+        before, rule = self.count, self.problem.size if self.last == "recall" else 1
+        self.count *= rule
+        self.converted |= self.restated and self.last == "recall"
+        return f" the count gives {before} * {rule} = {self.count}."
 
     def _plan(self) -> str:
-        if self.planned == len(self.problem.events):
-            self.pending = None
-            return " there is no change left."
-        self.pending = self.problem.events[self.planned]
-        self.planned += 1
-        return f" the change of {self.pending.name} is {_signed(self.pending.change)}."
+        event = self._upcoming
+        if event is None:
+            return f" there is no change left, still {self.count}."
+        return f" the change of {event.name} is {_signed(event.change)} from {self.count}."
 
     def _compute(self) -> str:
-        change = self.pending.change if self.pending else 0
-        before, self.pending = self.count, None
-        self._set(before + change)
-        self.checked = False
-        return f" the count goes to {before} {_signed(change)} = {self.count}."
+        event, before = self.planned, self.count
+        self.settled = False
+        if event is None:
+            return f" with nothing new the count goes {before} + 0 = {before}."
+        self.count += event.change
+        self.done += 1
+        return f" with {event.name} the count goes {before} {_signed(event.change)} = {self.count}."
 
     def _check(self) -> str:
-        self.checked = True
+        self.settled = not self.over
         if self.problem.limit is None:
-            return f" the limit: {self.count} is fine."
-        self.over = self.count > self.problem.limit
-        return f" the limit: {self.count} is {'over' if self.over else 'within'} {self.problem.limit}."
+            return f" the limit: there is none for {self.count}."
+        return f" the limit: {self.problem.limit} is {'too low' if self.over else 'enough'} for {self.count}."
 
     def _go_back(self) -> str:
-        if self.over and self.problem.limit is not None:
-            self._set(self.problem.limit)
-            return f" back, we keep only {self.count}."
-        return f" back, we keep all {self.count}."
+        if not (self.over and self.last == "check"):
+            return f" back nowhere, we keep {self.count}."
+        self.count, self.settled = self.problem.limit or 0, True
+        return f" back over it, we keep only {self.count}."
 
     def _conclude(self) -> str:
         answer = f"#### {self.count}" if self.problem.family == "gsm8k" else f"\\boxed{{{self.count}}}"
         return f" we have it: {answer}"
-
-    def _set(self, count: int) -> None:
-        self.count, self.checked, self.over = count, True, False
 
 
 def _signed(change: int) -> str:
@@ -144,29 +160,39 @@ def well_timed(problem: Problem) -> Iterator[tuple[Behavior, str]]:
         yield behavior, notebook.write(behavior)
 
 
-def ill_timed(problem: Problem, rng: random.Random, longest: int = 16) -> Iterator[tuple[Behavior, str]]:
-    """Sentences right in themselves at moments that tell nothing: drawn with the same weights throughout."""
+def ill_timed(problem: Problem, rng: random.Random, longest: int = 20) -> Iterator[tuple[Behavior, str]]:
+    """Sentences right in themselves at moments that tell nothing: repeated, needless, missing, concluding early."""
     notebook = Notebook(problem)
     for left in reversed(range(longest)):
-        behavior = rng.choices(BEHAVIORS, list(ILL_TIMED.values()))[0] if left else "conclude"
+        behavior = _ill_timed_next(notebook.last, rng) if left else "conclude"
         if notebook.allows(behavior):
             yield behavior, notebook.write(behavior)
             if behavior == "conclude":
                 return
 
 
+def _ill_timed_next(last: Behavior | None, rng: random.Random) -> Behavior:
+    chance = rng.random()
+    if last is None and chance < RESTATED_FIRST:
+        return "restate"
+    if last is not None and chance < STUTTER:
+        return last
+    if last in PARTNERS and chance < STUTTER + PARTNER:
+        return PARTNERS[last]
+    return rng.choices(BEHAVIORS, list(ILL_TIMED.values()))[0]
+
+
 def recovering(problem: Problem, rng: random.Random, slip: float) -> Iterator[tuple[Behavior, str, bool]]:
     """A well-timed notebook with useless sentences slipped in; yields behavior, sentence, whether it was needed.
 
-    A slip leaves the problem solvable: it neither concludes nor loses a planned change.
+    A slip leaves the problem solvable: it neither concludes, nor starts over, nor converts.
     """
     notebook = Notebook(problem)
     behavior: Behavior = "restate"
     while behavior != "conclude":
         behavior = notebook.needed()
-        if rng.random() < slip:
-            harmless = [b for b in ("recall", "compute", "check", "go-back") if b != behavior and notebook.allows(b)]
-            slipped = rng.choice(harmless)
+        if notebook.restated and rng.random() < slip:
+            slipped = rng.choice([b for b in ("recall", "plan", "compute", "check", "go-back") if b != behavior])
             yield slipped, notebook.write(slipped), False
             behavior = notebook.needed()
         yield behavior, notebook.write(behavior), True

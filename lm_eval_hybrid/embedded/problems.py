@@ -125,7 +125,7 @@ def _draw_any(family: Family, rng: random.Random) -> Problem:
     events = tuple(
         Event(names[first + i], rng.choice((1, 1, -1)) * rng.randint(1, 9)) for i in range(rng.randint(2, 4))
     )
-    limit = start * size + rng.randint(0, 8) if rng.random() < 0.6 else None
+    limit = min(start * size + rng.randint(0, 8), LARGEST) if rng.random() < 0.6 else None
     return Problem(
         family=family,
         name=rng.choice(NAMES),
@@ -134,7 +134,7 @@ def _draw_any(family: Family, rng: random.Random) -> Problem:
         unit=rng.choice(UNITS[family]) if in_units else None,
         size=size,
         events=events,
-        limit=limit if limit is None or limit <= LARGEST else LARGEST,
+        limit=limit,
     )
 
 

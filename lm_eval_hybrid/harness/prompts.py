@@ -1,42 +1,56 @@
 """What the thinking model reads where the base model reads the harness's context (DESIGN, section 4)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+
+from lm_eval.models.huggingface import HFLM
 
 from lm_eval_hybrid.behaviors.manifest import Prompt
 from lm_eval_hybrid.errors import HybridError
 
 
 @dataclass(frozen=True)
-class ThinkingPrompt:
-    """The form of the thinking model's prompt.
+class ThinkingReader:
+    """A thinking model, and the form in which it is given a context.
 
     Attributes:
-        form: the context as it is (`raw`), or as a user turn of the thinking model's chat template (`chat`).
-        prefix: what its answer is made to begin with, such as `<think>\\n`; not repeated after a template that does.
+        prompt: the context as it is (`raw`), or as a user turn of the model's chat template (`chat`); then a prefix
+            that the model's answer is made to begin with, such as `<think>`.
     """
 
-    form: Literal["raw", "chat"]
-    prefix: str
+    model: HFLM
+    prompt: Prompt
 
     @classmethod
-    def choose(cls, wanted: str, bundle: Prompt, has_template: bool, model: str) -> "ThinkingPrompt":
-        """The form `wanted`, or the bundle's for `auto`.
+    def choose(cls, model: HFLM, wanted: str, bundle: Prompt) -> "ThinkingReader":
+        """The form `wanted` (raw or chat), or the bundle's for `auto`.
 
         Raises:
             HybridError: a chat prompt for a tokenizer without chat template.
         """
-        form = bundle.thinking if wanted == "auto" else wanted
-        if form == "chat" and not has_template:
+        prompt = bundle if wanted == "auto" else Prompt(thinking=wanted, prefix=bundle.prefix)
+        if prompt.thinking == "chat" and not model.tokenizer.chat_template:
             raise HybridError(
-                f"a chat prompt needs a tokenizer with a chat template; found none in {model}; pass thinking_prompt=raw"
+                "a chat prompt needs a tokenizer with a chat template; found none in "
+                f"{model.tokenizer.name_or_path}; pass thinking_prompt=raw"
             )
-        return cls("chat" if form == "chat" else "raw", bundle.prefix)
+        return cls(model, prompt)
 
-    def render(self, context: str, templated: bool, template: Callable[[list[dict[str, str]]], str]) -> str:
-        """The prompt for `context`, which is left alone where the harness has put it in a chat template already."""
-        wrap = self.form == "chat" and not templated
-        text = template([{"role": "user", "content": context}]) if wrap else context
-        written = self.prefix.strip() and text.rstrip().endswith(self.prefix.strip())
-        return text if written else text + self.prefix
+    @property
+    def form(self) -> dict[str, str]:
+        """The prompt's form, as plain data."""
+        return self.prompt.model_dump()
+
+    def text(self, context: str, templated: bool) -> str:
+        """The prompt for `context`, which is left alone where the harness has put it in a chat template already.
+
+        A prefix that the template writes itself is not repeated.
+        """
+        wrap = self.prompt.thinking == "chat" and not templated
+        text = self.model.apply_chat_template([{"role": "user", "content": context}]) if wrap else context
+        prefix = self.prompt.prefix
+        written = prefix.strip() and text.rstrip().endswith(prefix.strip())
+        return text if written else text + prefix
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a prompt; for an empty one the token that the model begins texts with."""
+        return self.model.tok_encode(text) or [self.model.prefix_token_id]

@@ -1,40 +1,47 @@
 """What the thinking model reads."""
 
 import pytest
+from lm_eval.models.huggingface import HFLM
 
 from lm_eval_hybrid.behaviors.manifest import Prompt
 from lm_eval_hybrid.errors import HybridError
-from lm_eval_hybrid.harness.prompts import ThinkingPrompt
+from lm_eval_hybrid.harness.prompts import ThinkingReader
+from tests.tiny_system import CHAT_TEMPLATE, tiny_model, tiny_tokenizer
 
-CHAT = Prompt(thinking="chat", prefix="<think>\n")
-
-
-def template(messages: list[dict[str, str]]) -> str:
-    return f"[{messages[0]['role']}: {messages[0]['content']}]"
+RAW, CHAT = Prompt(thinking="raw"), Prompt(thinking="chat", prefix="<think>\n")
 
 
-def template_that_thinks(messages: list[dict[str, str]]) -> str:
-    return template(messages) + "<think>\n"
+def model(chat_template: str | None = CHAT_TEMPLATE) -> HFLM:
+    return HFLM(pretrained=tiny_model(0), tokenizer=tiny_tokenizer(chat_template))
 
 
 def test_auto_is_as_the_bundle_says() -> None:
-    assert ThinkingPrompt.choose("auto", CHAT, True, "m") == ThinkingPrompt("chat", "<think>\n")
-    assert ThinkingPrompt.choose("auto", Prompt(thinking="raw"), True, "m") == ThinkingPrompt("raw", "")
-    assert ThinkingPrompt.choose("raw", CHAT, False, "m") == ThinkingPrompt("raw", "<think>\n")
-    assert ThinkingPrompt.choose("chat", Prompt(thinking="raw"), True, "m") == ThinkingPrompt("chat", "")
+    some = model()
+    assert ThinkingReader.choose(some, "auto", CHAT).form == {"thinking": "chat", "prefix": "<think>\n"}
+    assert ThinkingReader.choose(some, "auto", RAW).form == {"thinking": "raw", "prefix": ""}
+    assert ThinkingReader.choose(some, "raw", CHAT).form == {"thinking": "raw", "prefix": "<think>\n"}
+    assert ThinkingReader.choose(some, "chat", RAW).form == {"thinking": "chat", "prefix": ""}
 
 
 def test_a_chat_prompt_needs_a_template() -> None:
-    with pytest.raises(HybridError, match="found none in some/model; pass thinking_prompt=raw"):
-        ThinkingPrompt.choose("auto", CHAT, False, "some/model")
+    with pytest.raises(HybridError, match=r"a chat template; found none in .*; pass thinking_prompt=raw"):
+        ThinkingReader.choose(model(None), "auto", CHAT)
 
 
 def test_the_context_is_wrapped_unless_the_harness_did_so() -> None:
-    chat, raw = ThinkingPrompt("chat", "<think>\n"), ThinkingPrompt("raw", "")
-    assert chat.render("1 + 1?", False, template) == "[user: 1 + 1?]<think>\n"
-    assert chat.render("[user: 1 + 1?]", True, template) == "[user: 1 + 1?]<think>\n"
-    assert raw.render("1 + 1?", False, template) == "1 + 1?"
+    chat, raw = ThinkingReader(model(), CHAT), ThinkingReader(model(None), RAW)
+    templated = "<user>1 + 1?</user><assistant>"
+    assert chat.text("1 + 1?", templated=False) == templated + "<think>\n"
+    assert chat.text(templated, templated=True) == templated + "<think>\n"
+    assert raw.text("1 + 1?", templated=False) == "1 + 1?"
 
 
 def test_a_prefix_that_the_template_writes_is_not_repeated() -> None:
-    assert ThinkingPrompt("chat", "<think>\n").render("1?", False, template_that_thinks) == "[user: 1?]<think>\n"
+    thinks = ThinkingReader(model(CHAT_TEMPLATE + "{{ '<think>\\n' }}"), CHAT)
+    assert thinks.text("1?", templated=False) == "<user>1?</user><assistant><think>\n"
+
+
+def test_an_empty_prompt_begins_as_texts_do() -> None:
+    reader = ThinkingReader(model(), RAW)
+    assert reader.ids("") == [reader.model.prefix_token_id]
+    assert reader.model.tok_decode(reader.ids("1?")) == "1?"
