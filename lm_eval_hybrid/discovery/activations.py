@@ -34,13 +34,13 @@ class ReadTrace:
     thinking_choice: Tensor
     base_choice: Tensor
 
-    def sentence_means(self) -> Tensor:
-        """[sentences, d_thinking]: each sentence's mean residual.
+    def onsets(self) -> Tensor:
+        """[sentences, d_thinking]: the residual just before each sentence's first token.
 
-        The mean is over the positions that predict the sentence's tokens, so the one before its first token, where
-        decoding asks for a category, is in it; the one after its last is in the next sentence's.
+        That is where a behavior is chosen and where decoding asks for one. The mean over the whole sentence, which
+        the paper takes, is dominated by what is said, and its latents mislead at the positions that steering asks for.
         """
-        return torch.stack([self.residual[s.begin - 1 : s.end - 1].mean(0) for s in self.sentences])
+        return self.residual[[sentence.begin - 1 for sentence in self.sentences]]
 
     def gates(self) -> Tensor:
         """[g] int64: positions, from the last of the prompt on, at which the two models' next tokens differ."""

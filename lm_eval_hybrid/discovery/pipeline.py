@@ -56,11 +56,11 @@ def discover(
             f"discovery needs at least {recipe.sae.latents} sentences, one for each latent; found {len(sentences)} in "
             f"{len(some.learned)} traces; give more or longer traces"
         )
-    means = torch.cat([trace.sentence_means() for trace in some.learned])
+    onsets = torch.cat([trace.onsets() for trace in some.learned])
     log.info("training the sparse autoencoder on %d sentences", len(sentences))
-    found = sae.train(means, recipe.sae, recipe.seed)
+    found = sae.train(onsets, recipe.sae, recipe.seed)
     bias, rows = vectors.fit(base, found.encoder, some.learned, recipe.vectors, recipe.seed)
-    behaviors = naming.name(sentences, found.codes(means))
+    behaviors = naming.name(sentences, found.codes(onsets))
     card = Manifest(
         name=name,
         version=version,
@@ -106,9 +106,9 @@ def measure(
     base: LocalBackend, found: Sae, traces: Sequence[ReadTrace], layer: int, bias: Tensor, rows: Tensor
 ) -> dict[str, float]:
     """The manifest's held-out figures: what the SAE explains, and how often steering yields the thinking token."""
-    means = torch.cat([trace.sentence_means() for trace in traces])
+    onsets = torch.cat([trace.onsets() for trace in traces])
     hits = vectors.hit_rates(base, found.encoder, traces, layer, bias, rows)
-    figures = {"explained_variance": found.explained(means), "gate_rate": gate_rate(traces)}
+    figures = {"explained_variance": found.explained(onsets), "gate_rate": gate_rate(traces)}
     figures |= {"hit_rate_bias_only": hits["bias"], "hit_rate": hits["vectors"]}
     return {key: round(value, 4) for key, value in figures.items()}
 

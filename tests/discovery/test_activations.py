@@ -28,11 +28,11 @@ def test_gates_are_the_disagreements_within_the_trace(studied):
     assert total > 20
 
 
-def test_a_sentences_mean_starts_where_its_category_is_asked_for(studied):
+def test_onsets_are_where_a_sentences_first_token_is_predicted(studied):
     for trace in studied.read:
-        for sentence, mean in zip(trace.sentences, trace.sentence_means(), strict=True):
-            rows = torch.stack([trace.residual[p - 1] for p in range(sentence.begin, sentence.end)])
-            torch.testing.assert_close(mean, rows.mean(0))
+        for sentence, onset in zip(trace.sentences, trace.onsets(), strict=True):
+            assert torch.equal(onset, trace.residual[sentence.begin - 1])
+            assert trace.ids[sentence.begin] == trace.thinking_choice[sentence.begin - 1]
 
 
 def test_sentences_point_into_the_whole_sequence(studied):
