@@ -53,9 +53,7 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"lm-eval-hybrid {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    commands.add_parser(
-        "eval", help="run lm_eval with model hybrid and its tasks known to it; same arguments"
-    )
+    commands.add_parser("eval", help="run lm_eval with model hybrid and its tasks known to it; same arguments")
 
     compare = commands.add_parser(
         "compare",
@@ -73,9 +71,7 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     )
     compare.set_defaults(run=_compare)
 
-    discover = commands.add_parser(
-        "discover", help="find behaviors in a thinking model's traces; write a bundle"
-    )
+    discover = commands.add_parser("discover", help="find behaviors in a thinking model's traces; write a bundle")
     if argv[:1] == ["discover"]:
         from lm_eval_hybrid.discovery import command
 
@@ -125,9 +121,7 @@ def _compare(args: argparse.Namespace) -> None:
         console.print(table)
         if shown is not None:
             console.print()
-            console.print(
-                answer.render(shown, colour=console.color_system is not None and not console.no_color)
-            )
+            console.print(answer.render(shown, colour=console.color_system is not None and not console.no_color))
 
     show(_console())
     if shown is None:
@@ -137,9 +131,7 @@ def _compare(args: argparse.Namespace) -> None:
 
         from rich.console import Console
 
-        paper = Console(
-            width=WIDTH, record=True, file=io.StringIO(), force_terminal=True, color_system="truecolor"
-        )
+        paper = Console(width=WIDTH, record=True, file=io.StringIO(), force_terminal=True, color_system="truecolor")
         show(paper)
         try:
             paper.save_svg(str(args.svg), title="lm-eval-hybrid compare")

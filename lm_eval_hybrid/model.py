@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from lm_eval_hybrid import __version__
 from lm_eval_hybrid.backends.local import LocalBackend
+from lm_eval_hybrid.backends.sources import Source
 from lm_eval_hybrid.behaviors.bundle import Bundle
 from lm_eval_hybrid.behaviors.compatibility import check
 from lm_eval_hybrid.behaviors.resolve import resolve
@@ -35,7 +36,6 @@ from lm_eval_hybrid.harness.empty import show_empty_runs_plainly
 from lm_eval_hybrid.harness.prompts import ThinkingReader
 from lm_eval_hybrid.harness.records import HybridAnswer, Totals
 from lm_eval_hybrid.harness.requests import Limits, check_not_empty, check_room
-from lm_eval_hybrid.harness.sources import Source
 
 _log = logging.getLogger(__name__)
 

@@ -144,9 +144,7 @@ assert not hasattr(lm_eval.tasks.TaskManager.__init__, "reads_hybrid_tasks")
 assert "hybrid" not in registry.model_registry and "hf" in registry.model_registry
 """
     warned = run(INSTALL + code).stderr
-    assert (
-        "could not be added to lm_eval.tasks" in warned and "could not be added to lm_eval.models" in warned
-    )
+    assert "could not be added to lm_eval.tasks" in warned and "could not be added to lm_eval.models" in warned
     assert "Traceback" not in warned
 
 

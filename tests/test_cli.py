@@ -47,9 +47,7 @@ def test_version(capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().out == f"lm-eval-hybrid {__version__}\n"
 
 
-@pytest.mark.parametrize(
-    "argv", [[], ["behaviors"], ["compare"], ["nonsense"], ["compare", "x", "--seed", "-1"]]
-)
+@pytest.mark.parametrize("argv", [[], ["behaviors"], ["compare"], ["nonsense"], ["compare", "x", "--seed", "-1"]])
 def test_misuse_shows_usage(argv: list[str], capsys: pytest.CaptureFixture) -> None:
     assert ends(*argv) == 2
     assert capsys.readouterr().err.startswith("usage: lm-eval-hybrid")
@@ -142,9 +140,7 @@ def test_eval_hands_its_arguments_to_the_harness(capsys: pytest.CaptureFixture) 
 def test_eval_and_compare_meet(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     system = write_system(tmp_path)
     documents = tmp_path / "toy.jsonl"
-    documents.write_text(
-        "".join(json.dumps({"question": f"{i}+1?", "answer": str(i + 1)}) + "\n" for i in range(3))
-    )
+    documents.write_text("".join(json.dumps({"question": f"{i}+1?", "answer": str(i + 1)}) + "\n" for i in range(3)))
     (tmp_path / "toy.yaml").write_text(
         "task: toy\ndataset_path: json\noutput_type: generate_until\ntest_split: test\n"
         f"dataset_kwargs: {{data_files: {{test: {documents}}}}}\n"

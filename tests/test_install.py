@@ -62,12 +62,7 @@ class Environment:
     def files(self) -> set[str]:
         """All that an install could leave: files of site-packages and scripts."""
         places = (self.site, self.folder / "bin")
-        return {
-            str(path.relative_to(self.folder))
-            for place in places
-            for path in place.rglob("*")
-            if path.is_file()
-        }
+        return {str(path.relative_to(self.folder)) for place in places for path in place.rglob("*") if path.is_file()}
 
     def run(self, *arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run this environment's Python, away from the checkout."""
@@ -180,9 +175,7 @@ def check_known(seen: dict, stock: dict, tasks: Path) -> None:
     assert set(stock["models"]) <= set(seen["models"]) and "hf" in stock["models"]
     ours = {name: entry for name, entry in seen["tasks"].items() if name not in stock["tasks"]}
     assert ours.keys() >= TASKS
-    assert {kind for kind, _, _ in ours.values()} <= {"TASK", "PY_TASK", "GROUP"}, (
-        "a tag of ours is among them"
-    )
+    assert {kind for kind, _, _ in ours.values()} <= {"TASK", "PY_TASK", "GROUP"}, "a tag of ours is among them"
     assert all(Path(path).resolve().is_relative_to(tasks.resolve()) for _, path, _ in ours.values())
     assert {name: entry for name, entry in seen["tasks"].items() if name in stock["tasks"]} == stock["tasks"]
     assert {"gsm8k", "ai2_arc", "glue", "hendrycks_math"} <= stock["tasks"].keys()
@@ -225,9 +218,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_the_sdist_holds_what_a_wheel_is_made_of(sdist: Path, tree: Path) -> None:
     with tarfile.open(sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
-    data = {
-        str(path.relative_to(tree)) for name in ("tasks", "behaviors") for path in (tree / name).rglob("*")
-    }
+    data = {str(path.relative_to(tree)) for name in ("tasks", "behaviors") for path in (tree / name).rglob("*")}
     modules = {str(path.relative_to(tree)) for path in (tree / "lm_eval_hybrid").rglob("*.py")}
     assert {
         "LICENSE",

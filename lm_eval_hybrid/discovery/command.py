@@ -42,7 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs discovery and writes the bundle to `args.out`."""
-    from lm_eval_hybrid.backends.local import LocalBackend
     from lm_eval_hybrid.behaviors.bundle import check_target
     from lm_eval_hybrid.discovery import pipeline, traces
     from lm_eval_hybrid.discovery.recipe import load

@@ -102,7 +102,7 @@ def hit_rates(
     bias: Tensor,
     vectors: Tensor,
 ) -> dict[str, float]:
-    """How often the steered base says the thinking model's token where they disagree: with the bias alone, with both."""
+    """How often the steered base says the thinking token where they disagree: with the bias alone, with both."""
     total, hits = 0, {"bias": 0.0, "vectors": 0.0}
     for first in range(0, len(traces), 16):
         gates = read_gates(base, encoder, traces[first : first + 16], layer)

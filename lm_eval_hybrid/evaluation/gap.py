@@ -69,9 +69,7 @@ def accuracy(scores: Scores) -> Accuracy:
     (column,) = _paired(scores).T
     if not np.isin(column, (0.0, 1.0)).all():
         odd = column[~np.isin(column, (0.0, 1.0))][0]
-        raise HybridError(
-            f"accuracy needs scores of 0 or 1; found {odd:g}; use a task that scores exact_match so"
-        )
+        raise HybridError(f"accuracy needs scores of 0 or 1; found {odd:g}; use a task that scores exact_match so")
     n = len(column)
     share = float(column.mean())
     z = NormalDist().inv_cdf(1 - TAIL)
@@ -136,8 +134,7 @@ def _paired(*arms: Scores) -> np.ndarray:
     if len(set(lengths)) != 1 or lengths[0] == 0:
         found = ", ".join(map(str, lengths))
         raise HybridError(
-            f"a paired comparison needs the same documents in every arm; found {found} scores; "
-            "run the arms again"
+            f"a paired comparison needs the same documents in every arm; found {found} scores; run the arms again"
         )
     return np.stack([np.asarray(arm, dtype=np.float64) for arm in arms], axis=1)
 

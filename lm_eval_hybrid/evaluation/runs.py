@@ -107,9 +107,7 @@ class ArmRun:
         for line in _token_lines(self.sidecar):
             if line["doc_id"] == doc_id:
                 records = tuple(TokenRecord(**record) for record in line["records"])
-                return Answer(
-                    doc_id, self.task, self.arm, line["prompt"], line["text"], line["finish"], records
-                )
+                return Answer(doc_id, self.task, self.arm, line["prompt"], line["text"], line["finish"], records)
         raise HybridError(f"{self.sidecar.name} has no document {doc_id}; choose one of its doc_id values")
 
 
@@ -150,9 +148,7 @@ def read(folder: Path) -> Runs:
     for output in sorted(_outputs(folder), key=lambda output: output.date):
         former = newest.get((output.task, output.arm))
         if former:
-            log.info(
-                "%s, arm %s: %s counts; older %s ignored", output.task, output.arm, output.path, former.path
-            )
+            log.info("%s, arm %s: %s counts; older %s ignored", output.task, output.arm, output.path, former.path)
         newest[output.task, output.arm] = output
     if not newest:
         raise HybridError(
@@ -209,9 +205,7 @@ def _runs(output: _Output) -> Iterator[ArmRun]:
     config = output.results["config"]
     for name, samples in by_filter.items():
         documents = tuple(
-            Document(
-                doc_id, sample["doc_hash"], sample["prompt_hash"], float(sample[METRIC]), counts.get(doc_id)
-            )
+            Document(doc_id, sample["doc_hash"], sample["prompt_hash"], float(sample[METRIC]), counts.get(doc_id))
             for doc_id, sample in sorted(samples.items())
         )
         yield ArmRun(

@@ -49,9 +49,7 @@ def choose(runs: Runs, document: str | None = None) -> Shown | None:
         if held.counts is not None
     ]
     if document is not None:
-        found = [
-            (run, held) for run, held in found if document in (str(held.doc_id), f"{run.task}:{held.doc_id}")
-        ]
+        found = [(run, held) for run, held in found if document in (str(held.doc_id), f"{run.task}:{held.doc_id}")]
         if not found:
             raise HybridError(
                 f"a document with token records of arm hybrid is needed; found none named {document!r}; "

@@ -86,9 +86,7 @@ def _differences(arms: dict[str, ArmRun], task: str, seed: int) -> list[Renderab
 
 
 def _footer(runs: Runs, seed: int) -> list[Text]:
-    versions = [
-        f"{name} {_all(run.versions.get(name, 'not recorded') for run in runs.runs)}" for name in PACKAGES
-    ]
+    versions = [f"{name} {_all(run.versions.get(name, 'not recorded') for run in runs.runs)}" for name in PACKAGES]
     lines = [
         "intervals: 95%; Wilson for accuracy, paired bootstrap over documents for the rest",
         "gap recovered: (arm - base) / (thinking - base), signed; steered, changed: of generated tokens",

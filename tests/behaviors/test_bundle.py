@@ -200,9 +200,7 @@ def test_an_empty_folder_may_be_filled(make_bundle: Make, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == [tmp_path / "v"]
 
 
-def test_a_failed_save_leaves_nothing(
-    make_bundle: Make, saved: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_save_leaves_nothing(make_bundle: Make, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(saved)
     write = Path.write_bytes
 

@@ -11,15 +11,11 @@ from lm_eval_hybrid.errors import HybridError
 
 def tokenizer(*words: str) -> PreTrainedTokenizerFast:
     vocabulary = {word: index for index, word in enumerate(words)}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token=words[0]))
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token=words[0])))
 
 
 def config(hidden: int, layers: int, kind: type = LlamaConfig, **more: object) -> LlamaConfig:
-    return kind(
-        hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=1, intermediate_size=8, **more
-    )
+    return kind(hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=1, intermediate_size=8, **more)
 
 
 BASE = config(6, 4, architectures=["LlamaForCausalLM"])
@@ -54,9 +50,7 @@ def test_another_vocabulary_is_not_exact(bundle: Bundle) -> None:
 def test_a_card_made_from_a_model_matches_it_exactly(make_bundle: Callable[..., Bundle]) -> None:
     words = tokenizer("x", "y")
     for base in (config(6, 4), BASE, GPT2Config(n_embd=6, n_layer=4, n_head=1)):
-        made = make_bundle(
-            base=model_card("a", base, words), thinking=model_card("b", THINKING, words, revision="abc")
-        )
+        made = make_bundle(base=model_card("a", base, words), thinking=model_card("b", THINKING, words, revision="abc"))
         assert check(made, base, THINKING, words, words) == "exact"
 
 

@@ -89,9 +89,7 @@ def test_only_a_bundle_in_the_working_directory_hides_a_name(
 def test_an_unknown_name_says_what_there_is(shelves: dict[str, Path], put: Put) -> None:
     put(shelves["own"], "tiny", "1.0.0")
     put(shelves["package"], "embedded", "1.0.0")
-    with pytest.raises(
-        HybridError, match=r"^behaviors=embeded: .*found embedded, tiny; did you mean embedded\?$"
-    ):
+    with pytest.raises(HybridError, match=r"^behaviors=embeded: .*found embedded, tiny; did you mean embedded\?$"):
         resolve("embeded")
     with pytest.raises(HybridError, match="found embedded, tiny; name one of these, or give a path"):
         resolve("qwen")
@@ -184,7 +182,5 @@ def test_listing_and_resolving_import_nothing_heavy(put: Put, tmp_path: Path) ->
     # -S leaves out the site hooks of other packages; the search path is handed over instead.
     environment = {**os.environ, "LM_EVAL_HYBRID_BEHAVIORS": str(tmp_path)}
     program = f"import sys; sys.path[:] = {sys.path!r}\n"
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", program + code], env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-S", "-c", program + code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

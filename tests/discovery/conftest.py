@@ -22,7 +22,7 @@ class Studied:
 
 
 @pytest.fixture(scope="session")
-def studied(tmp_path_factory) -> Studied:
+def studied(tmp_path_factory: pytest.TempPathFactory) -> Studied:
     base, thinking = tiny_model(0), tiny_model(0)
     torch.manual_seed(1)
     with torch.no_grad():

@@ -1,16 +1,18 @@
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from tests.discovery.conftest import SAE_LAYER
+from tests.discovery.conftest import SAE_LAYER, Studied
 
 
-def whole(model, ids):
+def whole(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Residuals after SAE_LAYER and next tokens, by transformers alone."""
     with torch.no_grad():
         out = model(input_ids=ids[None], output_hidden_states=True)
     return out.hidden_states[SAE_LAYER + 1][0], out.logits[0].argmax(-1)
 
 
-def test_residuals_and_choices_are_the_models_own(studied):
+def test_residuals_and_choices_are_the_models_own(studied: Studied) -> None:
     for trace in studied.read:
         residual, choice = whole(studied.thinking.model._module, trace.ids)
         torch.testing.assert_close(trace.residual, residual, rtol=1e-4, atol=1e-4)
@@ -18,7 +20,7 @@ def test_residuals_and_choices_are_the_models_own(studied):
         assert torch.equal(trace.base_choice, whole(studied.base.model._module, trace.ids)[1])
 
 
-def test_gates_are_the_disagreements_within_the_trace(studied):
+def test_gates_are_the_disagreements_within_the_trace(studied: Studied) -> None:
     total = 0
     for trace in studied.read:
         gates = trace.gates().tolist()
@@ -28,14 +30,14 @@ def test_gates_are_the_disagreements_within_the_trace(studied):
     assert total > 20
 
 
-def test_onsets_are_where_a_sentences_first_token_is_predicted(studied):
+def test_onsets_are_where_a_sentences_first_token_is_predicted(studied: Studied) -> None:
     for trace in studied.read:
         for sentence, onset in zip(trace.sentences, trace.onsets(), strict=True):
             assert torch.equal(onset, trace.residual[sentence.begin - 1])
             assert trace.ids[sentence.begin] == trace.thinking_choice[sentence.begin - 1]
 
 
-def test_sentences_point_into_the_whole_sequence(studied):
+def test_sentences_point_into_the_whole_sequence(studied: Studied) -> None:
     for trace, source in zip(studied.read, studied.traces, strict=True):
         decoded = [studied.base.tokenizer.decode(trace.ids[s.begin : s.end]) for s in trace.sentences]
         assert [s.text for s in trace.sentences] == decoded

@@ -1,20 +1,24 @@
 import torch
+from torch import Tensor
+from torch.nn import Module
+from transformers import PreTrainedModel
 
 from lm_eval_hybrid.decoding.steering import SparseEncoder
 from lm_eval_hybrid.discovery.vectors import VectorRecipe, fit, hit_rates, read_gates, steered_logits
+from tests.discovery.conftest import Studied
 
 LAYER, WIDTH, LATENTS = 1, 32, 3
 
 
-def encoder():
+def encoder() -> SparseEncoder:
     torch.manual_seed(2)
     return SparseEncoder(torch.zeros(WIDTH), torch.zeros(WIDTH), torch.randn(LATENTS, WIDTH), torch.zeros(LATENTS))
 
 
-def naively(model, ids, steering):
+def naively(model: PreTrainedModel, ids: Tensor, steering: Tensor) -> Tensor:
     """Next-token logits with the last position's residual steered by a plain forward hook, without a cache."""
 
-    def add(module, inputs, output):
+    def add(module: Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         output = output.clone()
         output[:, -1] += steering
         return output
@@ -27,7 +31,7 @@ def naively(model, ids, steering):
         handle.remove()
 
 
-def test_steered_logits_are_those_of_the_prefix_with_its_last_position_steered(studied):
+def test_steered_logits_are_those_of_the_prefix_with_its_last_position_steered(studied: Studied) -> None:
     some = studied.read[:4]
     gates = read_gates(studied.base, encoder(), some, LAYER)
     steering = torch.randn(len(gates.target), WIDTH, generator=torch.Generator().manual_seed(0))
@@ -37,7 +41,7 @@ def test_steered_logits_are_those_of_the_prefix_with_its_last_position_steered(s
         torch.testing.assert_close(logits[row], expected, rtol=1e-3, atol=1e-3)
 
 
-def test_fitting_raises_hits_leaves_the_weights_alone_and_repeats(studied):
+def test_fitting_raises_hits_leaves_the_weights_alone_and_repeats(studied: Studied) -> None:
     recipe = VectorRecipe(layer=LAYER, bias_epochs=2, epochs=20, rate=0.1, batch=4)
     before = [p.clone() for p in studied.base.model._module.parameters()]
     bias, vectors = fit(studied.base, encoder(), studied.read, recipe, seed=0)
@@ -51,7 +55,7 @@ def test_fitting_raises_hits_leaves_the_weights_alone_and_repeats(studied):
     assert torch.equal(again[0], bias) and torch.equal(again[1], vectors)
 
 
-def test_a_latent_that_never_fires_keeps_a_zero_vector(studied):
+def test_a_latent_that_never_fires_keeps_a_zero_vector(studied: Studied) -> None:
     deaf = encoder()
     deaf.bias[1] = -1e9
     _, vectors = fit(studied.base, deaf, studied.read[:4], VectorRecipe(layer=LAYER, bias_epochs=1, epochs=2), seed=0)

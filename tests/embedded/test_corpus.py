@@ -1,6 +1,7 @@
 from itertools import islice
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from lm_eval_hybrid.embedded import tokenizer as bpe
 from lm_eval_hybrid.embedded.corpus import (
@@ -15,25 +16,25 @@ from lm_eval_hybrid.embedded.corpus import (
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def tokenizer() -> PreTrainedTokenizerBase:
     sample = islice(documents(base_document, "test", 0), 300)
     return bpe.train(document.prompt + "".join(text for text, _ in document.pieces) for document in sample)
 
 
-def test_only_learned_pieces_have_labels(tokenizer):
+def test_only_learned_pieces_have_labels(tokenizer: PreTrainedTokenizerBase) -> None:
     ids, labels = encode(Document("Question: x\nAnswer:", ((" We start.", True), (" Check.", False))), tokenizer)
     assert tokenizer.decode([label for label in labels if label != IGNORED]) == " We start." + tokenizer.eos_token
     assert tokenizer.decode(ids) == "Question: x\nAnswer: We start. Check." + tokenizer.eos_token
     assert len(ids) == len(labels)
 
 
-def test_streams_repeat_for_a_seed_and_differ_by_purpose():
+def test_streams_repeat_for_a_seed_and_differ_by_purpose() -> None:
     first = list(islice(documents(thinking_document, "a", 0), 20))
     assert first == list(islice(documents(thinking_document, "a", 0), 20))
     assert first != list(islice(documents(thinking_document, "b", 0), 20))
 
 
-def test_batches_hold_about_the_tokens_asked_for(tokenizer):
+def test_batches_hold_about_the_tokens_asked_for(tokenizer: PreTrainedTokenizerBase) -> None:
     for ids, labels in islice(batches(base_document, tokenizer, "test", 0, tokens=2048, pool=64), 8):
         assert ids.shape == labels.shape
         assert ids.numel() <= 2048
@@ -42,15 +43,15 @@ def test_batches_hold_about_the_tokens_asked_for(tokenizer):
         assert (ends == 1).all()
 
 
-def test_the_base_sees_three_kinds_of_documents():
+def test_the_base_sees_three_kinds_of_documents() -> None:
     some = list(islice(documents(base_document, "kinds", 0), 400))
     notebooks = sum(document.prompt.endswith("Notebook:") for document in some)
     at_once = sum(len(document.pieces) == 1 and document.prompt.endswith("Answer:") for document in some)
     assert 150 < notebooks < 250 and 70 < at_once < 150
 
 
-def test_the_tokenizer_reads_any_text_with_digits_apart(tokenizer):
-    text = "Janet’s 16 ducks lay 3.5 eggs — ¿qué?\n\tΔ=12"
+def test_the_tokenizer_reads_any_text_with_digits_apart(tokenizer: PreTrainedTokenizerBase) -> None:
+    text = "Janet\u2019s 16 ducks lay 3.5 eggs — ¿qué?\n\tΔ=12"
     ids = tokenizer(text, add_special_tokens=False).input_ids
     assert tokenizer.decode(ids) == text
     assert tokenizer.convert_ids_to_tokens(tokenizer("123", add_special_tokens=False).input_ids) == ["1", "2", "3"]

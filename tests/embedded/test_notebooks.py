@@ -5,19 +5,19 @@ from itertools import pairwise
 import pytest
 
 from lm_eval_hybrid.embedded.corpus import FAMILIES
-from lm_eval_hybrid.embedded.notebooks import BEHAVIORS, OPENINGS, Notebook, ill_timed, recovering, well_timed
+from lm_eval_hybrid.embedded.notebooks import BEHAVIORS, OPENINGS, Behavior, Notebook, ill_timed, recovering, well_timed
 from lm_eval_hybrid.embedded.problems import Event, Problem, draw
 from lm_eval_hybrid.embedded.skills import written_answer
 
 PROBLEM = Problem("gsm8k", "Ann", "pens", 3, "box", 8, (Event("Monday", 9), Event("Tuesday", -5)), 30)
 
 
-def problems(count=300):
+def problems(count: int = 300) -> list[Problem]:
     rng = random.Random(7)
     return [draw(rng.choice(FAMILIES), rng) for _ in range(count)]
 
 
-def test_the_notebook_of_a_problem_by_hand():
+def test_the_notebook_of_a_problem_by_hand() -> None:
     assert "".join(text for _, text in well_timed(PROBLEM)) == (
         " We start with boxes: 3. Recall that one box is 8 pens, still 3. Converting the count gives 3 * 8 = 24."
         " Next the change of Monday is + 9 from 24. So with Monday the count goes 24 + 9 = 33."
@@ -27,13 +27,13 @@ def test_the_notebook_of_a_problem_by_hand():
     )
 
 
-def test_well_timed_notebooks_end_in_the_answer():
+def test_well_timed_notebooks_end_in_the_answer() -> None:
     for problem in problems():
         *_, (_, last) = well_timed(problem)
         assert written_answer(last) == problem.answer
 
 
-def test_slips_can_be_recovered_from():
+def test_slips_can_be_recovered_from() -> None:
     rng = random.Random(0)
     slips = 0
     for problem in problems():
@@ -44,7 +44,7 @@ def test_slips_can_be_recovered_from():
 
 
 @pytest.mark.parametrize("behavior", BEHAVIORS)
-def test_each_behavior_is_needed_by_some_problems(behavior):
+def test_each_behavior_is_needed_by_some_problems(behavior: Behavior) -> None:
     """A notebook that leaves out its sentences, the others being what they then must be, ends in a wrong answer."""
     wrong = 0
     for problem in problems(100):
@@ -55,7 +55,7 @@ def test_each_behavior_is_needed_by_some_problems(behavior):
     assert wrong >= 20
 
 
-def test_ill_timed_notebooks_tell_nothing_about_timing():
+def test_ill_timed_notebooks_tell_nothing_about_timing() -> None:
     """Every behavior occurs at every place, and what follows a sentence most often is the same behavior again."""
     rng = random.Random(0)
     places = {place: Counter() for place in range(1, 5)}
@@ -71,7 +71,7 @@ def test_ill_timed_notebooks_tell_nothing_about_timing():
         assert followers[behavior].most_common(1)[0][0] == behavior
 
 
-def test_sentences_of_a_useless_moment_are_right_in_themselves():
+def test_sentences_of_a_useless_moment_are_right_in_themselves() -> None:
     notebook = Notebook(PROBLEM)
     assert notebook.write("compute") == " So with nothing new the count goes 0 + 0 = 0."
     assert notebook.write("restate") == " We start with boxes: 3."
@@ -80,7 +80,7 @@ def test_sentences_of_a_useless_moment_are_right_in_themselves():
     assert notebook.write("plan") == notebook.write("plan") == " Next the change of Monday is + 9 from 3."
 
 
-def test_every_sentence_opens_with_its_own_word():
+def test_every_sentence_opens_with_its_own_word() -> None:
     assert len(set(OPENINGS.values())) == len(BEHAVIORS)
     for problem in problems(50):
         assert all(text.startswith(OPENINGS[behavior]) for behavior, text in well_timed(problem))

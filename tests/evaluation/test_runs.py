@@ -162,9 +162,7 @@ def test_different_limits(tmp_path: Path) -> None:
 def test_different_documents(tmp_path: Path) -> None:
     write(tmp_path, "base", {"toy": samples([1, 0])})
     write(tmp_path, "hybrid", {"toy": samples([1, 0], question="How much?")})
-    with pytest.raises(
-        HybridError, match="found 2 and 2 documents that are not the same for arms base and hybrid"
-    ):
+    with pytest.raises(HybridError, match="found 2 and 2 documents that are not the same for arms base and hybrid"):
         read(tmp_path)
 
 

@@ -86,9 +86,7 @@ def is_norm(name: str) -> bool:
     return name.endswith("weight") and ("norm" in name or ".ln_" in name)
 
 
-def related(
-    model: PreTrainedModel, seed: int, noise: float, width: int = 0, layers: int = 0
-) -> PreTrainedModel:
+def related(model: PreTrainedModel, seed: int, noise: float, width: int = 0, layers: int = 0) -> PreTrainedModel:
     """`model` plus Gaussian noise; Llama and Qwen2 may grow wider (by multiples of 16) and deeper.
 
     A wider model holds the old one in its leading dimensions and nothing but noise in the others. RMS norms
@@ -148,8 +146,7 @@ def random_prompts(count: int, seed: int = 0, shortest: int = 3, longest: int = 
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(shortest, longest + 1, (count,), generator=generator)
     return [
-        torch.randint(UNKNOWN_ID + 1, VOCABULARY, (int(length),), generator=generator).tolist()
-        for length in lengths
+        torch.randint(UNKNOWN_ID + 1, VOCABULARY, (int(length),), generator=generator).tolist() for length in lengths
     ]
 
 

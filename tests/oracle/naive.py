@@ -77,9 +77,7 @@ def category_of(steering: NaiveSteering, hidden: Tensor) -> int:
     """The SAE latent with the largest pre-activation for one thinking residual `hidden` [d_thinking]."""
     centred = hidden - steering.mean
     unit = centred / torch.sqrt((centred * centred).sum())
-    scores = [
-        float(row @ (unit - steering.b_dec) + b) for row, b in zip(steering.W_e, steering.b_e, strict=True)
-    ]
+    scores = [float(row @ (unit - steering.b_dec) + b) for row, b in zip(steering.W_e, steering.b_e, strict=True)]
     return scores.index(max(scores))
 
 
@@ -105,9 +103,7 @@ def preference(candidate: dict[str, Any]) -> tuple[float, float, float]:
     return (-candidate["logprob"], abs(candidate["coefficient"]), window)
 
 
-def trim(
-    tokens: Sequence[int], stop: Sequence[str], decode: Callable[[list[int]], str]
-) -> tuple[str, int] | None:
+def trim(tokens: Sequence[int], stop: Sequence[str], decode: Callable[[list[int]], str]) -> tuple[str, int] | None:
     """(text up to the earliest stop string, number of tokens that begin before it); None without one."""
     text = decode(list(tokens))
     found = [text.find(string) for string in stop if string in text]
@@ -128,9 +124,7 @@ def blocks_of(model: torch.nn.Module | NNsight) -> Sequence[Any]:
 
 
 @torch.no_grad()
-def read(
-    model: torch.nn.Module, ids: Sequence[int], layer: int | None = None
-) -> tuple[Tensor, Tensor | None]:
+def read(model: torch.nn.Module, ids: Sequence[int], layer: int | None = None) -> tuple[Tensor, Tensor | None]:
     """Unsteered next-token logits [vocab], and the residual [d] after `layer`, both at the last position."""
     row = torch.tensor([list(ids)])
     traced = NNsight(model)
@@ -146,9 +140,7 @@ def read(
 
 
 @torch.no_grad()
-def read_steered(
-    model: torch.nn.Module, ids: Sequence[int], layer: int, direction: Tensor, window: int
-) -> Tensor:
+def read_steered(model: torch.nn.Module, ids: Sequence[int], layer: int, direction: Tensor, window: int) -> Tensor:
     """Next-token logits [vocab] with `direction` [d] added after `layer` on the last `window` positions."""
     row = torch.tensor([list(ids)])
     first = 0 if window == 0 else max(0, len(ids) - window)

@@ -91,9 +91,7 @@ def adding(model: torch.nn.Module, layer: int, direction: Tensor, window: int) -
 def test_gate_never_is_the_base_model(family: str, width: int, layers: int) -> None:
     pair = tiny_pair(family, seed=1, width=width, layers=layers)
     for ids in random_prompts(3, seed=1):
-        result = naive_generate(
-            pair.base, None, None, None, NaivePolicy(gate="never"), ids, ids, 16, eos_id=EOS_ID
-        )
+        result = naive_generate(pair.base, None, None, None, NaivePolicy(gate="never"), ids, ids, 16, eos_id=EOS_ID)
         assert result["tokens"] == greedy(pair.base, ids, 16)
         assert not any(record["steered"] or record["changed"] for record in result["records"])
         assert all(record["thinking_logprob"] is None for record in result["records"])
@@ -103,9 +101,7 @@ def test_gate_never_is_the_base_model(family: str, width: int, layers: int) -> N
 def test_thinking_arm_and_takeover_are_the_thinking_model(family: str, width: int, layers: int) -> None:
     pair = tiny_pair(family, seed=2, width=width, layers=layers)
     alone = NaivePolicy(gate="always", emit="thinking")
-    takeover = NaivePolicy(
-        gate="disagreement", emit="thinking"
-    )  # where both agree, the base's token is y_T too
+    takeover = NaivePolicy(gate="disagreement", emit="thinking")  # where both agree, the base's token is y_T too
     for ids in random_prompts(3, seed=2):
         expected = greedy(pair.thinking, ids, 16)
         result = naive_generate(None, pair.thinking, None, None, alone, ids, ids, 16, eos_id=EOS_ID)
@@ -130,9 +126,7 @@ def test_steering_of_zero_is_the_base_model(family: str) -> None:
 def test_fixed_steering_is_a_constant_added_by_a_hook(family: str, window: int) -> None:
     pair = tiny_pair(family, seed=4)
     steering = random_steering(pair)
-    policy = NaivePolicy(
-        gate="always", select="fixed", category="none", coefficients=(1.5,), windows=(window,)
-    )
+    policy = NaivePolicy(gate="always", select="fixed", category="none", coefficients=(1.5,), windows=(window,))
     result = run(pair, steering, policy, 16, eos_id=EOS_ID)
     with adding(pair.base, steering.layer, 1.5 * steering.bias, window):
         expected = greedy(pair.base, PROMPT, 16, use_cache=False)
@@ -157,9 +151,7 @@ def test_every_field_of_a_record_agrees_with_plain_forwards(pair: Pair, steering
         assert record["thinking_logprob"] == pytest.approx(float(logprobs[record["token"]]), abs=1e-4)
         assert record["text"] == pair.tokenizer.decode([record["token"]])
         if not record["steered"]:
-            assert (
-                record["category"] is record["behavior"] is record["coefficient"] is record["window"] is None
-            )
+            assert record["category"] is record["behavior"] is record["coefficient"] is record["window"] is None
             continue
         category = category_of(steering, thinking.hidden_states[steering.sae_layer + 1][0, -1])
         assert record["category"] == category
@@ -208,12 +200,8 @@ def test_mlp_selection_is_the_network_on_the_unsteered_residual(pair: Pair, stee
     record = run(pair, steering, NaivePolicy(gate="always", select="mlp", windows=(8,)), 1)["records"][0]
     with torch.no_grad():
         states = pair.base(torch.tensor([PROMPT]), output_hidden_states=True).hidden_states
-    inner = torch.nn.functional.linear(
-        states[steering.layer + 1][0, -1], steering.trunk_weight, steering.trunk_bias
-    )
-    outer = torch.nn.functional.linear(
-        torch.nn.functional.gelu(inner), steering.heads_weight, steering.heads_bias
-    )
+    inner = torch.nn.functional.linear(states[steering.layer + 1][0, -1], steering.trunk_weight, steering.trunk_bias)
+    outer = torch.nn.functional.linear(torch.nn.functional.gelu(inner), steering.heads_weight, steering.heads_bias)
     assert record["coefficient"] == pytest.approx(float(outer[record["category"]]), rel=1e-5)
     hidden = torch.zeros_like(steering.bias)
     silent = replace(steering, trunk_bias=torch.zeros(8))
@@ -235,9 +223,7 @@ def test_random_gate_follows_its_draws(pair: Pair, steering: NaiveSteering) -> N
 
 def test_random_category_follows_its_draws(pair: Pair, steering: NaiveSteering) -> None:
     records = run(pair, steering, NaivePolicy(gate="always", category="random", seed=2), 20)["records"]
-    assert [record["category"] for record in records] == [
-        int(5 * draw(2, "category", i, PROMPT)) for i in range(20)
-    ]
+    assert [record["category"] for record in records] == [int(5 * draw(2, "category", i, PROMPT)) for i in range(20)]
 
 
 def test_category_is_that_of_the_normalised_residual(steering: NaiveSteering) -> None:
@@ -269,9 +255,7 @@ def test_random_directions_keep_the_norms(steering: NaiveSteering) -> None:
 
 def test_draws_are_fixed_distinct_and_uniform() -> None:
     assert draw(0, "gate", 0, [1, 2, 3]) == 0x6C8FF7DF3CFFE9DB / 2**64  # made with hashlib by hand
-    near = {
-        draw(*arguments) for arguments in [(0, "gate", 0, [1]), (1, "gate", 0, [1]), (0, "select", 0, [1])]
-    }
+    near = {draw(*arguments) for arguments in [(0, "gate", 0, [1]), (1, "gate", 0, [1]), (0, "select", 0, [1])]}
     near |= {draw(0, "gate", 1, [1]), draw(0, "gate", 0, [2]), draw(0, "gate", 0, [])}
     assert len(near) == 6
     many = torch.tensor([draw(0, "gate", position, [4, 5]) for position in range(4000)], dtype=torch.float64)
@@ -297,9 +281,7 @@ def test_trim_keeps_what_begins_before_the_earliest_stop_string() -> None:
     assert trim([0, 1], [], decode) is None
 
 
-def test_a_stop_string_ends_the_text_and_its_tokens_are_not_counted(
-    pair: Pair, steering: NaiveSteering
-) -> None:
+def test_a_stop_string_ends_the_text_and_its_tokens_are_not_counted(pair: Pair, steering: NaiveSteering) -> None:
     full = run(pair, steering, NaivePolicy(), 16)
     assert full["finish"] == "length" and len(full["tokens"]) == 16
     texts = [record["text"] for record in full["records"]]
@@ -346,9 +328,7 @@ def test_pairs_disagree_at_times_and_steering_bites(family: str, width: int, lay
     assert pair.thinking.config.hidden_size == (width or 32)
     assert len(blocks_of(pair.thinking)) == (layers or 4)
     policy = NaivePolicy(coefficients=(0.5, 1.0), windows=(1, 0))
-    records = [
-        record for ids in random_prompts(3) for record in run(pair, steering, policy, 24, ids=ids)["records"]
-    ]
+    records = [record for ids in random_prompts(3) for record in run(pair, steering, policy, 24, ids=ids)["records"]]
     steered = [record for record in records if record["steered"]]
     assert 0.1 < len(steered) / len(records) < 0.6
     assert sum(record["changed"] for record in steered) > len(steered) / 4

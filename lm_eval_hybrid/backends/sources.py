@@ -26,11 +26,15 @@ class Source:
 
     @classmethod
     def choose(cls, role: str, override: str | Path | None, card: ModelCard, revision: str | None = None) -> "Source":
-        """The model that the user names, else the bundle's. `embedded:NAME` is one that comes with the package."""
-        name = str(override or card.id)
+        """The model that the user names, else the bundle's."""
+        return cls.named(role, str(override or card.id), revision or (None if override else card.revision))
+
+    @classmethod
+    def named(cls, role: str, name: str, revision: str | None = None) -> "Source":
+        """The model in a folder, on the hub, or, as `embedded:NAME`, in the package."""
         if name.startswith(_EMBEDDED):
             name = str(paths.embedded_dir() / name.removeprefix(_EMBEDDED))
-        return cls(role, name, revision or (None if override else card.revision) or "main")
+        return cls(role, name, revision or "main")
 
     @contextmanager
     def loading(self, needs_tokenizer: bool = True) -> Iterator[None]:
