@@ -12,6 +12,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import nnsight
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
@@ -194,6 +195,7 @@ class HybridLM(HFLM):
         return {
             **super().get_model_info(),
             "hybrid_version": __version__,
+            "hybrid_nnsight_version": nnsight.__version__,
             "hybrid_arm": self._arm,
             "hybrid_bundle": self._bundle.identity,
             "hybrid_base": self._identity["base"],

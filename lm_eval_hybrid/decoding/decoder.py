@@ -100,7 +100,8 @@ class HybridDecoder:
         lengths = [len(c) for c in continuations]
         totals, greedy = [0.0] * len(prompts), [True] * len(prompts)
         rows = [i for i, length in enumerate(lengths) if length > 0]
-        batch = self._open(prompts, lengths, rows)
+        # The last token is scored, never fed; so it needs no room.
+        batch = self._open(prompts, [max(length - 1, 0) for length in lengths], rows)
         while rows:
             choice = batch.choose()
             forced = choice.token.new_tensor([continuations[i][batch.position] for i in rows])

@@ -61,7 +61,7 @@ class Policy:
         if self.gate == "random" and (self.gate_rate is None or not 0 <= self.gate_rate <= 1):
             raise HybridError(
                 f"gate=random needs a gate_rate between 0 and 1; found {self.gate_rate}; "
-                "use a bundle whose manifest states one, or give gate_rate"
+                "use a bundle whose manifest states one"
             )
         if self.steers and self.select == "fixed" and len(self.coefficients) * len(self.windows) != 1:
             raise HybridError(

@@ -149,3 +149,11 @@ def test_padded_vocabularies_are_no_tokens(pair: Pair, steering: Steering) -> No
             model.lm_head.weight[-8:] = 5.0
     answers = decoder_of(padded, steering).generate(PROMPTS, 8)
     assert [a.tokens for a in answers] == [e.tokens for e in expected]
+
+
+def test_a_continuation_may_end_one_token_beyond_the_context(pair: Pair, steering: Steering) -> None:
+    decoder, prompt = decoder_of(pair, steering, policy_for("base", POLICY)), PROMPTS[0]
+    room = LocalBackend(pair.base, pair.tokenizer).context_length - len(prompt.base_ids)
+    assert len(decoder.score([prompt], [[5] * (room + 1)])) == 1
+    with pytest.raises(HybridError, match="must fit the model's context"):
+        decoder.score([prompt], [[5] * (room + 2)])
