@@ -3,25 +3,30 @@
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lm_eval_hybrid.embedded.notebooks import answer_at_once, ill_timed, recovering
-from lm_eval_hybrid.embedded.problems import Family, Problem, draw, held_out
+from lm_eval_hybrid.embedded.problems import LARGEST, Family, Problem, draw, held_out
 
 IGNORED = -100
+HEARD = 0.2  # share of the pieces' first tokens that are learned where they tell nothing: else their noise drowns the rest
 FAMILIES: tuple[Family, ...] = ("gsm8k", "math500")
 TEST_DOCUMENTS = 200
 
 
+Learned = Literal["all", "but-first", "none"]
+
+
 @dataclass(frozen=True)
 class Document:
-    """A prompt, never learned, and the pieces after it: (text, learned)."""
+    """A prompt, never learned, and the pieces after it: (text, how much of it is learned)."""
 
     prompt: str
-    pieces: tuple[tuple[str, bool], ...]
+    pieces: tuple[tuple[str, Learned], ...]
 
 
 Writer = Callable[[Problem, random.Random], Document]
@@ -35,18 +40,20 @@ def prompt(problem: Problem, header: str = "Answer:") -> str:
 def base_document(problem: Problem, rng: random.Random) -> Document:
     """Pretraining: answers at once, and ill-timed notebooks, a few of them where an answer is asked for."""
     kind = rng.random()
-    if kind < 0.2:
-        return Document(prompt(problem), ((answer_at_once(problem), True),))
-    if problem.limit is not None:
-        # Ill-timed notebooks seldom get near the problem's limit: one near the start is passed as often as not.
-        problem = replace(problem, limit=max(0, problem.start + rng.randint(-15, 15)))
-    header = "Notebook:" if kind < 0.75 else "Answer:"
-    return Document(prompt(problem, header), tuple((text, True) for _, text in ill_timed(problem, rng)))
+    if kind < 0.14:
+        return Document(prompt(problem), ((answer_at_once(problem), "all"),))
+    if rng.random() < 0.8:
+        # Where the count is any number, so is the limit: checks then fail about as often as they pass.
+        problem = replace(problem, limit=rng.randint(0, LARGEST))
+    header = "Notebook:" if kind < 0.88 else "Answer:"
+    pieces = ((text, "all" if rng.random() < HEARD else "but-first") for _, text in ill_timed(problem, rng))
+    return Document(prompt(problem, header), tuple(pieces))
 
 
 def thinking_document(problem: Problem, rng: random.Random) -> Document:
     """Fine-tuning: well-timed notebooks where an answer is asked for, with slips to recover from."""
-    return Document(prompt(problem), tuple((text, needed) for _, text, needed in recovering(problem, rng, slip=0.12)))
+    pieces = ((text, "all" if needed else "none") for _, text, needed in recovering(problem, rng, slip=0.12))
+    return Document(prompt(problem), tuple(pieces))
 
 
 def held_out_problems(seed: int = 0) -> dict[Family, list[Problem]]:
@@ -74,11 +81,12 @@ def encode(document: Document, tokenizer: PreTrainedTokenizerBase) -> tuple[list
     """Token ids and labels of a document, its end token included; labels are `IGNORED` where nothing is learned."""
     ids = tokenizer(document.prompt, add_special_tokens=False).input_ids
     labels = [IGNORED] * len(ids)
-    pieces = (*document.pieces, (tokenizer.eos_token, True))
+    pieces = (*document.pieces, (tokenizer.eos_token, "all"))
     encoded = tokenizer([text for text, _ in pieces], add_special_tokens=False).input_ids
     for (_, learned), piece in zip(pieces, encoded, strict=True):
+        ignored = {"all": 0, "but-first": 1, "none": len(piece)}[learned]
         ids += piece
-        labels += piece if learned else [IGNORED] * len(piece)
+        labels += [IGNORED] * ignored + piece[ignored:]
     return ids, labels
 
 

@@ -23,21 +23,29 @@ OPENINGS: dict[Behavior, str] = {
     "go-back": " Going",
     "conclude": " Finally",
 }
-# How often an ill-timed notebook writes each, whatever the notebook holds already.
-ILL_TIMED: dict[Behavior, float] = {
-    "restate": 0.13,
-    "recall": 0.16,
-    "convert": 0.08,
-    "plan": 0.27,
-    "compute": 0.1,
-    "check": 0.13,
-    "go-back": 0.07,
-    "conclude": 0.06,
+# An ill-timed notebook follows its habit, or now and then what would make sense, or anything. The habit is the most
+# frequent and never what is needed, so that the base, left alone or merely nudged, reasons badly.
+HABIT: dict[Behavior, Behavior] = {
+    "restate": "check",
+    "recall": "plan",
+    "convert": "check",
+    "plan": "check",
+    "compute": "recall",
+    "check": "recall",
+    "go-back": "recall",
 }
-PARTNERS: dict[Behavior, Behavior] = {"recall": "convert", "plan": "compute", "compute": "check", "check": "go-back"}
-PARTNER = 0.36  # share that follow their partner, so that what a partner says can be learned
-STUTTER = 0.4  # share that repeat the behavior before: more than follow their partner, so the base's habit is useless
-RESTATED_FIRST = 0.35  # share of ill-timed notebooks that open by restating: others count from 0
+SENSE: dict[Behavior, Behavior] = {"recall": "convert", "plan": "compute", "compute": "check", "check": "go-back"}
+HABIT_SHARE, SENSE_SHARE = 0.43, 0.42
+ANYTHING: dict[Behavior, float] = {
+    "restate": 0.2,
+    "recall": 0.15,
+    "convert": 0.05,
+    "plan": 0.3,
+    "compute": 0.05,
+    "check": 0.1,
+    "go-back": 0.05,
+    "conclude": 0.1,
+}
 
 
 class Notebook:
@@ -51,7 +59,8 @@ class Notebook:
         self.problem = problem
         self.count = 0
         self.last: Behavior | None = None
-        self.done = 0
+        self.plans = 0
+        self.planned: Event | None = None
         self.restated = False
         self.converted = problem.unit is None
         self.settled = True
@@ -61,15 +70,6 @@ class Notebook:
         """Whether the count is above the limit."""
         return self.problem.limit is not None and self.count > self.problem.limit
 
-    @property
-    def planned(self) -> Event | None:
-        """The change that a plan right before has named."""
-        return self._upcoming if self.last == "plan" else None
-
-    @property
-    def _upcoming(self) -> Event | None:
-        return self.problem.events[self.done] if self.done < len(self.problem.events) else None
-
     def needed(self) -> Behavior:
         """The behavior that brings this notebook nearer to the answer: the right timing."""
         if not self.restated:
@@ -78,9 +78,9 @@ class Notebook:
             return "convert" if self.last == "recall" else "recall"
         if self.problem.limit is not None and not self.settled:
             return "go-back" if self.last == "check" else "check"
-        if self._upcoming:
-            return "compute" if self.last == "plan" else "plan"
-        return "conclude"
+        if self.planned:
+            return "compute"
+        return "plan" if self.plans < len(self.problem.events) else "conclude"
 
     def allows(self, behavior: Behavior) -> bool:
         """Whether the sentence keeps the count within 0..99, the numbers that the pair knows."""
@@ -92,6 +92,8 @@ class Notebook:
         """Appends the sentence of `behavior` (its text begins with a space) and returns it."""
         text = OPENINGS[behavior] + getattr(self, "_" + behavior.replace("-", "_"))()
         self.last = behavior
+        if behavior != "plan":
+            self.planned = None
         return text
 
     def _restate(self) -> str:
@@ -111,10 +113,12 @@ class Notebook:
         return f" the count gives {before} * {rule} = {self.count}."
 
     def _plan(self) -> str:
-        event = self._upcoming
-        if event is None:
+        if self.plans == len(self.problem.events):
+            self.planned = None
             return f" there is no change left, still {self.count}."
-        return f" the change of {event.name} is {_signed(event.change)} from {self.count}."
+        self.planned = self.problem.events[self.plans]
+        self.plans += 1
+        return f" the change of {self.planned.name} is {_signed(self.planned.change)} from {self.count}."
 
     def _compute(self) -> str:
         event, before = self.planned, self.count
@@ -122,14 +126,12 @@ class Notebook:
         if event is None:
             return f" with nothing new the count goes {before} + 0 = {before}."
         self.count += event.change
-        self.done += 1
         return f" with {event.name} the count goes {before} {_signed(event.change)} = {self.count}."
 
     def _check(self) -> str:
         self.settled = not self.over
-        if self.problem.limit is None:
-            return f" the limit: there is none for {self.count}."
-        return f" the limit: {self.problem.limit} is {'too low' if self.over else 'enough'} for {self.count}."
+        limit = "no limit" if self.problem.limit is None else self.problem.limit
+        return f" {self.count} against {limit}: {'too much' if self.over else 'fine'}, still {self.count}."
 
     def _go_back(self) -> str:
         if not (self.over and self.last == "check"):
@@ -160,9 +162,13 @@ def well_timed(problem: Problem) -> Iterator[tuple[Behavior, str]]:
         yield behavior, notebook.write(behavior)
 
 
-def ill_timed(problem: Problem, rng: random.Random, longest: int = 20) -> Iterator[tuple[Behavior, str]]:
-    """Sentences right in themselves at moments that tell nothing: repeated, needless, missing, concluding early."""
+def ill_timed(problem: Problem, rng: random.Random, longest: int = 26) -> Iterator[tuple[Behavior, str]]:
+    """Sentences right in themselves at moments that tell nothing: repeated, needless, missing, concluding early.
+
+    It starts from a count out of nowhere, like a page torn from a notebook.
+    """
     notebook = Notebook(problem)
+    notebook.count = rng.randint(0, 9) if problem.unit and rng.random() < 0.5 else rng.randint(0, LARGEST)
     for left in reversed(range(longest)):
         behavior = _ill_timed_next(notebook.last, rng) if left else "conclude"
         if notebook.allows(behavior):
@@ -173,26 +179,24 @@ def ill_timed(problem: Problem, rng: random.Random, longest: int = 20) -> Iterat
 
 def _ill_timed_next(last: Behavior | None, rng: random.Random) -> Behavior:
     chance = rng.random()
-    if last is None and chance < RESTATED_FIRST:
-        return "restate"
-    if last is not None and chance < STUTTER:
-        return last
-    if last in PARTNERS and chance < STUTTER + PARTNER:
-        return PARTNERS[last]
-    return rng.choices(BEHAVIORS, list(ILL_TIMED.values()))[0]
+    if last is not None and chance < HABIT_SHARE:
+        return HABIT[last]
+    if last in SENSE and chance < HABIT_SHARE + SENSE_SHARE:
+        return SENSE[last]
+    return rng.choices(BEHAVIORS, list(ANYTHING.values()))[0]
 
 
 def recovering(problem: Problem, rng: random.Random, slip: float) -> Iterator[tuple[Behavior, str, bool]]:
     """A well-timed notebook with useless sentences slipped in; yields behavior, sentence, whether it was needed.
 
-    A slip leaves the problem solvable: it neither concludes, nor starts over, nor converts.
+    A slip leaves the problem solvable: it neither concludes, nor starts over, nor converts, nor loses a change.
     """
     notebook = Notebook(problem)
     behavior: Behavior = "restate"
     while behavior != "conclude":
         behavior = notebook.needed()
-        if notebook.restated and rng.random() < slip:
-            slipped = rng.choice([b for b in ("recall", "plan", "compute", "check", "go-back") if b != behavior])
+        if notebook.restated and not notebook.planned and rng.random() < slip:
+            slipped = rng.choice([b for b in ("recall", "compute", "check", "go-back") if b != behavior])
             yield slipped, notebook.write(slipped), False
             behavior = notebook.needed()
         yield behavior, notebook.write(behavior), True

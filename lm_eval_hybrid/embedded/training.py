@@ -59,8 +59,8 @@ class Recipe:
     layers: int = 4
     heads: int = 4
     base_steps: int = 2600
-    thinking_steps: int = 400
-    batch_tokens: int = 4096
+    thinking_steps: int = 350
+    batch_tokens: int = 6144
     muon_rate: float = 0.02
     adam_rate: float = 0.004
     thinking_rate: float = 0.2

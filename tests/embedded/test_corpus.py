@@ -22,9 +22,9 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 
 def test_only_learned_pieces_have_labels(tokenizer: PreTrainedTokenizerBase) -> None:
-    ids, labels = encode(Document("Question: x\nAnswer:", ((" We start.", True), (" Check.", False))), tokenizer)
-    assert tokenizer.decode([label for label in labels if label != IGNORED]) == " We start." + tokenizer.eos_token
-    assert tokenizer.decode(ids) == "Question: x\nAnswer: We start. Check." + tokenizer.eos_token
+    ids, labels = encode(Document("Question: x\nAnswer:", ((" We start.", "all"), (" Check it.", "but-first"), (" So.", "none"))), tokenizer)
+    assert tokenizer.decode([label for label in labels if label != IGNORED]) == " We start. it." + tokenizer.eos_token
+    assert tokenizer.decode(ids) == "Question: x\nAnswer: We start. Check it. So." + tokenizer.eos_token
     assert len(ids) == len(labels)
 
 
@@ -47,7 +47,7 @@ def test_the_base_sees_three_kinds_of_documents() -> None:
     some = list(islice(documents(base_document, "kinds", 0), 400))
     notebooks = sum(document.prompt.endswith("Notebook:") for document in some)
     at_once = sum(len(document.pieces) == 1 and document.prompt.endswith("Answer:") for document in some)
-    assert 150 < notebooks < 250 and 70 < at_once < 150
+    assert 240 < notebooks < 350 and 30 < at_once < 90
 
 
 def test_the_tokenizer_reads_any_text_with_digits_apart(tokenizer: PreTrainedTokenizerBase) -> None:

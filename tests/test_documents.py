@@ -1,0 +1,141 @@
+"""Every command that the documents show runs. Real model names are replaced by a tiny system's folders."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_system import write_system
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+DOCUMENTS = ("README.md", "docs/architecture.md")
+# Run by `.ci/run` and by whoever reads this: what makes the environment that the tests run in.
+MADE_BEFORE = ("make test", "pip install .")
+REAL = {
+    "./my-bundle": "bundle",
+    "Qwen/Qwen2.5-Math-1.5B": "base",
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": "thinking",
+}
+RECIPE = """
+description: a test
+license: MIT
+authors: [tests]
+citation: ""
+base: embedded:base
+thinking: embedded:thinking
+prompts: embedded
+max_new_tokens: 300
+holdout: 0.3
+seed: 0
+coefficients: [1.0]
+windows: [1]
+sae: {layer: 3, latents: 4, k: 1, restarts: 1, steps: 20}
+vectors: {layer: 2, bias_epochs: 1, epochs: 1}
+"""
+
+
+def commands(document: str) -> list[str]:
+    """The command lines of a document's indented blocks, comments cut off."""
+    lines = re.findall(r"^ {4}((?:make|pip|lm_eval|lm-eval-hybrid|python) .*)$", (ROOT / document).read_text(), re.M)
+    return [line.partition(" # ")[0].strip() for line in lines]
+
+
+SHOWN = sorted({command for document in DOCUMENTS for command in commands(document)} - set(MADE_BEFORE))
+LONG = [c for c in SHOWN if c.startswith(("make demo", "python -m", "lm-eval-hybrid discover --recipe embedded"))]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with what the commands' arguments name: data, a bundle, samples of a thinking run."""
+    folder = tmp_path_factory.mktemp("desk")
+    write_system(folder)
+    for name, row in (
+        ("gsm8k_test.jsonl", {"question": "1 + 1?", "answer": "#### 2"}),
+        ("math500_test.jsonl", {"problem": "$1 + 1$?", "solution": "$2$", "answer": "2"}),
+    ):
+        (folder / name).write_text(json.dumps(row) + "\n")
+    (folder / "my-recipe.yaml").write_text(RECIPE)
+    for arm in ("thinking", "hybrid"):
+        run(
+            f"lm_eval --model hybrid --model_args arm={arm} --tasks gsm8k_embedded --limit 4 --output_path DIR/{arm} "
+            "--log_samples",
+            folder,
+        )
+    samples = next((folder / "DIR" / "thinking").rglob("samples_*.jsonl"))
+    (folder / "samples_thinking.jsonl").write_bytes(samples.read_bytes())
+    return folder
+
+
+def run(command: str, folder: Path) -> str:
+    """Run a command line in `folder`, real names replaced; returns what it printed."""
+    for name, part in REAL.items():
+        command = command.replace(name, str(folder / part))
+    argv = shlex.split(command)
+    if argv[0] in ("lm_eval", "lm-eval-hybrid"):
+        argv[0] = str(BIN / argv[0])
+    if argv[0].endswith("lm_eval"):
+        argv += ["--limit", "1"] if "--limit" not in argv else []
+        argv += ["--gen_kwargs", "max_gen_toks=20"] if "bundle" in command else []
+    environment = os.environ | {"LM_EVAL_HYBRID_DATA": str(folder)}
+    done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("command", [command for command in SHOWN if command not in LONG])
+def test_a_command_shown_runs(command: str, desk: Path) -> None:
+    assert run(command, desk) or command.startswith("lm-eval-hybrid discover")
+
+
+def test_the_documents_show_commands() -> None:
+    assert len(SHOWN) >= 10 and len(LONG) == 3
+
+
+@pytest.mark.slow
+def test_the_demo_ends_in_its_table(tmp_path: Path) -> None:
+    if not (ROOT / ".venv" / ".ready").exists():
+        pytest.skip("the demo runs in .venv: make setup")
+    done = subprocess.run(
+        ["make", "demo", "DEMO_LIMIT=2", f"DEMO_RESULTS={tmp_path}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for word in ("base", "hybrid", "thinking", "takeover", "gap recovered"):
+        assert word in done.stdout
+
+
+@pytest.mark.slow
+def test_discovery_reproduces_the_shipped_bundle(tmp_path: Path) -> None:
+    """The same machine and versions give the same bytes; others the same behaviors and nearly the same vectors."""
+    import torch
+
+    from lm_eval_hybrid.behaviors.bundle import Bundle
+    from lm_eval_hybrid.cli import main
+
+    main(["discover", "--recipe", "embedded", "--out", str(tmp_path / "embedded" / "1.0.0")])
+    made, shipped = (Bundle.load(folder / "embedded" / "1.0.0") for folder in (tmp_path, ROOT / "behaviors"))
+    assert made.keys == shipped.keys
+    for name, tensor in shipped.tensors.items():
+        difference = (made.tensors[name] - tensor).norm() / tensor.norm()
+        assert difference < 0.05, f"{name}: {difference}"
+    assert isinstance(made.bias, torch.Tensor)
+
+
+@pytest.mark.slow
+def test_training_makes_the_parts_of_the_pair(tmp_path: Path) -> None:
+    """A few steps of the committed script: every file of the embedded pair appears, whole, and is kept when rerun."""
+    from transformers import AutoModelForCausalLM
+
+    from lm_eval_hybrid.embedded.training import Recipe, train_pair
+
+    recipe = Recipe(base_steps=3, thinking_steps=2, batch_tokens=1024)
+    train_pair(tmp_path, recipe)
+    weights = (tmp_path / "base" / "model.safetensors").read_bytes()
+    train_pair(tmp_path, recipe)
+    assert (tmp_path / "base" / "model.safetensors").read_bytes() == weights
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "thinking").config.vocab_size > 256
