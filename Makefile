@@ -4,7 +4,6 @@ TORCH_CPU ?= torch==2.13.0
 DEMO_ARMS ?= base hybrid thinking takeover
 DEMO_BATCH ?= 100
 DEMO_LIMIT ?=
-DEMO_RESULTS ?= demo_results
 
 BIN := .venv/bin
 
@@ -24,16 +23,16 @@ setup: .venv/.ready
 demo: export HF_HUB_OFFLINE = 1
 demo: export HF_DATASETS_OFFLINE = 1
 demo: setup
-	@rm -rf $(DEMO_RESULTS) && mkdir $(DEMO_RESULTS)
+	@rm -rf demo_results && mkdir demo_results
 	@for arm in $(DEMO_ARMS); do \
 	  printf 'running %s ... ' $$arm; begun=$$(date +%s); \
 	  $(BIN)/lm_eval --model hybrid --model_args arm=$$arm --tasks gsm8k_embedded,math500_embedded \
-	    --batch_size $(DEMO_BATCH) --seed 0 --output_path $(DEMO_RESULTS)/$$arm --log_samples \
-	    $(if $(DEMO_LIMIT),--limit $(DEMO_LIMIT)) >$(DEMO_RESULTS)/$$arm.log 2>&1 \
-	    || { echo "failed; the end of $(DEMO_RESULTS)/$$arm.log:"; tail -n 20 $(DEMO_RESULTS)/$$arm.log; exit 1; }; \
+	    --batch_size $(DEMO_BATCH) --seed 0 --output_path demo_results/$$arm --log_samples \
+	    $(if $(DEMO_LIMIT),--limit $(DEMO_LIMIT)) >demo_results/$$arm.log 2>&1 \
+	    || { echo "failed; the end of demo_results/$$arm.log:"; tail -n 20 demo_results/$$arm.log; exit 1; }; \
 	  echo "$$(( $$(date +%s) - begun )) s"; \
 	done
-	@$(BIN)/lm-eval-hybrid compare $(DEMO_RESULTS)
+	@$(BIN)/lm-eval-hybrid compare demo_results
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow"

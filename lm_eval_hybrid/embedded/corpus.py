@@ -13,7 +13,8 @@ from lm_eval_hybrid.embedded.notebooks import answer_at_once, ill_timed, recover
 from lm_eval_hybrid.embedded.problems import LARGEST, Family, Problem, draw, held_out
 
 IGNORED = -100
-HEARD = 0.2  # share of the pieces' first tokens that are learned where they tell nothing: else their noise drowns the rest
+# Share of first tokens that are learned where they tell nothing: were it all, their noise would drown the rest.
+HEARD = 0.2
 FAMILIES: tuple[Family, ...] = ("gsm8k", "math500")
 TEST_DOCUMENTS = 200
 

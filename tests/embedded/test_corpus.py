@@ -22,7 +22,8 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 
 def test_only_learned_pieces_have_labels(tokenizer: PreTrainedTokenizerBase) -> None:
-    ids, labels = encode(Document("Question: x\nAnswer:", ((" We start.", "all"), (" Check it.", "but-first"), (" So.", "none"))), tokenizer)
+    pieces = ((" We start.", "all"), (" Check it.", "but-first"), (" So.", "none"))
+    ids, labels = encode(Document("Question: x\nAnswer:", pieces), tokenizer)
     assert tokenizer.decode([label for label in labels if label != IGNORED]) == " We start. it." + tokenizer.eos_token
     assert tokenizer.decode(ids) == "Question: x\nAnswer: We start. Check it. So." + tokenizer.eos_token
     assert len(ids) == len(labels)
