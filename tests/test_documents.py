@@ -47,7 +47,10 @@ def commands(document: str) -> list[str]:
 
 
 SHOWN = sorted({command for document in DOCUMENTS for command in commands(document)} - set(MADE_BEFORE))
-LONG = [c for c in SHOWN if c.startswith(("make demo", "python -m", "lm-eval-hybrid discover --recipe embedded"))]
+# Tested below, in parts or as a whole.
+APART = [c for c in SHOWN if c.startswith(("make demo", "python -m", "lm-eval-hybrid discover --recipe embedded"))]
+# The harness reads all its tasks at every start, so its command lines are slow; the fixture runs two of them anyway.
+RUNS = [pytest.param(c, marks=pytest.mark.slow if c.startswith("lm_eval") else ()) for c in SHOWN if c not in APART]
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +91,13 @@ def run(command: str, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("command", [command for command in SHOWN if command not in LONG])
+@pytest.mark.parametrize("command", RUNS)
 def test_a_command_shown_runs(command: str, desk: Path) -> None:
     assert run(command, desk) or command.startswith("lm-eval-hybrid discover")
 
 
 def test_the_documents_show_commands() -> None:
-    assert len(SHOWN) >= 10 and len(LONG) == 3
+    assert len(SHOWN) >= 10 and len(APART) == 3
 
 
 @pytest.mark.slow
@@ -131,7 +134,7 @@ def test_training_makes_the_parts_of_the_pair(tmp_path: Path) -> None:
 
     from lm_eval_hybrid.embedded.training import Recipe, train_pair
 
-    recipe = Recipe(base_steps=3, thinking_steps=2, batch_tokens=1024)
+    recipe = Recipe(base_rounds=((3, 1.0), (1, 0.5)), thinking_steps=2, batch_tokens=1024)
     train_pair(tmp_path, recipe)
     weights = (tmp_path / "base" / "model.safetensors").read_bytes()
     train_pair(tmp_path, recipe)

@@ -48,7 +48,8 @@ class Recipe:
     Attributes:
         seed: of the problems, the corpora and the initial weights.
         width, layers, heads: of both Llama models; the MLP is three times as wide.
-        base_steps, thinking_steps: optimiser steps of pretraining and of fine-tuning.
+        base_rounds: of pretraining: optimiser steps, and what multiplies the learning rates; each ends at rate 0.
+        thinking_steps: optimiser steps of fine-tuning.
         batch_tokens: tokens in a batch, padding included.
         muon_rate, adam_rate: peak learning rates of the layers' matrices and of everything else, in pretraining.
         thinking_rate: what fine-tuning multiplies both by.
@@ -58,8 +59,8 @@ class Recipe:
     width: int = 128
     layers: int = 4
     heads: int = 4
-    base_steps: int = 2600
-    thinking_steps: int = 350
+    base_rounds: tuple[tuple[int, float], ...] = ((2600, 1.0), (1100, 0.5))
+    thinking_steps: int = 300
     batch_tokens: int = 6144
     muon_rate: float = 0.02
     adam_rate: float = 0.004
@@ -126,7 +127,8 @@ def train_pair(out: Path, recipe: Recipe) -> None:
 
     if not (out / "base").exists():
         base = new_model(recipe, tokenizer)
-        fit(base, stream(base_document, "base"), recipe.base_steps, recipe, rate=1.0)
+        for number, (steps, rate) in enumerate(recipe.base_rounds):
+            fit(base, stream(base_document, f"base{number or ''}"), steps, recipe, rate)
         save(base, tokenizer, out / "base")
     if not (out / "thinking").exists():
         thinking = AutoModelForCausalLM.from_pretrained(out / "base", dtype=torch.float32)
