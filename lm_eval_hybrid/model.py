@@ -32,9 +32,9 @@ from lm_eval_hybrid.errors import HybridError
 from lm_eval_hybrid.evaluation.answers import thought_is_open
 from lm_eval_hybrid.harness import cache, sidecar
 from lm_eval_hybrid.harness.arguments import HybridArguments
-from lm_eval_hybrid.harness.batches import in_batches
+from lm_eval_hybrid.harness.batches import check_sizes, in_batches
 from lm_eval_hybrid.harness.empty import show_empty_runs_plainly
-from lm_eval_hybrid.harness.prompts import ThinkingReader
+from lm_eval_hybrid.harness.prompts import Templated, ThinkingReader
 from lm_eval_hybrid.harness.records import HybridAnswer, Totals
 from lm_eval_hybrid.harness.requests import Limits, check_not_empty, check_room
 
@@ -83,6 +83,7 @@ class HybridLM(HFLM):
         show_empty_runs_plainly()
         sidecar.install()
         ours, theirs = HybridArguments.split(arguments)
+        check_sizes(theirs)
         theirs["device"] = theirs.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
         bundle = Bundle.load(resolve(str(ours.behaviors)))
         policy = ours.policy(bundle.manifest.steering)
@@ -100,14 +101,14 @@ class HybridLM(HFLM):
             self._thinking = ThinkingReader.choose(model, ours.thinking_prompt, bundle.manifest.prompt)
         self._join_ranks()
         self._decoder = self._build_decoder()
-        self._templated: set[str] = set()  # contexts that the harness has put into a chat template
         self._totals = Totals()
-        self._totals_of_ranks = [self._totals]
+        self._totals_of_others: list[Totals] = []
         self._identity = {
+            "version": __version__,
             "arm": ours.arm,
             "bundle": bundle.identity,
-            "base": f"{base.name}@{base.revision}",
-            "thinking": f"{thinking.name}@{thinking.revision}" if self._thinking else None,
+            "base": base.identity(self.config),
+            "thinking": thinking.identity(self._thinking.model.config) if self._thinking else None,
             "policy": asdict(policy),
             "thinking_prompt": self._thinking.form if self._thinking else None,
             "model_args": {name: str(value) for name, value in theirs.items() if name not in _WITHOUT_EFFECT},
@@ -168,9 +169,12 @@ class HybridLM(HFLM):
                 f"--apply_chat_template needs a base tokenizer with a chat template; found none in {self.pretrained}; "
                 "leave it out (thinking_prompt=chat gives the thinking model its own)"
             )
-        text = super().apply_chat_template(chat_history, add_generation_prompt)
-        self._templated.add(text)
-        return text
+        return Templated(super().apply_chat_template(chat_history, add_generation_prompt))
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Part of the name of a request cache: not HFLM's, whose contexts do not say that they are in a template."""
+        return f"hybrid__{super().tokenizer_name}"
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Called with the response cache, before anything is asked: refuses one that another policy filled."""
@@ -179,18 +183,21 @@ class HybridLM(HFLM):
         super().set_cache_hook(cache_hook)
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        """Every rank's `obj`, on rank `dst`; our totals travel with it.
+        """Every rank's `obj`, on rank `dst`; our totals travel with it, each answer's once.
 
         A collective call of our own would hang: a rank whose answers are all in the response cache never generates.
         """
         gathered = super().gather_object((obj, self._totals), dst)
         if gathered is None:
+            self._totals = Totals()
             return None
-        self._totals_of_ranks = [totals for _, totals in gathered]
+        self._totals_of_others += [totals for rank, (_, totals) in enumerate(gathered) if rank != dst]
         return [theirs for theirs, _ in gathered]
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the results file says of the model, under `config`."""
+        """What the results file says of the model, under `config`. Asking ends a run: totals begin anew."""
+        totals = Totals.of([self._totals, *self._totals_of_others])
+        self._totals, self._totals_of_others = Totals(), []
         canonical = json.dumps(self._identity, sort_keys=True)
         return {
             **super().get_model_info(),
@@ -203,7 +210,7 @@ class HybridLM(HFLM):
             "hybrid_thinking_prompt": self._identity["thinking_prompt"],
             "hybrid_policy": self._identity["policy"],
             "hybrid_fingerprint": hashlib.sha256(canonical.encode()).hexdigest(),
-            "hybrid_totals": Totals.of(self._totals_of_ranks).summary(),
+            "hybrid_totals": totals.summary(),
         }
 
     def _join_ranks(self) -> None:
@@ -239,7 +246,7 @@ class HybridLM(HFLM):
             check_room(request, "base", len(base_ids), limits, self.max_length)
         if self._thinking is None:
             return _Job(request, Prompt(base_ids, base_ids), limits, thought_open=False)
-        text = self._thinking.text(context, context in self._templated)
+        text = self._thinking.text(context, isinstance(context, Templated))
         thinking_ids = self._thinking.ids(text)
         check_room(request, "thinking", len(thinking_ids), limits, self._thinking.model.max_length)
         # Only where every token is the thinking model's own does its answer go on with the thought.
@@ -254,7 +261,14 @@ class HybridLM(HFLM):
         )
         self._totals.add(generations, time.perf_counter() - start)
         return [
-            HybridAnswer(generation.text, generation, self._arm, self._bundle.identity, job.thought_open)
+            HybridAnswer(
+                generation.text,
+                generation,
+                self._arm,
+                self._bundle.identity,
+                job.thought_open,
+                compared=self._policy.reads_base,
+            )
             for job, generation in zip(batch, generations, strict=True)
         ]
 
@@ -263,9 +277,12 @@ class HybridLM(HFLM):
         for texts, context_ids, _ in batch:
             thinking_ids = context_ids
             if self._thinking is not None:
-                # White space at its end has moved from the context to the continuation.
-                wrapped = texts and self._thinking.text(texts[0], texts[0] in self._templated).rstrip()
-                thinking_ids = self._thinking.ids(self.tok_decode(context_ids) if wrapped is None else wrapped)
+                if texts is None:
+                    text = self.tok_decode(context_ids)
+                else:
+                    # White space at its end has moved from the context to the continuation.
+                    text = self._thinking.text(texts[0].rstrip(), isinstance(texts[0], Templated))
+                thinking_ids = self._thinking.ids(text)
             prompts.append(Prompt(context_ids, thinking_ids))
         return self._decoder.score(prompts, [continuation for _, _, continuation in batch])
 

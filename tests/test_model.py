@@ -151,11 +151,11 @@ def test_totals_count_each_request_once(system: TinySystem) -> None:
 def test_bad_requests_are_refused_in_one_line(
     hybrid: HybridLM, prompt: str, settings: dict[str, Any], complaint: str
 ) -> None:
-    before = hybrid.get_model_info()["hybrid_totals"]["requests"]
+    hybrid.get_model_info()
     with pytest.raises(HybridError, match=complaint) as failure:
         answers(hybrid, "a good one", prompt, **settings)
     assert "\n" not in str(failure.value)
-    assert hybrid.get_model_info()["hybrid_totals"]["requests"] == before, "nothing is answered first"
+    assert hybrid.get_model_info()["hybrid_totals"]["requests"] == 0, "nothing is answered first"
 
 
 def test_bad_arguments_are_refused_in_one_line(system: TinySystem, tmp_path: Path) -> None:
@@ -175,6 +175,11 @@ def test_bad_arguments_are_refused_in_one_line(system: TinySystem, tmp_path: Pat
         ({"base": str(wide)}, "hidden size 32 .* found 64"),
         ({"thinking": str(wide)}, "hidden size 32 .* found 64"),
         ({"thinking_prompt": "chat"}, "chat template; found none"),
+        ({"batch_size": 0}, "batch_size must be 1 or more, or auto; found 0"),
+        ({"batch_size": "x"}, "batch_size must be 1 or more, or auto; found 'x'"),
+        ({"max_batch_size": -1}, "max_batch_size must be 1 or more; found -1"),
+        ({"dtype": "bf16"}, "the base model .* no attribute 'bf16'"),
+        ({"no_such_argument": 1}, "the base model .* unexpected keyword argument 'no_such_argument'"),
     ):
         with pytest.raises(HybridError, match=complaint) as failure:
             load(system, **arguments)
@@ -186,9 +191,9 @@ def test_the_response_cache_keeps_records_and_refuses_other_policies(
 ) -> None:
     path = str(tmp_path / "cache.db")
     fresh = CachingLM(hybrid, path).generate_until(requests(*PROMPTS))
-    before = hybrid.get_model_info()["hybrid_totals"]["requests"]
+    hybrid.get_model_info()
     cached = CachingLM(hybrid, path).generate_until(requests(*PROMPTS))
-    assert hybrid.get_model_info()["hybrid_totals"]["requests"] == before, "none was answered again"
+    assert hybrid.get_model_info()["hybrid_totals"]["requests"] == 0, "none was answered again"
     assert [answer.generation for answer in cached] == [answer.generation for answer in fresh]
     with pytest.raises(HybridError, match=r"policy.seed is 0 there, 1 here; give --use_cache another path"):
         CachingLM(load(system, seed=1), path)
@@ -248,6 +253,30 @@ def test_a_chat_template_is_applied_by_one_side_only(tmp_path: Path) -> None:
     assert model.tokenizer.decode(templated_job.prompt.base_ids) == templated
     assert plain_job.thought_open
     assert not load(system, arm="hybrid")._job(requests("1 + 1?")[0]).thought_open
+
+
+@pytest.mark.parametrize("form", ["raw", "chat"])
+def test_log_likelihoods_read_the_whole_prompt_of_the_thinking_model(tmp_path: Path, form: Any) -> None:
+    newline_after = CHAT_TEMPLATE + "{{ '\\n' }}"
+    system = write_system(tmp_path, newline_after, Prompt(thinking=form, prefix="<think>\n"))
+    model, read = load(system), []
+    model._decoder.score = lambda prompts, _: read.extend(prompts) or [(0.0, True) for _ in prompts]  # type: ignore
+    templated = model.apply_chat_template([{"role": "user", "content": "1 + 1?"}])
+    assert templated.endswith("\n")
+    model.loglikelihood([Instance("loglikelihood", {}, (text, "2"), 0, ("t", 0, 1)) for text in ("1 + 1? ", templated)])
+    texts = {model.tokenizer.decode(prompt.thinking_ids) for prompt in read}
+    plain = "<user>1 + 1?</user><assistant>\n<think>\n" if form == "chat" else "1 + 1?<think>\n"
+    assert texts == {plain, "<user>1 + 1?</user><assistant><think>\n"}
+
+
+def test_a_replaced_checkpoint_is_another_model(system: TinySystem, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(system.base, folder)
+    path = str(tmp_path / "cache.db")
+    CachingLM(load(system, base=str(folder), arm="base"), path)
+    tiny_model(7).save_pretrained(folder)
+    with pytest.raises(HybridError, match="found that base is "):
+        CachingLM(load(system, base=str(folder), arm="base"), path)
 
 
 def test_a_chat_template_must_exist(hybrid: HybridLM) -> None:

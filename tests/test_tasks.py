@@ -14,13 +14,16 @@ from lm_eval.__main__ import cli_evaluate
 from lm_eval.tasks import TaskManager
 
 from lm_eval_hybrid import autoload, paths
+from lm_eval_hybrid.backends.sources import Source
+from lm_eval_hybrid.behaviors.manifest import Prompt
 from lm_eval_hybrid.decoding.trace import TokenRecord
 from lm_eval_hybrid.errors import HybridError
 from lm_eval_hybrid.model import HybridLM
+from tests import shared_data
+from tests.shared_data import ROOT
 from tests.tiny_system import CHAT_TEMPLATE, TinySystem, write_system
 
-ROOT = Path(__file__).parent.parent
-DATA = Path(os.environ.get("LM_EVAL_HYBRID_TEST_DATA", ROOT.parent / "shared" / "data")) / "benchmarks"
+DATA = shared_data.DATA / "benchmarks"
 TASKS = ("gsm8k_hybrid", "math500_hybrid", "gsm8k_embedded", "math500_embedded")
 GSM8K = [{"question": f"{n} + 4?", "answer": f"It is {n} + 4.\n#### {n + 4}"} for n in range(5)]
 MATH500 = [{"problem": f"Half of ${n}$?", "answer": rf"\frac{{{n}}}{{2}}"} for n in range(1, 6)]
@@ -153,7 +156,8 @@ def test_a_run_leaves_tokens_beside_samples(logged: Path) -> None:
 def test_the_results_file_says_what_ran(logged: Path, system: TinySystem) -> None:
     (path,) = logged.rglob("results_*.json")
     config = json.loads(path.read_text(encoding="utf-8"))["config"]
-    assert (config["hybrid_arm"], config["hybrid_base"]) == ("hybrid", f"{system.base}@main")
+    assert config["hybrid_arm"] == "hybrid"
+    assert config["hybrid_base"] == Source.named("base", str(system.base)).identity(None)
     assert config["hybrid_bundle"].startswith("tiny@1.0.0#")
     assert config["hybrid_policy"]["coefficients"] == [0.5, 1.0]
     assert len(config["hybrid_fingerprint"]) == 64
@@ -185,6 +189,34 @@ def test_chat_template_and_system_prompt(hybrid: HybridLM, rows: Path) -> None:
     results = evaluate(hybrid, rows, "gsm8k_hybrid", limit=1, apply_chat_template=True, system_instruction="Be brief.")
     prompt, _ = results["samples"]["gsm8k_hybrid"][0]["arguments"][0]
     assert prompt == "<system>Be brief.</system><user>Question: 0 + 4?\nAnswer:</user><assistant>"
+
+
+def test_cached_requests_are_still_known_to_be_in_a_chat_template(
+    tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lm_eval.caching.cache.PATH", str(tmp_path / "requests"))
+    system = write_system(tmp_path, CHAT_TEMPLATE, Prompt(thinking="chat"))
+    first, second = (
+        evaluate(
+            HybridLM(**system.arguments), rows, "gsm8k_hybrid",
+            limit=1, apply_chat_template=True, cache_requests=True,
+        )["samples"]["gsm8k_hybrid"][0]
+        for _ in range(2)
+    )  # fmt: skip
+    assert list((tmp_path / "requests").iterdir())
+    assert first["resps"] == second["resps"]
+    assert [r.thinking_logprob for r in first["resps"][0][0].generation.records] == [
+        r.thinking_logprob for r in second["resps"][0][0].generation.records
+    ]
+
+
+def test_the_totals_are_of_one_run(hybrid: HybridLM, rows: Path, tmp_path: Path) -> None:
+    settings = {"limit": 2, "use_cache": str(tmp_path / "cache")}
+    hybrid.get_model_info()
+    first, cached = (evaluate(hybrid, rows, "gsm8k_hybrid", **settings)["config"]["hybrid_totals"] for _ in range(2))
+    assert (first["requests"], cached["requests"], cached["tokens"]) == (2, 0, 0)
+    names = ("steered_fraction", "changed_fraction", "tokens_per_second")
+    assert all(first[name] is not None and cached[name] is None for name in names)
 
 
 def test_other_models_are_scored_by_what_they_have(system: TinySystem, rows: Path) -> None:
@@ -267,7 +299,7 @@ def test_two_processes_share_the_documents(system: TinySystem, rows: Path, tmp_p
     script = tmp_path / "run.py"
     script.write_text(COMMAND)
     done = run_apart(
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517", str(script),
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(script),
         "--model", "hybrid", "--model_args", f"behaviors={system.bundle}", "--tasks", "gsm8k_hybrid",
         "--metadata", f"data_dir={rows}", "--gen_kwargs", "max_gen_toks=8", "--log_samples",
         "--output_path", str(tmp_path / "out"), "--use_cache", str(tmp_path / "cache"), "--device", "cpu",

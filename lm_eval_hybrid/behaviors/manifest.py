@@ -201,17 +201,12 @@ class Manifest(_Part):
 
 def parse(data: bytes, source: Path) -> Manifest:
     """The manifest in the YAML bytes `data`. HybridError, which begins with `source`, where it is unsound."""
-    try:
-        fields = yaml.safe_load(data)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise HybridError(f"{source}: a manifest must be YAML; found {reason}; restore the file") from None
-    if not isinstance(fields, dict):
-        raise HybridError(f"{source}: a manifest must be a mapping; found {type(fields).__name__}; restore the file")
+    fields = mapping(data, f"{source}: a manifest", "restore the file")
     try:
         return Manifest.model_validate(fields)
     except ValidationError as error:
-        raise HybridError(f"{source}: {_first_problem(error)}") from None
+        advice = "mend it, or use the lm-eval-hybrid that wrote it"
+        raise HybridError(f"{source}: {first_problem(error)}; {advice}") from None
 
 
 def dump(manifest: Manifest) -> bytes:
@@ -234,15 +229,19 @@ def read(folder: Path) -> tuple[Manifest, bytes]:
     return parse(data, path), data
 
 
-def version_key(version: str) -> tuple[Any, ...]:
-    """A sort key for semantic versions: 1.0.0-rc.1 < 1.0.0 < 1.0.1 (semver.org, section 11)."""
-    numbers, _, pre = version.partition("-")
-    # Numeric identifiers sort below words; a version without pre-release above all its pre-releases.
-    parts = tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in pre.split(".") if part)
-    return (*(int(number) for number in numbers.split(".")), not parts, parts)
+def mapping(data: bytes, what: str, advice: str) -> dict[str, Any]:
+    """The mapping in YAML bytes. HybridError, which begins with `what` and ends in `advice`, where there is none."""
+    try:
+        fields = yaml.safe_load(data)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise HybridError(f"{what} must be YAML; found {' '.join(str(error).split())}; {advice}") from None
+    if not isinstance(fields, dict):
+        raise HybridError(f"{what} must be a mapping; found {type(fields).__name__}; {advice}")
+    return fields
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
+    """The first of the problems that pydantic found, in one line, and how many more there are."""
     problems = error.errors(include_url=False)
     first = problems[0]
     where = ".".join(str(part) for part in first["loc"]) or "manifest"
@@ -251,4 +250,12 @@ def _first_problem(error: ValidationError) -> str:
     if first["type"] not in ("value_error", "missing") and not isinstance(first["input"], (dict, list)):
         text += f"; found {reprlib.repr(first['input'])}"
     more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{where}: {text}{more}; mend it, or use the lm-eval-hybrid that wrote it"
+    return f"{where}: {text}{more}"
+
+
+def version_key(version: str) -> tuple[Any, ...]:
+    """A sort key for semantic versions: 1.0.0-rc.1 < 1.0.0 < 1.0.1 (semver.org, section 11)."""
+    numbers, _, pre = version.partition("-")
+    # Numeric identifiers sort below words; a version without pre-release above all its pre-releases.
+    parts = tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in pre.split(".") if part)
+    return (*(int(number) for number in numbers.split(".")), not parts, parts)

@@ -21,6 +21,11 @@ _CHANGES: dict[str, dict[str, Any]] = {
 ARMS: tuple[str, ...] = tuple(_CHANGES)
 
 
+def leaves_alone(arm: str, field: str) -> bool:
+    """Whether `arm` takes the policy's `field` from its defaults. An unknown arm, of another version, leaves all."""
+    return field not in _CHANGES.get(arm, {})
+
+
 def policy_for(arm: str, defaults: Policy) -> Policy:
     """`defaults`, the bundle's own policy, with the one change that makes it this arm.
 

@@ -28,7 +28,7 @@ class Candidate:
         token: [n] int64, base id.
         logits: [n, vocab] float32, the base model's, steered.
         category: [n] int64, NONE where no behavior was used.
-        coefficient: [n] float64.
+        coefficient: [n] float64, on the CPU: not every device has float64.
         window: [n] int64.
     """
 
@@ -124,7 +124,7 @@ class Chooser:
             self._network = steering.require_network().to(device) if policy.select == "mlp" else None
         coefficients = (math.nan,) if policy.select == "mlp" else policy.coefficients
         pairs = [(a, w) for a in coefficients for w in policy.windows]
-        self._coefficients = torch.tensor([a for a, _ in pairs], dtype=torch.float64, device=device)
+        self._coefficients = torch.tensor([a for a, _ in pairs], dtype=torch.float64)
         self._windows = [w for _, w in pairs]
         self._window_ids = torch.tensor(self._windows, device=device)
         self.reach = (0 if 0 in policy.windows else max(policy.windows)) if policy.steers else None
@@ -209,11 +209,13 @@ class Chooser:
         direction = self._bias.expand(len(opened), -1)
         if self._policy.category != "none":
             direction = direction + self._vectors[category]
-        coefficients = self._coefficients.expand(len(opened), -1)
-        if self._network is not None:
-            computed = self._network.coefficient(base.reading.residual[opened], category)
-            coefficients = computed[:, None].double()
-        steering = coefficients.float()[:, :, None] * direction[:, None]
+        if self._network is None:
+            coefficients = self._coefficients.expand(len(opened), -1)
+            multiples = coefficients.float().to(self._device)
+        else:
+            multiples = self._network.coefficient(base.reading.residual[opened], category)[:, None]
+            coefficients = multiples.cpu().double()
+        steering = multiples[:, :, None] * direction[:, None]
         logits = base.steered(opened, steering, self._windows)
         tokens = self._base_choice(logits)
         taken = self._select(tokens, logprobs, opened, keys, position)
@@ -222,7 +224,7 @@ class Chooser:
             token=tokens[each, taken],
             logits=logits[each, taken],
             category=category,
-            coefficient=coefficients[each, taken],
+            coefficient=coefficients.gather(1, taken[:, None].cpu())[:, 0],
             window=self._window_ids[taken],
         )
 

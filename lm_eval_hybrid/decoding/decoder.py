@@ -1,4 +1,5 @@
-"""Hybrid decoding of a batch, in step: one forward pass a model a token, and one more where the gate opens.
+"""Hybrid decoding of a batch, in step: one forward pass a model a token, and where the gate opens one more a distinct
+window.
 
 Rows are independent: padding, batch and finished neighbours change no token. A model that the policy never reads
 is not run. Greedy only.

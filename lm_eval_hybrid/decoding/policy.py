@@ -1,15 +1,12 @@
 """What the hybrid does at each token: when it steers, with what, and what it takes (DESIGN, section 2)."""
 
-import json
 import math
-from dataclasses import asdict, dataclass
-from hashlib import sha256
+from dataclasses import dataclass
 from typing import Literal, get_args
 
+from lm_eval_hybrid.behaviors.manifest import Gate, Select
 from lm_eval_hybrid.errors import HybridError
 
-Gate = Literal["disagreement", "never", "always", "random"]
-Select = Literal["guardrail", "fixed", "mlp", "random"]
 Emit = Literal["candidate", "thinking"]
 Category = Literal["sae", "random", "none"]
 Directions = Literal["bundle", "random"]
@@ -19,7 +16,7 @@ _CHOICES = {"gate": Gate, "select": Select, "emit": Emit, "category": Category, 
 
 @dataclass(frozen=True)
 class Policy:
-    """One decoding policy. Two runs with equal fingerprints over equal models emit equal tokens.
+    """One decoding policy. Two runs with equal policies over equal models emit equal tokens.
 
     Attributes:
         gate: positions steered: where the models' choices differ, none, all, or a random share `gate_rate`.
@@ -90,8 +87,3 @@ class Policy:
         if self.gate in ("never", "disagreement") or self.emit == "thinking":
             return self.gate != "never"
         return self.category == "sae" or self.select == "guardrail"
-
-    def fingerprint(self) -> str:
-        """sha256, in hex, of the policy as canonical JSON."""
-        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
-        return sha256(canonical.encode()).hexdigest()

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
+TOKENS_SCHEMA = 1  # of the token records in files
 Finish = Literal["eos", "stop", "length"]
 
 

@@ -9,9 +9,10 @@ from tqdm import tqdm
 
 from lm_eval_hybrid.backends.local import LocalBackend
 from lm_eval_hybrid.discovery.sentences import Sentence, split
-from lm_eval_hybrid.discovery.traces import Trace
+from lm_eval_hybrid.discovery.traces import Trace, prompt_ids
 
 BATCH = 32
+LOGITS = 2**30  # bytes of float32 logits at once, unless one row alone has more
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,7 @@ def forward(
     """One pass a sequence: (residual [n, d] float32 after `layer`, next token [n] int64), both on the CPU."""
     hook = backend.layers[-1 if layer is None else layer]
     model = backend.model
-    for first in range(0, len(sequences), BATCH):
-        some = sequences[first : first + BATCH]
+    for some in _batches(sequences, backend.config.get_text_config().vocab_size):
         width = max(map(len, some))
         # Padded on the right, where causal attention never looks.
         ids = torch.tensor([row + [0] * (width - len(row)) for row in some], device=backend.device)
@@ -84,9 +84,20 @@ def forward(
             yield residual[row, : len(tokens)].clone(), choice[row, : len(tokens)].clone()
 
 
+def _batches(sequences: Sequence[list[int]], vocabulary: int) -> Iterator[Sequence[list[int]]]:
+    """Up to BATCH neighbours, fewer where their logits would take more than LOGITS bytes."""
+    first = 0
+    while first < len(sequences):
+        some = sequences[first : first + BATCH]
+        row = max(map(len, some)) * vocabulary * 4
+        some = some[: max(1, LOGITS // row)]
+        yield some
+        first += len(some)
+
+
 def _encode(trace: Trace, backend: LocalBackend) -> tuple[list[int], int, tuple[Sentence, ...]]:
     tokenizer = backend.tokenizer
-    prompt = tokenizer(trace.prompt, add_special_tokens=False).input_ids
+    prompt = prompt_ids(tokenizer, trace.prompt)
     answer = tokenizer(trace.text, add_special_tokens=False, return_offsets_mapping=True)
     spans = split(trace.text, [end for _, end in answer.offset_mapping])
     moved = tuple(Sentence(s.text, s.begin + len(prompt), s.end + len(prompt)) for s in spans)

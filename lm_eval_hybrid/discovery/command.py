@@ -7,6 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lm_eval_hybrid.errors import HybridError
+
 if TYPE_CHECKING:
     from lm_eval_hybrid.backends.local import LocalBackend
 
@@ -34,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="samples_*.jsonl of the thinking model (--log_samples): take the traces from there, decode none",
     )
     parser.add_argument(
-        "--work", type=Path, metavar="DIR", help="keeps the traces, so that a run resumes (default: OUT.work)"
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="keeps the traces, so that a run resumes (default: NAME-VERSION.discover in the current folder)",
     )
     parser.add_argument("--device", default="cpu", help="of both models (default: cpu)")
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle that is there")
@@ -51,18 +56,26 @@ def run(args: argparse.Namespace) -> None:
     check_target(out, args.overwrite)
     named = {key: getattr(args, key) for key in ("base", "thinking", "prompts") if getattr(args, key)}
     recipe = load(args.recipe, **named)
-    thinking = _load("thinking", recipe.thinking, args.device)
-    if args.samples:
-        found = traces.read_samples(args.samples)
+    name, version, samples = out.parent.name, out.name, tuple(args.samples or ())
+    # All that can be wrong is read and checked before the long work begins.
+    given = traces.read_samples(samples) if samples else _prompts(recipe.prompts, recipe.seed)
+    base, thinking = (_load(role, getattr(recipe, role), args.device) for role in ("base", "thinking"))
+    pipeline.check(base, thinking, recipe, name, version)
+    if samples:
+        found = given
     else:
-        work = args.work or out.with_name(out.name + ".work")
-        work.mkdir(parents=True, exist_ok=True)
-        found = traces.write(
-            work / "traces.jsonl", thinking, _prompts(recipe.prompts, recipe.seed), recipe.max_new_tokens
-        )
-    base = _load("base", recipe.base, args.device)
-    bundle = pipeline.discover(base, thinking, found, recipe, name=out.parent.name, version=out.name)
+        work = _folder(args.work or Path(f"{name}-{version}.discover"))
+        found = traces.write(work / "traces.jsonl", thinking, given, recipe.max_new_tokens)
+    bundle = pipeline.discover(base, thinking, found, recipe, name, version, samples)
     logging.info("%s written to %s", bundle.save(out, args.overwrite).identity, out)
+
+
+def _folder(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HybridError(f"--work must be a folder; found {path}: {error.strerror}; name another") from None
+    return path
 
 
 def _prompts(source: str, seed: int) -> list[str]:

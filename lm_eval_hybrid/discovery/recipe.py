@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lm_eval_hybrid.behaviors.manifest import Count, Index, Words, first_problem, mapping
 from lm_eval_hybrid.discovery.sae import SaeRecipe
 from lm_eval_hybrid.discovery.vectors import VectorRecipe
 from lm_eval_hybrid.errors import HybridError
@@ -26,18 +26,18 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    description: str
-    license: str
-    authors: tuple[str, ...]
+    description: Words
+    license: Words
+    authors: Annotated[tuple[Words, ...], Field(min_length=1)]
     citation: str
-    base: str
-    thinking: str
-    prompts: str
-    max_new_tokens: Annotated[int, Field(ge=1)]
+    base: Words
+    thinking: Words
+    prompts: Words
+    max_new_tokens: Count
     holdout: Annotated[float, Field(gt=0, lt=1)]
     seed: int
-    coefficients: tuple[float, ...]
-    windows: tuple[int, ...]
+    coefficients: Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Field(min_length=1)]
+    windows: Annotated[tuple[Index, ...], Field(min_length=1)]
     sae: SaeRecipe
     vectors: VectorRecipe
 
@@ -50,17 +50,14 @@ def load(name: str, **changes: Any) -> Recipe:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
     try:
-        fields = yaml.safe_load(path.read_text())
+        data = path.read_bytes()
     except FileNotFoundError:
         known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
         raise HybridError(f"a recipe must be one of {known}, or a YAML file; found {name!r}; name one") from None
-    except yaml.YAMLError as error:
-        raise HybridError(f"{path}: a recipe must be YAML; found {' '.join(str(error).split())}; mend it") from None
-    if not isinstance(fields, dict):
-        raise HybridError(f"{path}: a recipe must be a mapping; found {type(fields).__name__}; see {RECIPES}")
+    except OSError as error:
+        raise HybridError(f"{path}: a recipe must be a readable file; found {error.strerror}; name another") from None
+    fields = mapping(data, f"{path}: a recipe", f"mend it; {RECIPES} has examples")
     try:
         return Recipe.model_validate(fields | changes)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise HybridError(f"{path}: {where}: {first['msg']}; mend it") from None
+        raise HybridError(f"{path}: {first_problem(error)}; mend it") from None

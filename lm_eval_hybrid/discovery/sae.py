@@ -1,12 +1,18 @@
-"""A Top-K sparse autoencoder with a small dictionary, trained on sentences' mean residuals (paper, section 3)."""
+"""A Top-K sparse autoencoder with a small dictionary, trained on the residuals at sentences' onsets.
+
+The paper (section 3) trains it on sentences' mean residuals; `activations.ReadTrace.onsets` says why this does not.
+"""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import pydantic
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from lm_eval_hybrid.behaviors.manifest import Count, Index
 from lm_eval_hybrid.decoding.steering import SparseEncoder, normalize
 
 
@@ -23,12 +29,18 @@ class SaeRecipe:
         rate: Adam's learning rate.
     """
 
-    layer: int
-    latents: int
-    k: int
-    restarts: int = 8
-    steps: int = 600
-    rate: float = 0.01
+    layer: Index
+    latents: Count
+    k: Count
+    restarts: Count = 8
+    steps: Count = 600
+    rate: Annotated[float, Field(gt=0)] = 0.01
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> "SaeRecipe":
+        if self.k > self.latents:
+            raise ValueError(f"k must be at most latents ({self.latents}); found {self.k}")
+        return self
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
+from lm_eval_hybrid import jsonl
 from lm_eval_hybrid.backends.local import LocalBackend
 from lm_eval_hybrid.decoding.batch import Prompt
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
@@ -16,11 +19,14 @@ from lm_eval_hybrid.decoding.policy import Policy
 from lm_eval_hybrid.errors import HybridError
 
 BATCH = 50
+_OTHERWISE = "delete it or name another --work folder"
+_SAMPLES = "give samples_*.jsonl of a generate_until task, written with --log_samples"
+SEEN = 256  # values of each weight that tell models apart
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A prompt, as the model read it, and what it wrote."""
+    """A prompt, read as it stands (no chat template is put around it), and what the model wrote."""
 
     prompt: str
     text: str
@@ -34,56 +40,60 @@ def digest(traces: Iterable[Trace]) -> str:
     return content.hexdigest()
 
 
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Token ids of a prompt as decoding reads it: with the tokenizer's special tokens, but no second BOS."""
+    begun = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
+    return tokenizer(prompt, add_special_tokens=not begun).input_ids
+
+
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a jsonl file, one object with `prompt` a line.
+    """The prompts of a jsonl file, one object with `prompt` a line; each prompt once.
 
     Raises:
         HybridError: for a line that is not such an object.
     """
     prompts = []
-    for number, row in _rows(path):
-        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-            raise HybridError(f"{path}:{number}: must be an object with a string `prompt`; found {row!r:.60}; mend it")
+    for number, row in jsonl.rows(path):
+        if not isinstance(row, dict) or not _filled(row.get("prompt")):
+            raise HybridError(
+                f"{path}:{number}: must be an object with a non-empty string `prompt`; found {row!r:.60}; mend it"
+            )
         prompts.append(row["prompt"])
-    return prompts
+    return list(dict.fromkeys(prompts))
 
 
 def read_samples(paths: Sequence[Path]) -> list[Trace]:
     """The traces in the harness's samples files (`--log_samples`) of a thinking model's run.
 
+    Each trace once: the harness repeats a document for every filter of its task.
+
     Raises:
-        HybridError: for a file without prompts and responses.
+        HybridError: for a line that is no sample of a generate_until task, or one without prompt.
     """
-    traces = []
-    for path in paths:
-        for number, row in _rows(path):
-            try:
-                traces.append(Trace(row["arguments"]["gen_args_0"]["arg_0"], row["resps"][0][0]))
-            except (KeyError, IndexError, TypeError):
-                raise HybridError(
-                    f"{path}:{number}: a sample must hold arguments.gen_args_0.arg_0 and resps[0][0]; found neither or "
-                    "one; give samples_*.jsonl of a generate_until task, written with --log_samples"
-                ) from None
-    return traces
+    return list(dict.fromkeys(_sample(row, f"{path}:{number}") for path in paths for number, row in jsonl.rows(path)))
 
 
 def write(path: Path, backend: LocalBackend, prompts: Sequence[str], max_new_tokens: int) -> list[Trace]:
     """The traces of `prompts`, decoded greedily by the thinking model, kept in `path` (jsonl) as they come.
 
-    What `path` holds already is not decoded again, so an interrupted run goes on.
+    What `path` holds already is not decoded again, so an interrupted run goes on. Its first line says what made it.
 
     Raises:
-        HybridError: where `path` holds traces of other prompts.
+        HybridError: where `path` holds something else than traces of this model and these prompts.
     """
-    traces = [Trace(**row) for _, row in _rows(path)] if path.exists() else []
+    made_by = {"max_new_tokens": max_new_tokens, "weights": _fingerprint(backend)}
+    if not path.exists() or not path.stat().st_size:
+        path.write_text(json.dumps(made_by) + "\n")
+    traces = _kept(path, made_by)
     if [trace.prompt for trace in traces] != list(prompts[: len(traces)]):
-        raise HybridError(f"{path}: must hold traces of the same prompts; found others; delete it or name another file")
+        raise HybridError(f"{path}: must hold traces of the same prompts; found others; {_OTHERWISE}")
+    _cut_torn_line(path)
     # Nothing is steered: the thinking model stands in the base's place.
     decoder = HybridDecoder(backend, None, None, Policy(gate="never", coefficients=(1.0,), windows=(1,)))
     with path.open("a") as file, tqdm(total=len(prompts), initial=len(traces), desc="traces") as bar:
         for first in range(len(traces), len(prompts), BATCH):
             some = prompts[first : first + BATCH]
-            ids = [backend.tokenizer(prompt, add_special_tokens=False).input_ids for prompt in some]
+            ids = [prompt_ids(backend.tokenizer, prompt) for prompt in some]
             answers = decoder.generate([Prompt(i, i) for i in ids], max_new_tokens)
             new = [Trace(prompt, answer.text) for prompt, answer in zip(some, answers, strict=True)]
             file.writelines(json.dumps(asdict(trace)) + "\n" for trace in new)
@@ -93,13 +103,51 @@ def write(path: Path, backend: LocalBackend, prompts: Sequence[str], max_new_tok
     return traces
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+def _sample(row: Any, where: str) -> Trace:
     try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise HybridError(f"{path}: must be a readable jsonl file; found {error.strerror}; name another") from None
-    for number, line in enumerate(lines, 1):
-        try:
-            yield number, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise HybridError(f"{path}:{number}: must be a line of JSON; found {error}; mend or delete it") from None
+        request, text = row["arguments"]["gen_args_0"], row["resps"][0][0]
+        prompt, settings = request["arg_0"], request["arg_1"]
+    except (KeyError, IndexError, TypeError):
+        raise HybridError(
+            f"{where}: a sample must hold arguments.gen_args_0 (arg_0 and arg_1) and resps[0][0]; found only part of "
+            f"it; {_SAMPLES}"
+        ) from None
+    # The second argument of a log-likelihood is its continuation; a rolling one has none.
+    if not isinstance(text, str) or not isinstance(settings, dict):
+        raise HybridError(f"{where}: a sample's response must be text; found {text!r:.60}; {_SAMPLES}")
+    if not _filled(prompt):
+        raise HybridError(f"{where}: a sample's prompt must be text, not empty; found {prompt!r:.60}; remove the line")
+    return Trace(prompt, text)
+
+
+def _kept(path: Path, made_by: dict[str, Any]) -> list[Trace]:
+    """The traces that `path` holds whole, below the line that says what made them."""
+    found = jsonl.rows(path, torn=True)
+    if next(found, (1, None))[1] != made_by:
+        raise HybridError(f"{path}: must hold traces of the same model and max_new_tokens; found others; {_OTHERWISE}")
+    traces = []
+    for number, row in found:
+        if not (
+            isinstance(row, dict) and row.keys() == {"prompt", "text"} and all(isinstance(v, str) for v in row.values())
+        ):
+            raise HybridError(f"{path}:{number}: must be a trace; found {row!r:.60}; {_OTHERWISE}")
+        traces.append(Trace(**row))
+    return traces
+
+
+def _cut_torn_line(path: Path) -> None:
+    with path.open("rb+") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def _fingerprint(backend: LocalBackend) -> str:
+    """sha256 (hex) of the names, shapes and first values of a model's weights: cheap, and training changes it."""
+    content = hashlib.sha256()
+    for name, weight in backend.model._module.named_parameters():
+        first = weight.detach().reshape(-1)[:SEEN].to("cpu", torch.float32)
+        content.update(f"{name} {tuple(weight.shape)}".encode() + first.numpy().tobytes())
+    return content.hexdigest()
+
+
+def _filled(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)

@@ -6,18 +6,24 @@ frozen, and one vector for each latent is fitted on top, at the positions where 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import pydantic
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import DynamicCache
 
 from lm_eval_hybrid.backends.local import LocalBackend
+from lm_eval_hybrid.behaviors.manifest import Count, Index
 from lm_eval_hybrid.decoding.steering import SparseEncoder
 from lm_eval_hybrid.discovery.activations import ReadTrace
+
+MEASURED = 16  # traces read at once when measuring
+COPIED = 2**30  # bytes of past and logits at once when measuring, unless one gate alone has more
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
@@ -32,12 +38,12 @@ class VectorRecipe:
         batch: traces in a step.
     """
 
-    layer: int
-    bias_epochs: int = 2
-    epochs: int = 8
-    rate: float = 0.02
-    decay: float = 0.0
-    batch: int = 16
+    layer: Index
+    bias_epochs: Index = 2
+    epochs: Index = 8
+    rate: Annotated[float, Field(gt=0)] = 0.02
+    decay: Annotated[float, Field(ge=0)] = 0.0
+    batch: Count = 16
 
 
 @dataclass(frozen=True)
@@ -59,13 +65,23 @@ class Gates:
     category: Tensor
     target: Tensor
 
+    def parts(self, size: int) -> Iterator["Gates"]:
+        """The same gates over the same past, up to `size` at a time."""
+        names = ("residual", "trace", "position", "category", "target")
+        for pieces in zip(*(getattr(self, name).split(size) for name in names), strict=True):
+            yield replace(self, **dict(zip(names, pieces, strict=True)))
+
 
 def fit(
     base: LocalBackend, encoder: SparseEncoder, traces: Sequence[ReadTrace], recipe: VectorRecipe, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Fits (bias [d_base], vectors [latents, d_base]), float32 on the CPU. The base's weights stay as they are."""
+    """Fits (bias [d_base], vectors [latents, d_base]), float32 on the CPU. The base's weights stay as they are.
+
+    Some trace must have gates. A step keeps, besides what its gradient needs, a copy of the past and a row of logits
+    for each gate of its traces: where memory does not do for that, make `recipe.batch` smaller.
+    """
     width = base.config.get_text_config().hidden_size
-    scale = _residual_norm(base, encoder, traces[: recipe.batch], recipe.layer)
+    scale = _residual_norm(base, encoder, traces, recipe)
     bias = torch.zeros(width, device=base.device, requires_grad=True)
     vectors = torch.zeros(len(encoder.bias), width, device=base.device, requires_grad=True)
     base.model._module.requires_grad_(False)
@@ -102,18 +118,25 @@ def hit_rates(
     bias: Tensor,
     vectors: Tensor,
 ) -> dict[str, float]:
-    """How often the steered base says the thinking token where they disagree: with the bias alone, with both."""
-    total, hits = 0, {"bias": 0.0, "vectors": 0.0}
-    for first in range(0, len(traces), 16):
-        gates = read_gates(base, encoder, traces[first : first + 16], layer)
+    """How often the steered base says the thinking token where they disagree: with the bias alone, with both.
+
+    Some trace must have gates.
+    """
+    bias, vectors = bias.to(base.device), vectors.to(base.device)
+    vocabulary = base.config.get_text_config().vocab_size
+    total, hits = 0, {"bias": 0, "vectors": 0}
+    for some in _with_gates(traces, MEASURED):
+        gates = read_gates(base, encoder, some, layer)
         total += len(gates.target)
-        with torch.no_grad():
+        past = sum(kept[0].nbytes for pair in gates.past for kept in pair)
+        for part in gates.parts(max(1, COPIED // (past + 4 * vocabulary))):
             for name, steering in (
-                ("bias", bias.expand(len(gates.target), -1)),
-                ("vectors", bias + vectors[gates.category]),
+                ("bias", bias.expand(len(part.target), -1)),
+                ("vectors", bias + vectors[part.category]),
             ):
-                logits = steered_logits(base, gates, steering.to(base.device), layer)
-                hits[name] += _hits(logits, gates) * len(gates.target)
+                with torch.no_grad():
+                    logits = steered_logits(base, part, steering, layer)
+                hits[name] += int((logits.argmax(-1) == part.target).sum())
     return {name: count / total for name, count in hits.items()}
 
 
@@ -142,7 +165,10 @@ def read_gates(base: LocalBackend, encoder: SparseEncoder, traces: Sequence[Read
 
 
 def steered_logits(base: LocalBackend, gates: Gates, steering: Tensor, layer: int) -> Tensor:
-    """Logits [g, vocab] with steering [g, d_base] added at each gate's own position, over an unsteered past."""
+    """Logits [g, vocab] with steering [g, d_base] added at each gate's own position, over an unsteered past.
+
+    Every gate gets its own copy of its trace's past; so the caller bounds the gates.
+    """
     cache = DynamicCache()
     length = gates.past[0][0].shape[2]
     for index, (keys, values) in enumerate(gates.past):
@@ -165,15 +191,27 @@ def steered_logits(base: LocalBackend, gates: Gates, steering: Tensor, layer: in
     return logits[:, -1].float()
 
 
-def _batches(traces: Sequence[ReadTrace], size: int, epochs: int, order: torch.Generator) -> Iterator[list[ReadTrace]]:
+def _batches(
+    traces: Sequence[ReadTrace], size: int, epochs: int, order: torch.Generator
+) -> Iterator[Sequence[ReadTrace]]:
     for _ in range(epochs):
         shuffled = torch.randperm(len(traces), generator=order).tolist()
-        for first in range(0, len(traces), size):
-            yield [traces[i] for i in shuffled[first : first + size]]
+        yield from _with_gates([traces[i] for i in shuffled], size)
 
 
-def _residual_norm(base: LocalBackend, encoder: SparseEncoder, traces: Sequence[ReadTrace], layer: int) -> float:
-    return read_gates(base, encoder, traces, layer).residual.norm(dim=-1).mean().item()
+def _with_gates(traces: Sequence[ReadTrace], size: int) -> Iterator[Sequence[ReadTrace]]:
+    """Batches of traces, but for those without a single gate, which have nothing to steer."""
+    for first in range(0, len(traces), size):
+        some = traces[first : first + size]
+        if any(len(trace.gates()) for trace in some):
+            yield some
+
+
+def _residual_norm(
+    base: LocalBackend, encoder: SparseEncoder, traces: Sequence[ReadTrace], recipe: VectorRecipe
+) -> float:
+    some = next(_with_gates(traces, recipe.batch))
+    return read_gates(base, encoder, some, recipe.layer).residual.norm(dim=-1).mean().item()
 
 
 def _hits(logits: Tensor, gates: Gates) -> float:

@@ -59,7 +59,7 @@ class Recipe:
     width: int = 128
     layers: int = 4
     heads: int = 4
-    base_rounds: tuple[tuple[int, float], ...] = ((2600, 1.0), (1100, 0.5))
+    base_rounds: tuple[tuple[int, float], ...] = ((2600, 1.0), (1100, 0.5), (900, 0.4))
     thinking_steps: int = 300
     batch_tokens: int = 6144
     muon_rate: float = 0.02

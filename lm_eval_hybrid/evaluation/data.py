@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lm_eval_hybrid import paths
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.errors import HybridError, show_plainly
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -52,6 +52,7 @@ def math500_embedded(**_: object) -> dict[str, "Dataset"]:
 def _read(
     name: str, columns: tuple[str, ...], data_dir: str | None, hub: tuple[str, str | None]
 ) -> dict[str, "Dataset"]:
+    show_plainly()  # any model can run these tasks, hence nobody else may have done so
     folder = data_dir or os.environ.get(DATA_VARIABLE)
     if folder:
         return {"test": _rows(Path(folder).expanduser() / name, columns)}

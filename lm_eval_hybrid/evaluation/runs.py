@@ -9,18 +9,20 @@ on one task the newest counts.
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from lm_eval_hybrid.decoding.arms import ARMS
-from lm_eval_hybrid.decoding.trace import TokenRecord
+from lm_eval_hybrid.decoding.arms import ARMS, leaves_alone
+from lm_eval_hybrid.decoding.trace import TOKENS_SCHEMA, TokenRecord
 from lm_eval_hybrid.errors import HybridError
 
 METRIC = "exact_match"
-TOKENS_SCHEMA = 1  # of the token records' lines
 log = logging.getLogger(__name__)
+Parsed = TypeVar("Parsed")
+# Of the policy: what a bundle says, unless the user or the arm does.
+SETTINGS = ("gate", "select", "coefficients", "windows")
 
 # `--output_path name.json` names the results file after itself, hence any stem.
 _RESULTS = re.compile(r".+_(?P<date>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(\.\d+)?)\.json")
@@ -67,6 +69,9 @@ class ArmRun:
     Attributes:
         task: the harness's name; followed by ":<filter>" where the task scores several filters.
         date: of the results file, as in its name.
+        base, thinking: what identifies the models; None where not recorded, or not run.
+        settings: how it steers, where that is the bundle's or the user's choice and not the arm's; empty where it
+            does not steer.
         tokens_per_second: generated tokens over the generation time of the whole run, all its tasks together;
             None where it generated none.
         steered_fraction, changed_fraction: of all generated tokens of the task; without token records the
@@ -79,6 +84,9 @@ class ArmRun:
     task: str
     date: str
     bundle: str | None
+    base: str | None
+    thinking: str | None
+    settings: dict[str, str]
     seed: int | None
     limit: float | None
     versions: dict[str, str]
@@ -104,10 +112,16 @@ class ArmRun:
                 f"token records are needed to show an answer; found none for {self.task}, arm {self.arm}; "
                 "run model hybrid again with --log_samples"
             )
-        for line in _token_lines(self.sidecar):
-            if line["doc_id"] == doc_id:
-                records = tuple(TokenRecord(**record) for record in line["records"])
-                return Answer(doc_id, self.task, self.arm, line["prompt"], line["text"], line["finish"], records)
+
+        def parse(line: dict[str, Any]) -> Answer | None:
+            if line["doc_id"] != doc_id:
+                return None
+            records = tuple(TokenRecord(**record) for record in line["records"])
+            return Answer(doc_id, self.task, self.arm, line["prompt"], line["text"], line["finish"], records)
+
+        for answer in _token_lines(self.sidecar, parse):
+            if answer is not None:
+                return answer
         raise HybridError(f"{self.sidecar.name} has no document {doc_id}; choose one of its doc_id values")
 
 
@@ -127,6 +141,30 @@ class Runs:
 
 
 @dataclass(frozen=True)
+class _Sample:
+    """What is needed of a line of a samples file. A fraction is None where the task does not score it."""
+
+    filter: str
+    doc_id: int
+    doc_hash: str
+    prompt_hash: str
+    exact_match: float
+    steered_fraction: float | None
+    changed_fraction: float | None
+
+    @classmethod
+    def parse(cls, line: dict[str, Any]) -> "_Sample":
+        if METRIC not in line:
+            raise HybridError(
+                f"a task must be scored by {METRIC} to be compared; found {', '.join(line['metrics'])}; "
+                "choose such a task, run without --predict_only, or move these files away"
+            )
+        names = ("filter", "doc_id", "doc_hash", "prompt_hash")
+        fractions = (line.get("steered_fraction"), line.get("changed_fraction"))
+        return cls(*(line[name] for name in names), float(line[METRIC]), *fractions)
+
+
+@dataclass(frozen=True)
 class _Output:
     """One task of one results file, samples not yet read."""
 
@@ -141,8 +179,8 @@ def read(folder: Path) -> Runs:
     """Read every run of model `hybrid` below `folder`.
 
     Raises:
-        HybridError: no results, no samples, a task that is not scored by exact match, or arms of a task that
-            were run on different documents.
+        HybridError: no results, no samples, files that are not the harness's, a task that is not scored by exact
+            match, or arms of a task that were run on different documents or with different models.
     """
     newest: dict[tuple[str, str], _Output] = {}
     for output in sorted(_outputs(folder), key=lambda output: output.date):
@@ -191,21 +229,14 @@ def _runs(output: _Output) -> Iterator[ArmRun]:
             f"samples are needed to pair documents; found no {samples_path.name} beside {output.path}; "
             "run again with --log_samples"
         )
-    tokens = _token_lines(sidecar) if sidecar.is_file() else ()
-    counts = {line["doc_id"]: _counts(line["records"]) for line in tokens}
-    by_filter: dict[str, dict[int, dict[str, Any]]] = {}
-    for sample in _lines(samples_path):
-        if METRIC not in sample:
-            found = ", ".join(sample["metrics"])
-            raise HybridError(
-                f"task {output.task} must be scored by {METRIC}; found {found} in {samples_path}; "
-                "choose such a task, run without --predict_only, or move these files away"
-            )
-        by_filter.setdefault(sample["filter"], {})[sample["doc_id"]] = sample
+    counts = dict(_token_lines(sidecar, _counts)) if sidecar.is_file() else {}
+    by_filter: dict[str, dict[int, _Sample]] = {}
+    for sample in _lines(samples_path, _Sample.parse):
+        by_filter.setdefault(sample.filter, {})[sample.doc_id] = sample
     config = output.results["config"]
     for name, samples in by_filter.items():
         documents = tuple(
-            Document(doc_id, sample["doc_hash"], sample["prompt_hash"], float(sample[METRIC]), counts.get(doc_id))
+            Document(doc_id, sample.doc_hash, sample.prompt_hash, sample.exact_match, counts.get(doc_id))
             for doc_id, sample in sorted(samples.items())
         )
         yield ArmRun(
@@ -213,53 +244,68 @@ def _runs(output: _Output) -> Iterator[ArmRun]:
             task=output.task if len(by_filter) == 1 else f"{output.task}:{name}",
             date=output.date,
             bundle=config.get("hybrid_bundle"),
+            base=config.get("hybrid_base"),
+            thinking=config.get("hybrid_thinking"),
+            settings=_settings(output.arm, config.get("hybrid_policy") or {}),
             seed=(config.get("hybrid_policy") or {}).get("seed"),
             limit=config.get("limit"),
             versions=_versions(output.results),
-            # 0 where every answer came from the response cache: nothing was generated, so nothing was timed.
-            tokens_per_second=(config.get("hybrid_totals") or {}).get("tokens_per_second") or None,
-            steered_fraction=_fraction("steered", documents, samples),
-            changed_fraction=_fraction("changed", documents, samples),
+            tokens_per_second=(config.get("hybrid_totals") or {}).get("tokens_per_second"),
+            steered_fraction=_fraction("steered", documents, samples.values()),
+            changed_fraction=_fraction("changed", documents, samples.values()),
             documents=documents,
             sidecar=sidecar if sidecar.is_file() else None,
         )
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
+def _lines(path: Path, parse: Callable[[dict[str, Any]], Parsed]) -> Iterator[Parsed]:
+    """What `parse` makes of each line, as a JSON object."""
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                yield json.loads(line)
-            except ValueError as error:
+                yield parse(json.loads(line))
+            except HybridError as error:
+                raise HybridError(f"{path}, line {number}: {error}") from error
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise HybridError(
-                    f"{path} must hold one JSON object a line; line {number} is none; run the arm again"
+                    f"{path} must hold one JSON object a line, as the run writes them; line {number} is none "
+                    f"({type(error).__name__}: {error}); run the arm again"
                 ) from error
 
 
-def _token_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in _lines(path):
+def _token_lines(path: Path, parse: Callable[[dict[str, Any]], Parsed]) -> Iterator[Parsed]:
+    def parse_checked(line: dict[str, Any]) -> Parsed:
         if line.get("schema_version") != TOKENS_SCHEMA:
             raise HybridError(
-                f"token records must have schema version {TOKENS_SCHEMA}; found {line.get('schema_version')} "
-                f"in {path}; read it with the version of lm-eval-hybrid that wrote it"
+                f"token records must have schema version {TOKENS_SCHEMA}; found {line.get('schema_version')}; "
+                "read them with the version of lm-eval-hybrid that wrote them"
             )
-        yield line
+        return parse(line)
+
+    return _lines(path, parse_checked)
 
 
-def _counts(records: list[dict[str, Any]]) -> Counts:
+def _counts(line: dict[str, Any]) -> tuple[int, Counts]:
+    """(doc_id, counts of its tokens)."""
+    records = line["records"]
     steered = [record for record in records if record["steered"]]
     compared = all(record["base_choice"] is not None for record in steered)
     behaviors = frozenset(record["behavior"] for record in steered if record["behavior"] is not None)
     changed = sum(record["changed"] for record in steered) if compared else None
-    return Counts(len(records), len(steered), changed, behaviors)
+    return line["doc_id"], Counts(len(records), len(steered), changed, behaviors)
 
 
-def _fraction(kind: str, documents: tuple[Document, ...], samples: dict[int, dict[str, Any]]) -> float | None:
+def _settings(arm: str, policy: dict[str, Any]) -> dict[str, str]:
+    steers = policy.get("gate") != "never" and policy.get("emit") != "thinking"
+    return {name: str(policy[name]) for name in SETTINGS if steers and name in policy and leaves_alone(arm, name)}
+
+
+def _fraction(kind: str, documents: tuple[Document, ...], samples: Iterable[_Sample]) -> float | None:
     if all(document.counts is not None for document in documents):
         part = [getattr(document.counts, kind) for document in documents]
         whole = sum(document.counts.tokens for document in documents if document.counts is not None)
         return None if None in part or not whole else sum(part) / whole
-    column = [sample.get(f"{kind}_fraction") for sample in samples.values()]
+    column = [getattr(sample, f"{kind}_fraction") for sample in samples]
     return None if None in column else sum(column) / len(column)
 
 
@@ -277,6 +323,14 @@ def _versions(results: dict[str, Any]) -> dict[str, str]:
 
 
 def _check_paired(runs: list[ArmRun]) -> None:
+    for role in ("base", "thinking"):
+        arms = {name: run.arm for run in runs if (name := getattr(run, role)) is not None}
+        if len(arms) > 1:
+            found = " and ".join(f"{name} ({arm})" for name, arm in arms.items())
+            raise HybridError(
+                f"a comparison of arms needs one {role} model in all of them; found {found} for {runs[0].task}; "
+                "run them with the same one, or move one's files away"
+            )
     first = runs[0]
     hashes = {document.doc_id: document.doc_hash for document in first.documents}
     prompts = {document.doc_id: document.prompt_hash for document in first.documents}

@@ -2,8 +2,8 @@
 
 Metrics: `exact_match`, `thought_unfinished` for any model's answers; `steered_fraction`, `changed_fraction` and
 `truncated` only for answers of the `hybrid` model, which carry their generation. Another model's answers do not have
-these, rather than a zero that nobody measured; for the same reason the thinking arm, which does not run the base model,
-has no `changed_fraction`.
+these, rather than a zero that nobody measured; for the same reason a policy that does not run the base model, as of arm
+`thinking`, has no `changed_fraction`.
 """
 
 from collections.abc import Callable
@@ -52,6 +52,6 @@ def _score(response: str, truth: str | None, same: Callable[[str, str], bool]) -
     if generation is not None:
         scores["steered_fraction"] = generation.steered_fraction
         scores["truncated"] = float(generation.finish == "length")
-        if getattr(response, "arm", None) != "thinking":
+        if getattr(response, "compared", False):
             scores["changed_fraction"] = generation.changed_fraction
     return scores

@@ -29,6 +29,8 @@ _UNFIT = {
     "think_end_token": "leave it out: tasks *_hybrid score what follows the thought",
     "enable_thinking": "set it in chat_template_args",
     "tp_plan": "use parallelize=True",
+    "mixed_precision_dtype": "set dtype=, which holds for both models",
+    "softmax_dtype": "leave it out: log-probabilities are float32",
 }
 
 
@@ -79,6 +81,8 @@ class HybridArguments:
         for name, value in given.items():
             if name in _UNFIT and value is not None:
                 raise HybridError(f"model hybrid takes no argument {name}; found {name}={value}; {_UNFIT[name]}")
+            if name == "backend" and value not in (None, "default", "causal"):
+                raise HybridError(f"model hybrid needs causal models; found backend={value}; leave it out")
             near = [] if name in known else difflib.get_close_matches(name, ours, n=1, cutoff=0.8)
             if near:
                 raise HybridError(f"model hybrid knows no argument {name}; found {name}={value}; write {near[0]}=")

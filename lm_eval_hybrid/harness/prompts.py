@@ -8,6 +8,12 @@ from lm_eval_hybrid.behaviors.manifest import Prompt
 from lm_eval_hybrid.errors import HybridError
 
 
+class Templated(str):
+    """A context that is in a chat template. Of its own type, so that it is known as one from a cache as well."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class ThinkingReader:
     """A thinking model, and the form in which it is given a context.

@@ -18,12 +18,14 @@ class HybridAnswer(str):
         generation: a record per token; None for such a text.
         arm, bundle: what generated it.
         thought_open: the model that wrote it was prompted to begin inside a thought.
+        compared: the base model was run, so that it is known which tokens steering changed.
     """
 
     generation: Generation | None
     arm: str
     bundle: str
     thought_open: bool
+    compared: bool
 
     def __new__(
         cls,
@@ -32,9 +34,11 @@ class HybridAnswer(str):
         arm: str = "",
         bundle: str = "",
         thought_open: bool = False,
+        compared: bool = True,
     ) -> "HybridAnswer":
         self = super().__new__(cls, text)
-        self.generation, self.arm, self.bundle, self.thought_open = generation, arm, bundle, thought_open
+        self.generation, self.arm, self.bundle = generation, arm, bundle
+        self.thought_open, self.compared = thought_open, compared
         return self
 
 
@@ -84,17 +88,16 @@ class Totals:
         return whole
 
     def summary(self) -> dict[str, Any]:
-        """As the results file has it: `hybrid_totals`."""
-        share = 1 / self.tokens if self.tokens else 0.0
+        """As the results file has it: `hybrid_totals`. What nothing was generated to measure is None."""
         return {
             "requests": self.requests,
             "tokens": self.tokens,
             "steered": self.steered,
             "changed": self.changed if self.compared else None,
-            "steered_fraction": self.steered * share,
-            "changed_fraction": self.changed * share if self.compared else None,
+            "steered_fraction": self.steered / self.tokens if self.tokens else None,
+            "changed_fraction": self.changed / self.tokens if self.tokens and self.compared else None,
             "behaviors": dict(self.behaviors.most_common()),
             "truncated": self.truncated,
             "seconds": self.seconds,
-            "tokens_per_second": self.tokens / self.seconds if self.seconds else 0.0,
+            "tokens_per_second": self.tokens / self.seconds if self.tokens else None,
         }

@@ -25,14 +25,22 @@ class Limits:
         """Read a task's `generation_kwargs`.
 
         Raises:
-            HybridError: they ask for sampling, beams, no tokens, or anything else that greedy decoding cannot do.
+            HybridError: they ask for sampling, beams, no tokens, or anything else that greedy decoding cannot do; or
+                a value is not of its kind.
         """
-        settings = dict(normalize_gen_kwargs(dict(generation_kwargs), default_tokens))
+        try:
+            settings = dict(normalize_gen_kwargs(dict(generation_kwargs), default_tokens))
+        except (TypeError, ValueError) as error:
+            raise HybridError(
+                f"generation settings must be of their kind; found {dict(generation_kwargs)}: {error}; mend them"
+            ) from error
         if settings.get("do_sample") or settings.get("num_beams", 1) != 1:
             raise HybridError(
                 f"model hybrid decodes greedily; found {dict(generation_kwargs)}; pass --gen_kwargs do_sample=False"
             )
         stop = handle_stop_sequences(settings.pop("until"), eos=None)
+        if wrong := [text for text in stop if not isinstance(text, str)]:
+            raise HybridError(f"until must be strings; found {wrong[0]!r}; mend --gen_kwargs or the task")
         tokens = settings.pop("max_gen_toks")
         unknown = sorted(settings.keys() - _WITHOUT_EFFECT)
         if unknown:

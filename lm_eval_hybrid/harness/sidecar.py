@@ -14,9 +14,9 @@ from typing import Any
 
 from lm_eval.loggers import EvaluationTracker
 
+from lm_eval_hybrid.decoding.trace import TOKENS_SCHEMA
 from lm_eval_hybrid.harness.records import HybridAnswer
 
-SCHEMA_VERSION = 1
 _log = logging.getLogger(__name__)
 
 
@@ -62,7 +62,7 @@ def _lines(task_name: str, samples: Iterable[dict[str, Any]]) -> Iterator[str]:
             continue
         seen.add(sample["doc_id"])
         line = {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": TOKENS_SCHEMA,
             "doc_id": sample["doc_id"],
             "task": task_name,
             "arm": answer.arm,

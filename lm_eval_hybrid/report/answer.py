@@ -12,6 +12,7 @@ from rich.text import Text
 from lm_eval_hybrid.decoding.trace import TokenRecord
 from lm_eval_hybrid.errors import HybridError
 from lm_eval_hybrid.evaluation.runs import Answer, ArmRun, Document, Runs
+from lm_eval_hybrid.report.text import printable
 
 # Backgrounds for black letters: light enough to read on, strong enough to be seen on white and on black.
 PALETTE = (
@@ -66,7 +67,7 @@ def render(shown: Shown, colour: bool) -> Group:
     styles = {name: f"#000000 on {PALETTE[place % len(PALETTE)]}" for place, name in enumerate(counts)}
     body = Text()
     body.append("[...] " if len(answer.prompt) > PROMPT_SHOWN else "", style="dim")
-    body.append(_printable(answer.prompt[-PROMPT_SHOWN:]), style="dim")
+    body.append(printable(answer.prompt[-PROMPT_SHOWN:]), style="dim")
     for name, words in _pieces(answer.records):
         if name is None:
             body.append(words)
@@ -100,17 +101,12 @@ def _legend(counts: Counter[str], styles: dict[str, str], tokens: int, colour: b
 def _pieces(records: tuple[TokenRecord, ...]) -> Iterator[tuple[str | None, str]]:
     """Neighbouring tokens of one behavior joined: (behavior or None where unsteered, text)."""
     for name, run in groupby(records, key=_behavior):
-        yield name, _printable("".join(record.text for record in run))
+        yield name, printable("".join(record.text for record in run))
 
 
 def _behavior(record: TokenRecord) -> str | None:
     # A steered token without a behavior had the bias alone.
     return (record.behavior or "bias") if record.steered else None
-
-
-def _printable(text: str) -> str:
-    """Models can emit anything: control characters must not reach the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _base_right(runs: Runs, run: ArmRun, document: Document) -> bool | None:

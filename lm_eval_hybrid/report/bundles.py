@@ -10,6 +10,7 @@ from rich.text import Text
 from lm_eval_hybrid.behaviors.card import gap
 from lm_eval_hybrid.behaviors.manifest import Manifest, ModelCard
 from lm_eval_hybrid.behaviors.resolve import Listed
+from lm_eval_hybrid.report.text import printable
 
 
 def print_listing(console: Console, bundles: Sequence[Listed]) -> None:
@@ -22,17 +23,17 @@ def print_listing(console: Console, bundles: Sequence[Listed]) -> None:
         gaps = "\n".join(f"{result.task} {gap(result)}" for result in manifest.results)
         models = (manifest.base.id, manifest.thinking.id)
         cells = (manifest.name, manifest.version, *models, str(len(manifest.behaviors)), gaps)
-        table.add_row(*map(_cell, cells))
+        table.add_row(*map(_text, cells))
     console.print(table)
 
 
 def print_bundle(console: Console, bundle: Listed) -> None:
     """What a bundle says about itself: models, steering, behaviors, results, and where it is."""
     manifest = bundle.manifest
-    parts = [Text(manifest.description.strip()), Text(), _facts(bundle), Text(), _behaviors(manifest)]
+    parts = [_text(manifest.description.strip()), Text(), _facts(bundle), Text(), _behaviors(manifest)]
     if manifest.results:
         parts += [Text(), _results(manifest)]
-    title = Text(f"{manifest.name} {manifest.version}", style="bold")
+    title = _text(f"{manifest.name} {manifest.version}", style="bold")
     console.print(Panel(Group(*parts), title=title, title_align="left", padding=(1, 2)))
 
 
@@ -55,7 +56,7 @@ def _facts(bundle: Listed) -> Table:
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, fact in facts.items():
-        grid.add_row(name, Text(fact))
+        grid.add_row(name, _text(fact))
     return grid
 
 
@@ -69,7 +70,7 @@ def _behaviors(manifest: Manifest) -> Table:
     for behavior in sorted(manifest.behaviors, key=lambda behavior: behavior.latent):
         example = behavior.examples[0] if behavior.examples else ""
         cells = (str(behavior.latent), behavior.key, f"{behavior.norm:.3g}", behavior.title, example)
-        table.add_row(*map(_cell, cells))
+        table.add_row(*map(_text, cells))
     return table
 
 
@@ -79,17 +80,17 @@ def _results(manifest: Manifest) -> Table:
     for result in manifest.results:
         scores = [f"{result.scores[arm]:.1%}" if arm in result.scores else "" for arm in arms]
         fractions = [f"{result.steered_fraction:.1%}", f"{result.changed_fraction:.1%}"]
-        table.add_row(*map(_cell, (result.task, *scores, gap(result), *fractions, str(result.documents))))
+        table.add_row(*map(_text, (result.task, *scores, gap(result), *fractions, str(result.documents))))
     return table
 
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(Text(column), overflow="fold")
+        table.add_column(_text(column), overflow="fold")
     return table
 
 
-def _cell(value: str) -> Text:
+def _text(value: str, style: str = "") -> Text:
     # As text, not as markup: a bundle's words may hold square brackets.
-    return Text(value)
+    return Text(printable(value), style=style)

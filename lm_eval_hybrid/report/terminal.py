@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lm_eval_hybrid.evaluation.gap import RESAMPLES, accuracy, difference, gap
-from lm_eval_hybrid.evaluation.runs import ArmRun, Runs
+from lm_eval_hybrid.evaluation.runs import SETTINGS, ArmRun, Runs
 
 PACKAGES = ("lm_eval_hybrid", "lm_eval", "torch", "transformers", "nnsight")
 ABSENT = "-"
@@ -87,17 +87,21 @@ def _differences(arms: dict[str, ArmRun], task: str, seed: int) -> list[Renderab
 
 def _footer(runs: Runs, seed: int) -> list[Text]:
     versions = [f"{name} {_all(run.versions.get(name, 'not recorded') for run in runs.runs)}" for name in PACKAGES]
+    names = [name for name in SETTINGS if any(name in run.settings for run in runs.runs)]
+    settings = [f"{name} {_all(run.settings.get(name) for run in runs.runs)}" for name in names]
     lines = [
         "intervals: 95%; Wilson for accuracy, paired bootstrap over documents for the rest",
         "gap recovered: (arm - base) / (thinking - base), signed; steered, changed: of generated tokens",
         f"bundle: {_all(run.bundle or 'not recorded' for run in runs.runs)}",
+        f"models: base {_all(run.base for run in runs.runs)}; thinking {_all(run.thinking for run in runs.runs)}",
+        f"steering, where the arm does not set it: {', '.join(settings) or 'not recorded'}",
         f"seeds: decoding {_all(str(run.seed) for run in runs.runs)}; bootstrap {seed} ({RESAMPLES:,} draws)",
         f"versions: {', '.join(versions)}",
     ]
     return [Text(line, style="dim") for line in lines]
 
 
-def _all(values: Iterable[str]) -> str:
-    """The one value all runs share, or every value there is."""
-    found = sorted(set(values))
+def _all(values: Iterable[str | None]) -> str:
+    """The one value that all runs share, or every value there is; runs without one (None) do not count."""
+    found = sorted({value for value in values if value is not None}) or ["not recorded"]
     return found[0] if len(found) == 1 else f"{' and '.join(found)} (runs differ)"

@@ -172,10 +172,9 @@ def test_the_platforms_data_folder(
 def test_listing_and_resolving_import_nothing_heavy(put: Put, tmp_path: Path) -> None:
     put(tmp_path, "tiny", "1.0.0")
     code = (
-        "import sys, time; start = time.perf_counter()\n"
+        "import sys\n"
         "from lm_eval_hybrid.behaviors.resolve import listing, resolve\n"
         "assert any(listed.manifest.name == 'tiny' for listed in listing()); resolve('tiny')\n"
-        "assert time.perf_counter() - start < 2\n"
         "heavy = {'torch', 'transformers', 'safetensors', 'nnsight', 'lm_eval', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

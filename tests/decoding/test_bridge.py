@@ -1,6 +1,3 @@
-import os
-from pathlib import Path
-
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -9,8 +6,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lm_eval_hybrid.decoding.bridge import Bridge
 from lm_eval_hybrid.errors import HybridError
-
-DATA = Path(os.environ.get("LM_EVAL_HYBRID_TEST_DATA", "../shared/data"))
+from tests.shared_data import DATA
 
 
 def tokenizer(words: list[str], eos: str, specials: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:

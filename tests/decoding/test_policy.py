@@ -32,22 +32,8 @@ def test_what_means_nothing_is_refused(change: dict[str, Any], named: str) -> No
     assert "\n" not in str(error.value)
 
 
-def test_the_fingerprint_is_of_every_field() -> None:
-    changes: dict[str, Any] = {
-        "gate": "always",
-        "select": "random",
-        "emit": "thinking",
-        "category": "none",
-        "directions": "random",
-        "coefficients": (0.5, 1.5),
-        "windows": (0, 1),
-        "gate_rate": 0.2,
-        "seed": 1,
-    }
-    assert set(changes) == set(vars(POLICY))
-    prints = {replace(POLICY, **{name: value}).fingerprint() for name, value in changes.items()}
-    assert len(prints | {POLICY.fingerprint()}) == len(changes) + 1
-    assert Policy(coefficients=[0.5, 1], windows=[1, 0], gate_rate=0.1).fingerprint() == POLICY.fingerprint()
+def test_lists_and_tuples_make_equal_policies() -> None:
+    assert Policy(coefficients=[0.5, 1], windows=[1, 0], gate_rate=0.1) == POLICY
 
 
 def test_only_models_that_decide_are_read() -> None:
@@ -64,7 +50,7 @@ def test_only_models_that_decide_are_read() -> None:
 
 
 def test_every_arm_differs() -> None:
-    assert len({policy_for(arm, POLICY).fingerprint() for arm in ARMS}) == len(ARMS) == 9
+    assert len({policy_for(arm, POLICY) for arm in ARMS}) == len(ARMS) == 9
     assert policy_for("hybrid", POLICY) == POLICY
 
 

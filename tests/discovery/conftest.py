@@ -2,6 +2,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from lm_eval_hybrid.backends.local import LocalBackend
 from lm_eval_hybrid.discovery.activations import ReadTrace, read
@@ -19,6 +21,14 @@ class Studied:
     thinking: LocalBackend
     traces: list[Trace]
     read: list[ReadTrace]
+
+
+def bos_tokenizer() -> PreTrainedTokenizerFast:
+    """The tiny tokenizer, but it begins each text with a token, as Llama's does."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token = "<pad>"
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single="<pad> $A", special_tokens=[("<pad>", 0)])
+    return tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,17 @@
+from dataclasses import replace
+
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedModel
 
+from lm_eval_hybrid.backends.local import LocalBackend
 from lm_eval_hybrid.decoding.steering import SparseEncoder
+from lm_eval_hybrid.discovery import vectors as module
 from lm_eval_hybrid.discovery.vectors import VectorRecipe, fit, hit_rates, read_gates, steered_logits
 from tests.discovery.conftest import Studied
+from tests.tiny_system import tiny_model, tiny_tokenizer
 
 LAYER, WIDTH, LATENTS = 1, 32, 3
 
@@ -60,3 +66,36 @@ def test_a_latent_that_never_fires_keeps_a_zero_vector(studied: Studied) -> None
     deaf.bias[1] = -1e9
     _, vectors = fit(studied.base, deaf, studied.read[:4], VectorRecipe(layer=LAYER, bias_epochs=1, epochs=2), seed=0)
     assert not vectors[1].any() and vectors[[0, 2]].any(-1).all()
+
+
+def test_measuring_in_small_parts_gives_the_same_rates(studied: Studied, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(3)
+    arguments = (studied.base, encoder(), studied.read, LAYER, torch.randn(WIDTH), torch.randn(LATENTS, WIDTH))
+    whole = hit_rates(*arguments)
+    rows = []
+    steered = module.steered_logits
+    monkeypatch.setattr(module, "steered_logits", lambda *given: rows.append(len(given[2])) or steered(*given))
+    monkeypatch.setattr(module, "COPIED", 200_000)
+    assert hit_rates(*arguments) == whole
+    assert 1 <= max(rows) < 10 and sum(rows) == 2 * sum(len(trace.gates()) for trace in studied.read)
+
+
+def test_traces_without_a_disagreement_do_no_harm(studied: Studied) -> None:
+    agreed, other = (replace(studied.read[i], base_choice=studied.read[i].thinking_choice) for i in (0, 1))
+    traces = [agreed, studied.read[2], other]
+    recipe = VectorRecipe(layer=LAYER, bias_epochs=1, epochs=1, batch=1)
+    bias, vectors = fit(studied.base, encoder(), traces, recipe, seed=0)
+    assert bias.any() and bias.isfinite().all() and vectors.isfinite().all()
+    arguments = (LAYER, bias, vectors)
+    assert hit_rates(studied.base, encoder(), traces, *arguments) == hit_rates(
+        studied.base, encoder(), traces[1:2], *arguments
+    )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_what_was_fitted_on_a_gpu_is_measured_there(studied: Studied) -> None:
+    base = LocalBackend(tiny_model(0).to("cuda"), tiny_tokenizer())
+    recipe = VectorRecipe(layer=LAYER, bias_epochs=1, epochs=1)
+    bias, vectors = fit(base, encoder(), studied.read, recipe, seed=0)
+    assert bias.device.type == vectors.device.type == "cpu"
+    assert set(hit_rates(base, encoder(), studied.read, LAYER, bias, vectors)) == {"bias", "vectors"}

@@ -17,6 +17,12 @@ def test_the_limit_cuts_after_each_change() -> None:
     assert problem(limit=None).answer == 28
 
 
+def test_the_margin_is_the_nearest_check() -> None:
+    assert problem().margin == 3  # 33 against 30; then 25
+    assert problem(limit=26).margin == 5  # 21 against 26, from 26
+    assert problem(limit=None).margin == LARGEST
+
+
 def test_the_text_tells_every_number() -> None:
     assert problem().text == (
         "Ann has 3 boxes. A box holds 8 pens. On Monday 9 come in. On Tuesday 5 go out. "
@@ -45,6 +51,7 @@ def test_held_out_problems_are_distinct_and_the_same_for_a_seed() -> None:
     first = held_out("gsm8k", 50, seed=3)
     assert first == held_out("gsm8k", 50, seed=3) != held_out("gsm8k", 50, seed=4)
     assert len({drawn.text for drawn in first}) == 50
+    assert all(drawn.margin > 1 for drawn in first)
 
 
 def test_training_never_sees_a_test_problem() -> None:

@@ -88,7 +88,9 @@ def write(
     hybrid = {
         "hybrid_arm": arm,
         "hybrid_bundle": BUNDLE,
-        "hybrid_policy": {"gate": "disagreement", "seed": 7},
+        "hybrid_base": "embedded:base@000000000000",
+        "hybrid_thinking": None if arm == "base" else "embedded:thinking@111111111111",
+        "hybrid_policy": {"gate": "disagreement", "coefficients": [0.5, 1.0], "seed": 7},
         "hybrid_totals": {"tokens": 100, "seconds": 0.5, "tokens_per_second": 200.0},
         "hybrid_version": "0.1.0",
         "hybrid_nnsight_version": "0.8.1",

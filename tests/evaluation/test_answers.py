@@ -1,10 +1,8 @@
 """Final answers: where they are found, and when two are equal."""
 
 import json
-import os
 import threading
 from decimal import Decimal
-from pathlib import Path
 
 import pytest
 
@@ -16,8 +14,9 @@ from lm_eval_hybrid.evaluation.answers import (
     same_number,
     thought_is_open,
 )
+from tests import shared_data
 
-DATA = Path(os.environ.get("LM_EVAL_HYBRID_TEST_DATA", "../shared/data")) / "benchmarks"
+DATA = shared_data.DATA / "benchmarks"
 
 
 @pytest.mark.parametrize(

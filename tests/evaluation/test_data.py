@@ -1,6 +1,8 @@
 """Documents of the tasks, and clear words where they are not to be had."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,13 @@ def test_offline_without_a_folder_says_what_to_do(tmp_path: Path, monkeypatch: p
     with pytest.raises(HybridError, match=r"openai/gsm8k must be on the hub.*data_dir=FOLDER") as failure:
         data.gsm8k()
     assert "\n" not in str(failure.value)
+
+
+def test_missing_documents_are_one_line_whatever_the_model(tmp_path: Path) -> None:
+    code = f"from lm_eval_hybrid.evaluation import data; data.gsm8k(data_dir={str(tmp_path)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.startswith("lm-eval-hybrid: error: documents are read from gsm8k_test.jsonl; found no such file")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
 
 
 @pytest.mark.parametrize("name", ["gsm8k_embedded", "math500_embedded"])

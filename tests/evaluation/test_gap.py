@@ -99,7 +99,7 @@ def test_gap_is_signed_and_never_clipped(treated: list[int], recovered: float) -
 
 
 @given(triples)
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_gap_of_the_ends_is_exact_and_order_does_not_matter(rows: list[tuple[int, int, int]]) -> None:
     base, treated, thinking = (list(column) for column in zip(*rows, strict=True))
     found = gap(base, treated, thinking)
@@ -119,7 +119,7 @@ def test_gap_of_the_ends_is_exact_and_order_does_not_matter(rows: list[tuple[int
 
 
 @given(triples)
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_difference_is_antisymmetric_and_its_own_zero(rows: list[tuple[int, int, int]]) -> None:
     one, other, _ = zip(*rows, strict=True)
     assert difference(one, other).value == -difference(other, one).value

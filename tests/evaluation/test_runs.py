@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 
 from lm_eval_hybrid.errors import HybridError
-from lm_eval_hybrid.evaluation.runs import TOKENS_SCHEMA, read
-from lm_eval_hybrid.harness import sidecar
+from lm_eval_hybrid.evaluation.runs import read
 from tests.evaluation.outputs import BUNDLE, PLAIN, STEERED, samples, write
 
 
@@ -126,8 +125,38 @@ def test_no_exact_match(tmp_path: Path) -> None:
     del made[0]["exact_match"]
     made[0]["metrics"] = ["bypass"]
     write(tmp_path, "base", {"toy": made})
-    with pytest.raises(HybridError, match="must be scored by exact_match; found bypass"):
+    with pytest.raises(HybridError, match="must be scored by exact_match to be compared; found bypass"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("role", ["base", "thinking"])
+def test_other_models_in_one_comparison(tmp_path: Path, role: str) -> None:
+    write(tmp_path, "base", {"toy": samples([1]), "other": samples([1])})
+    write(tmp_path, "hybrid", {"toy": samples([1])})
+    write(tmp_path, "takeover", {"toy": samples([1])}, **{f"hybrid_{role}": "elsewhere@222222222222"})
+    with pytest.raises(HybridError, match=rf"one {role} model .*embedded:{role}@.* and elsewhere@.* \(takeover\)"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["samples", "tokens"])
+@pytest.mark.parametrize(
+    "line", [b"[]", b"7", b"null", b"{}", b'{"exact_match": null}', b'{"schema_version": 1, "records": [3]}', b'"\xff"']
+)
+def test_foreign_lines_are_named(tmp_path: Path, name: str, line: bytes) -> None:
+    written = write(tmp_path, "hybrid", {"toy": samples([1, 0])}, tokens=[PLAIN, PLAIN])
+    (path,) = written.parent.glob(f"{name}_toy_*")
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0] + line + b"\n")
+    with pytest.raises(HybridError, match=rf"{path.name}.* line 2") as failure:
+        read(tmp_path)
+    assert "\n" not in str(failure.value)
+
+
+def test_foreign_records_of_an_answer_are_named(tmp_path: Path) -> None:
+    written = write(tmp_path, "hybrid", {"toy": samples([1])}, tokens=[PLAIN])
+    (path,) = written.parent.glob("tokens_toy_*")
+    path.write_text(path.read_text().replace('"coefficient"', '"force"'))
+    with pytest.raises(HybridError, match=r"line 1 is none .*force"):
+        read(tmp_path).arms("toy")["hybrid"].answer(0)
 
 
 def test_broken_samples(tmp_path: Path) -> None:
@@ -139,7 +168,6 @@ def test_broken_samples(tmp_path: Path) -> None:
 
 
 def test_token_records_of_another_schema(tmp_path: Path) -> None:
-    assert TOKENS_SCHEMA == sidecar.SCHEMA_VERSION
     written = write(tmp_path, "hybrid", {"toy": samples([1])}, tokens=[PLAIN])
     (path,) = written.parent.glob("tokens_toy_*")
     path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
@@ -148,7 +176,7 @@ def test_token_records_of_another_schema(tmp_path: Path) -> None:
 
 
 def test_a_run_from_the_cache_has_no_speed(tmp_path: Path) -> None:
-    write(tmp_path, "base", {"toy": samples([1])}, hybrid_totals={"tokens": 0, "tokens_per_second": 0.0})
+    write(tmp_path, "base", {"toy": samples([1])}, hybrid_totals={"tokens": 0, "tokens_per_second": None})
     assert read(tmp_path).arms("toy")["base"].tokens_per_second is None
 
 

@@ -10,10 +10,12 @@ GSM8K = {"question": "?", "answer": "2 * 9 = <<2*9=18>>18\n#### 18"}
 MATH500 = {"problem": "?", "answer": r"\frac{1}{2}"}
 
 
-def answer(text: str, finish: Finish = "eos", arm: str = "hybrid", thought_open: bool = False) -> HybridAnswer:
+def answer(
+    text: str, finish: Finish = "eos", arm: str = "hybrid", thought_open: bool = False, compared: bool = True
+) -> HybridAnswer:
     """An answer of four tokens, two of them steered and one changed."""
     records = tuple(TokenRecord(i, i, "", i < 2, i < 1, None, None, None, None, None, 0, 0) for i in range(4))
-    return HybridAnswer(text, Generation(text, records, finish), arm, "tiny", thought_open)
+    return HybridAnswer(text, Generation(text, records, finish), arm, "tiny", thought_open, compared)
 
 
 def test_an_answer_of_a_hybrid_has_every_score() -> None:
@@ -29,7 +31,7 @@ def test_an_answer_of_a_hybrid_has_every_score() -> None:
 
 def test_what_nobody_measured_is_left_out() -> None:
     assert scoring.gsm8k(GSM8K, ["#### 17"]) == {"exact_match": 0.0, "thought_unfinished": 0.0}
-    assert "changed_fraction" not in scoring.gsm8k(GSM8K, [answer("18", arm="thinking")])
+    assert "changed_fraction" not in scoring.gsm8k(GSM8K, [answer("18", arm="takeover", compared=False)])
 
 
 @pytest.mark.parametrize(("text", "score"), [(r"\boxed{0.5}", 1.0), (r"\boxed{\frac{2}{4}}", 1.0), ("1 or 2", 0.0)])

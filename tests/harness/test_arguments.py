@@ -74,6 +74,9 @@ def test_what_means_nothing_is_refused(given: dict[str, Any], complaint: str) ->
         ({"window": 8}, "write windows="),
         ({"pretrained": "gpt2"}, "takes no argument pretrained; found pretrained=gpt2; name the models with base="),
         ({"think_end_token": "</think>"}, "takes no argument think_end_token"),
+        ({"mixed_precision_dtype": "bfloat16"}, "takes no argument mixed_precision_dtype; .*set dtype="),
+        ({"softmax_dtype": "float32"}, "takes no argument softmax_dtype"),
+        ({"backend": "seq2seq"}, "needs causal models; found backend=seq2seq"),
     ],
 )
 def test_misspelt_and_unfit_arguments_are_refused(given: dict[str, Any], complaint: str) -> None:
@@ -82,6 +85,9 @@ def test_misspelt_and_unfit_arguments_are_refused(given: dict[str, Any], complai
 
 
 def test_other_arguments_pass_on_to_the_model() -> None:
-    given = {"attn_implementation": "eager", "trust_remote_code": True, "arm": "base"}
+    given = {"attn_implementation": "eager", "trust_remote_code": True, "backend": "causal", "arm": "base"}
     ours, theirs = HybridArguments.split(given)
-    assert (ours.arm, theirs) == ("base", {"attn_implementation": "eager", "trust_remote_code": True})
+    assert (ours.arm, theirs) == (
+        "base",
+        {"attn_implementation": "eager", "trust_remote_code": True, "backend": "causal"},
+    )

@@ -65,4 +65,6 @@ def test_changes_are_unknown_where_the_base_was_not_run() -> None:
 
 
 def test_totals_of_nothing() -> None:
-    assert Totals().summary()["tokens_per_second"] == 0.0
+    summary = Totals().summary()
+    assert (summary["requests"], summary["tokens"], summary["steered"]) == (0, 0, 0)
+    assert summary["steered_fraction"] is summary["changed_fraction"] is summary["tokens_per_second"] is None

@@ -35,6 +35,8 @@ def test_limits(given: dict[str, Any], limits: Limits) -> None:
         ({"temperature": 0.7}, "decodes greedily"),
         ({"num_beams": 4}, "decodes greedily"),
         ({"repetition_penalty": 1.2}, "found repetition_penalty"),
+        ({"max_gen_toks": "abc"}, "must be of their kind; found .*'abc'"),
+        ({"until": 5}, "until must be strings; found 5"),
         ({"max_gen_toks": 0}, "max_gen_toks must be 1 or more; found 0"),
     ],
 )

@@ -63,6 +63,23 @@ def test_a_bundle_is_shown_with_its_words_untouched(listed: Listed) -> None:
     assert text.index("Restating") < text.index("Checking")
 
 
+def test_control_characters_of_a_manifest_do_nothing(listed: Listed) -> None:
+    escape = "\x1b[2J\x07"
+    first, *others = listed.manifest.behaviors
+    changes = {
+        "description": escape,
+        "license": escape,
+        "authors": (escape,),
+        "base": listed.manifest.base.model_copy(update={"id": escape, "architecture": escape}),
+        "behaviors": (first.model_copy(update={"title": escape, "examples": (escape,)}), *others),
+        "results": tuple(result.model_copy(update={"task": escape}) for result in listed.manifest.results),
+    }
+    hostile = Listed(listed.manifest.model_copy(update=changes), listed.path)
+    text = printed(print_bundle, hostile) + printed(print_listing, [hostile])
+    assert "\x1b" not in text and "\x07" not in text
+    assert "\ufffd[2J\ufffd" in text
+
+
 def test_a_narrow_terminal_keeps_every_key(listed: Listed) -> None:
     console = Console(file=io.StringIO(), width=60)
     print_bundle(console, listed)

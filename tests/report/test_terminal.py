@@ -73,6 +73,7 @@ def test_footer_says_what_the_numbers_rest_on(tmp_path: Path) -> None:
     write(tmp_path, "base", {"toy": samples([1])})
     text = shown(tmp_path, seed=3)
     assert "bundle: embedded@1.0.0#0123456789ab" in text
+    assert "models: base embedded:base@000000000000; thinking not recorded" in text
     assert "seeds: decoding 7; bootstrap 3 (10,000 draws)" in text
     assert (
         "versions: lm_eval_hybrid 0.1.0, lm_eval 0.4.13, torch 2.13.0+cpu, transformers 5.23.0, nnsight 0.8.1"
@@ -82,7 +83,12 @@ def test_footer_says_what_the_numbers_rest_on(tmp_path: Path) -> None:
 def test_footer_names_what_differs_between_runs(tmp_path: Path) -> None:
     write(tmp_path, "base", {"toy": samples([1])}, hybrid_nnsight_version=None)
     write(tmp_path, "hybrid", {"toy": samples([1])}, hybrid_bundle="other@2.0.0#ba9876543210")
+    policy = {"gate": "never", "coefficients": [2.0], "emit": "candidate"}
+    write(tmp_path, "bias-only", {"toy": samples([1])}, hybrid_policy=policy | {"gate": "always"})
+    write(tmp_path, "base", {"other": samples([1])}, hybrid_policy=policy, hybrid_base="another")
     text = " ".join(shown(tmp_path).split())
+    assert "gate always and disagreement (runs differ), coefficients [0.5, 1.0] and [2.0] (runs differ)" in text
+    assert "models: base another and embedded:base@000000000000 (runs differ); thinking embedded:thinking@1" in text
     assert "bundle: embedded@1.0.0#0123456789ab and other@2.0.0#ba9876543210 (runs differ)" in text
     assert "nnsight 0.8.1 and not recorded (runs differ)" in text
 
