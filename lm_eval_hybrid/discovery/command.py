@@ -16,7 +16,7 @@ EXAMPLES = """examples:
   lm-eval-hybrid discover --recipe embedded --out behaviors/embedded/1.0.0
   lm-eval-hybrid discover --recipe my.yaml --samples out/samples_gsm8k_*.jsonl --out ~/behaviors/mine/0.1.0
 """
-EMBEDDED_PROMPTS = 1200
+EMBEDDED_PROMPTS = 600
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

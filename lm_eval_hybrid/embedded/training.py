@@ -2,7 +2,7 @@
 
     python -m lm_eval_hybrid.embedded.training OUT_FOLDER
 
-Two CPU cores need about half an hour. Everything is drawn from `Recipe.seed`; the problems of the two test sets are
+Two CPU cores need about forty minutes. Everything is drawn from `Recipe.seed`; the problems of the two test sets are
 kept out of training. Weights that are there already are kept, so an interrupted run goes on with the next part.
 """
 
@@ -48,11 +48,10 @@ class Recipe:
     Attributes:
         seed: of the problems, the corpora and the initial weights.
         width, layers, heads: of both Llama models; the MLP is three times as wide.
-        base_rounds: of pretraining: optimiser steps, and what multiplies the learning rates; each ends at rate 0.
-        thinking_steps: optimiser steps of fine-tuning.
+        base_rounds, thinking_rounds: of pretraining and of fine-tuning: optimiser steps, and what multiplies the
+            learning rates; each round ends at rate 0 and draws its own documents.
         batch_tokens: tokens in a batch, padding included.
-        muon_rate, adam_rate: peak learning rates of the layers' matrices and of everything else, in pretraining.
-        thinking_rate: what fine-tuning multiplies both by.
+        muon_rate, adam_rate: peak learning rates of the layers' matrices and of everything else.
     """
 
     seed: int = 0
@@ -60,11 +59,10 @@ class Recipe:
     layers: int = 4
     heads: int = 4
     base_rounds: tuple[tuple[int, float], ...] = ((2600, 1.0), (1100, 0.5), (900, 0.4))
-    thinking_steps: int = 300
+    thinking_rounds: tuple[tuple[int, float], ...] = ((300, 0.2), (500, 0.3))
     batch_tokens: int = 6144
     muon_rate: float = 0.02
     adam_rate: float = 0.004
-    thinking_rate: float = 0.2
 
 
 def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
@@ -122,24 +120,17 @@ def train_pair(out: Path, recipe: Recipe) -> None:
     write_test_sets(out, recipe.seed)
     tokenizer = train_tokenizer(out / "tokenizer", recipe.seed)
 
-    def stream(writer: Writer, purpose: str) -> Iterator[tuple[Tensor, Tensor]]:
-        return batches(writer, tokenizer, purpose, recipe.seed, recipe.batch_tokens)
+    def fit_rounds(model: LlamaForCausalLM, write: Writer, name: str, rounds: tuple[tuple[int, float], ...]) -> None:
+        for number, (steps, rate) in enumerate(rounds):
+            documents = batches(write, tokenizer, f"{name}{number or ''}", recipe.seed, recipe.batch_tokens)
+            fit(model, documents, steps, recipe, rate)
+        save(model, tokenizer, out / name)
 
     if not (out / "base").exists():
-        base = new_model(recipe, tokenizer)
-        for number, (steps, rate) in enumerate(recipe.base_rounds):
-            fit(base, stream(base_document, f"base{number or ''}"), steps, recipe, rate)
-        save(base, tokenizer, out / "base")
+        fit_rounds(new_model(recipe, tokenizer), base_document, "base", recipe.base_rounds)
     if not (out / "thinking").exists():
-        thinking = AutoModelForCausalLM.from_pretrained(out / "base", dtype=torch.float32)
-        fit(
-            thinking,
-            stream(thinking_document, "thinking"),
-            recipe.thinking_steps,
-            recipe,
-            recipe.thinking_rate,
-        )
-        save(thinking, tokenizer, out / "thinking")
+        base = AutoModelForCausalLM.from_pretrained(out / "base", dtype=torch.float32)
+        fit_rounds(base, thinking_document, "thinking", recipe.thinking_rounds)
 
 
 def train_tokenizer(folder: Path, seed: int) -> PreTrainedTokenizerBase:
