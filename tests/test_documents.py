@@ -112,9 +112,7 @@ def test_the_demo_ends_in_its_table() -> None:
 
 @pytest.mark.slow
 def test_discovery_reproduces_the_shipped_bundle(tmp_path: Path) -> None:
-    """The same machine and versions give the same bytes; others the same behaviors and nearly the same vectors."""
-    import torch
-
+    """The same behaviors and nearly the same tensors, whatever the number of threads: sums differ in last bits."""
     from lm_eval_hybrid.behaviors.bundle import Bundle
     from lm_eval_hybrid.cli import main
 
@@ -124,7 +122,6 @@ def test_discovery_reproduces_the_shipped_bundle(tmp_path: Path) -> None:
     for name, tensor in shipped.tensors.items():
         difference = (made.tensors[name] - tensor).norm() / tensor.norm()
         assert difference < 0.05, f"{name}: {difference}"
-    assert isinstance(made.bias, torch.Tensor)
 
 
 @pytest.mark.slow

@@ -34,7 +34,6 @@ class VectorRecipe:
         layer: of the base model, after which they are added.
         bias_epochs, epochs: passes over the traces for the bias, and for the vectors.
         rate: Adam's learning rate, for a residual stream of norm 1; it is scaled by the norm found.
-        decay: weight of the squared norm (relative to the residual stream's) in the loss.
         batch: traces in a step.
     """
 
@@ -42,7 +41,6 @@ class VectorRecipe:
     bias_epochs: Index = 2
     epochs: Index = 8
     rate: Annotated[float, Field(gt=0)] = 0.02
-    decay: Annotated[float, Field(ge=0)] = 0.0
     batch: Count = 16
 
 
@@ -97,9 +95,8 @@ def fit(
             steering = bias + vectors[gates.category]
             logits = steered_logits(base, gates, steering, recipe.layer)
             loss = F.cross_entropy(logits, gates.target)
-            penalty = recipe.decay * (parameter / scale).square().sum(-1).mean()
             optimizer.zero_grad()
-            (loss + penalty).backward()
+            loss.backward()
             optimizer.step()
             schedule.step()
             bar.set_postfix(loss=f"{loss.item():.3f}", hits=f"{_hits(logits, gates):.3f}", refresh=False)

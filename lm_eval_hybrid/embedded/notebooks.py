@@ -24,7 +24,7 @@ OPENINGS: dict[Behavior, str] = {
     "conclude": " Finally",
 }
 # An ill-timed notebook follows its habit, or now and then what would make sense, or anything. The habit is the most
-# frequent and never what is needed, so that the base, left alone or merely nudged, reasons badly.
+# frequent and seldom what is needed, so that the base, left alone or merely nudged, reasons badly.
 HABIT: dict[Behavior, Behavior] = {
     "restate": "check",
     "recall": "plan",
