@@ -1,96 +1,181 @@
-"""Caches of keys and values: one that grows in place, and one that shows its first columns to candidates."""
+"""What is kept of the past, for rows that each grow at their own pace.
+
+A row's column is its position, from 0, without padding: going back is forgetting a length, and a row that ends makes
+room for another without a copy. Columns beyond a row's length hold what nobody may attend to; masks see to it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+_SPARE = 64  # columns added at least where room is made, so that a new column seldom copies the old ones
 
-class Columns:
-    """A tensor that grows along dimension -2 into spare room, so that a new column does not copy the old ones.
 
-    Args:
-        last: how many of the latest columns are needed; older ones are forgotten in time. 0: all.
+@dataclass(frozen=True)
+class Place:
+    """Where new columns go: n for each of m rows.
+
+    Attributes:
+        rows: [m] int64; None: all rows, in order.
+        starts: first new column of each.
+        columns: [m, n] int64, all of them.
     """
 
-    def __init__(self, last: int = 0) -> None:
-        self._last = last
-        self._length = 0
-        self._buffer: Tensor | None = None
+    rows: Tensor | None
+    starts: tuple[int, ...]
+    columns: Tensor
+
+    @classmethod
+    def after(cls, lengths: Sequence[int], n: int, device: torch.device, rows: Sequence[int] | None = None) -> "Place":
+        """The next n columns of some rows, or of all, of these lengths."""
+        columns = torch.tensor(lengths, device=device)[:, None] + torch.arange(n, device=device)
+        return cls(None if rows is None else torch.tensor(rows, device=device), tuple(lengths), columns)
 
     @property
-    def value(self) -> Tensor:
-        """A view, [..., length, d], of the needed columns at least; valid until the next `append`."""
+    def end(self) -> int:
+        """Columns that some row has then."""
+        return max(self.starts) + self.columns.shape[1]
+
+    def index(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """([m, 1], [m, n]) int64: rows and columns, to index with."""
+        columns = self.columns.to(device)
+        rows = torch.arange(len(columns), device=device) if self.rows is None else self.rows.to(device)
+        return rows[:, None], columns
+
+
+class Grid:
+    """A tensor [rows, heads, columns, d] that grows along its columns."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._buffer: Tensor | None = None
+
+    def write(self, new: Tensor, place: Place) -> None:
+        """Set columns to `new`, [m, heads, n, d]."""
+        buffer = self._with_room(new, place.end)
+        if place.rows is None and len(set(place.starts)) == 1:
+            buffer[:, :, place.starts[0] : place.end] = new
+        else:
+            rows, columns = place.index(buffer.device)
+            buffer[rows, :, columns] = new.transpose(1, 2)
+
+    def read(self, rows: Tensor | None, end: int) -> Tensor:
+        """The first `end` columns of some rows (a copy), or of all (a view, valid until the next `write`)."""
         if self._buffer is None:
-            raise ValueError("nothing was appended yet")
-        return self._buffer[..., : self._length, :]
+            raise ValueError("nothing was written yet")
+        columns = self._buffer[:, :, :end]
+        return columns if rows is None else columns[rows.to(columns.device)]
 
-    def append(self, new: Tensor) -> Tensor:
-        """Add columns, [..., n, d]; returns the new `value`."""
-        new = new[..., -self._last :, :]  # -0 is the start: all
-        if self._buffer is None:
-            self._make_room(new[..., :0, :], new.shape[-2])
-        elif self._buffer.shape[-2] < self._length + new.shape[-2]:
-            self._make_room(self.value[..., -self._last :, :], new.shape[-2])
-        end = self._length + new.shape[-2]
-        self._buffer[..., self._length : end, :] = new
-        self._length = end
-        return self.value
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only, in this order; a row may be listed more than once."""
+        self._rows = len(rows)
+        if self._buffer is not None:
+            self._buffer = self._buffer[rows.to(self._buffer.device)]
 
-    def _make_room(self, kept: Tensor, coming: int) -> None:
-        self._length = kept.shape[-2]
-        size = self._length + coming
-        self._buffer = kept.new_empty(*kept.shape[:-2], size + max(64, size // 4), kept.shape[-1])
-        self._buffer[..., : self._length, :] = kept
-
-    def keep(self, rows: Tensor) -> Tensor:
-        """Go on with these rows (of dimension 0) only; returns the new `value`."""
-        # Without the spare room: it need not be copied, and comes back with the next column.
-        self._buffer = self.value[rows]
+    def _with_room(self, new: Tensor, end: int) -> Tensor:
+        old = self._buffer
+        if old is None or old.shape[2] < end:
+            # Zeros: what is masked has weight zero, and zero times garbage that is infinite would not be zero.
+            size = end + max(_SPARE, end // 4)
+            self._buffer = new.new_zeros(self._rows, new.shape[1], size, new.shape[3])
+            if old is not None:
+                self._buffer[:, :, : old.shape[2]] = old
         return self._buffer
 
 
-class GrowingLayer(DynamicLayer):
-    """Keys and values [rows, heads, length, d] of one layer, grown in place."""
+class RaggedCache(Cache):
+    """Keys and values of all layers. `place` says, before each forward pass, where its columns go."""
 
-    def __init__(self) -> None:
+    place: Place
+
+    def __init__(self, rows: int, layers: int) -> None:
+        super().__init__(layers=[_RaggedLayer(self, rows) for _ in range(layers)])
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only, in this order; a row may be listed more than once."""
+        for layer in self.layers:
+            for grid in layer.grids:
+                grid.keep(rows)
+
+    def branches(self, rows: Tensor, length: int) -> Cache:
+        """The first `length` columns of some rows, as a cache to which a pass adds its own columns and keeps none."""
+        return Cache(layers=[_BranchLayer(layer, rows, length) for layer in self.layers])
+
+
+class _RaggedLayer(DynamicLayer):
+    """One layer's keys and values, a grid each."""
+
+    def __init__(self, cache: RaggedCache, rows: int) -> None:
         super().__init__()
-        self._keys, self._values = Columns(), Columns()
+        self._cache = cache
+        self.grids = Grid(rows), Grid(rows)
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self.keys, self.values = self._keys.append(key_states), self._values.append(value_states)
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        indices = indices.to(self.device)
-        self.keys, self.values = self._keys.keep(indices), self._values.keep(indices)
-
-
-def growing_cache() -> Cache:
-    """An empty cache. Every layer keeps all columns, those with sliding windows too: masks do the sliding."""
-    return Cache(layer_class_to_replicate=GrowingLayer)
+        place = self._cache.place
+        for grid, new in zip(self.grids, (key_states, value_states), strict=True):
+            grid.write(new, place)
+        if not any(place.starts):  # there is no past: what is new is all
+            return key_states, value_states
+        keys, values = (grid.read(place.rows, place.end) for grid in self.grids)
+        return keys, values
 
 
-def shared_prefix(cache: Cache, rows: Tensor, copies: int, length: int) -> Cache:
-    """The first `length` columns of some rows, for `copies` candidates each, as a cache that keeps nothing."""
-    return Cache(layers=[PrefixLayer(layer, rows, copies, length) for layer in cache.layers])
+class _BranchLayer(DynamicLayer):
+    """The past of one layer, to which new keys and values are joined for one pass."""
 
-
-class PrefixLayer(DynamicLayer):
-    """A view of a layer's first columns. New keys and values are joined to it for one pass, then forgotten."""
-
-    def __init__(self, kept: DynamicLayer, rows: Tensor, copies: int, length: int) -> None:
+    def __init__(self, past: _RaggedLayer, rows: Tensor, length: int) -> None:
         super().__init__()
-        self.keys, self.values = kept.keys[:, :, :length], kept.values[:, :, :length]
-        self.is_initialized = True
-        self._rows, self._copies = rows.to(kept.device), copies
+        self._past, self._rows, self._length = past, rows, length
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        return self._joined(self.keys, key_states), self._joined(self.values, value_states)
+        past = [grid.read(self._rows, self._length) for grid in self._past.grids]
+        return torch.cat([past[0], key_states], dim=-2), torch.cat([past[1], value_states], dim=-2)
 
-    def _joined(self, past: Tensor, new: Tensor) -> Tensor:
-        """past [kept rows, heads, length, d], new [n * copies, heads, w, d] -> [n * copies, heads, length + w, d]."""
-        # Expanded, the candidates' prefixes are views of one; joining the new columns is the only copy.
-        past = past[self._rows, None].expand(-1, self._copies, -1, -1, -1)
-        return torch.cat([past, new.unflatten(0, past.shape[:2])], dim=-2).flatten(0, 1)
+
+class Residuals:
+    """The residual stream at the latest columns of every row.
+
+    Args:
+        reach: how many columns, counted back from any that may still be asked for, are needed; 0: all.
+        ahead: columns that are added at once at most, prompts excepted.
+    """
+
+    def __init__(self, rows: int, reach: int, ahead: int) -> None:
+        self._rows = rows
+        # A ring: a column is overwritten only when no window reaches it, however many of the latest are taken back.
+        self._ring = reach - 1 + ahead if reach else 0
+        self._buffer: Tensor | None = None  # [rows, ring or columns, d]
+
+    def write(self, new: Tensor, place: Place, counts: Sequence[int]) -> None:
+        """Keep `new`, [m, n, d], of which the i-th row's first counts[i] are real."""
+        wanted = self._ring or place.end
+        old = self._buffer
+        if old is None or old.shape[1] < wanted:
+            self._buffer = new.new_zeros(self._rows, self._ring or wanted + max(_SPARE, wanted // 4), new.shape[2])
+            if old is not None:
+                self._buffer[:, : old.shape[1]] = old
+        rows, columns = place.index(new.device)
+        if self._ring:
+            # Of a long prompt only what fits: two columns must not claim one place.
+            ends = torch.tensor(counts, device=new.device)[:, None]
+            offsets = torch.arange(new.shape[1], device=new.device)
+            items, steps = ((offsets < ends) & (offsets >= ends - self._ring)).nonzero(as_tuple=True)
+            self._buffer[rows[items, 0], columns[items, steps] % self._ring] = new[items, steps]
+        else:
+            self._buffer[rows, columns] = new
+
+    def read(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Those of rows [m] at columns [m, n]: [m, n, d]."""
+        if self._buffer is None:
+            raise ValueError("nothing was written yet")
+        columns = columns % self._ring if self._ring else columns
+        return self._buffer[rows.to(self._buffer.device)[:, None], columns.to(self._buffer.device)]
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only, in this order; a row may be listed more than once."""
+        self._rows = len(rows)
+        if self._buffer is not None:
+            self._buffer = self._buffer[rows.to(self._buffer.device)]

@@ -2,50 +2,62 @@
 
 Design choices:
 
-- The past is kept once, unsteered: keys and values, the hook layer's residuals as far back as the longest
-  window, a mask.
-- Rows of different lengths are padded on the left, so that every row's last token is in the last column. Mask
-  and position ids go with every forward pass: without both, padded cached steps are silently wrong.
-- A candidate reruns only the layers above the hook layer, and only the steered positions: the layers below are
-  skipped with the kept residual plus steering, and the positions before come from the cache that candidates share.
+- The past is kept once, unsteered: keys and values, and the hook layer's residuals as far back as the longest window.
+- A row's tokens are in its first columns, without padding, whatever the other rows' lengths; so the position of a
+  column is its index, and every pass brings its own mask of four dimensions (`backends/masks.py`).
+- Candidates rerun only the layers above the hook layer, and only the steered positions: the layers below are skipped
+  with the kept residual plus steering. All candidates of a row are branches of it, read side by side in one pass over
+  one copy of its past; the mask keeps them apart.
 """
 
+import inspect
 import sys
 from collections.abc import Sequence
 from operator import attrgetter
 
 import torch
-from nnsight import TransformersModel
+from nnsight import NNsight
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_eval_hybrid.backends.kvcache import Columns, growing_cache, shared_prefix
+from lm_eval_hybrid.backends.kvcache import Place, RaggedCache, Residuals
+from lm_eval_hybrid.backends.masks import Branches, Masks
 from lm_eval_hybrid.backends.protocol import Reading
 from lm_eval_hybrid.errors import HybridError
 
-_LAYERS = ("model.layers", "gpt_neox.layers", "transformer.h", "model.language_model.layers")
-"""Where layers are: Llama, Qwen2/3, Mistral, Gemma2/3; GPT-NeoX; GPT-2; Gemma 3 with vision."""
+_LAYERS = (
+    "model.layers",  # Llama, Qwen2 and 3, Mistral, Gemma 2 and 3, Phi
+    "gpt_neox.layers",
+    "transformer.h",  # GPT-2
+    "model.decoder.layers",  # OPT
+    "model.language_model.layers",  # Gemma 3 with vision
+)
+_PASS = 8192  # tokens of a forward pass at most, where they can be read in several
 
 
 class LocalBackend:
     """A causal language model in this process; implements `protocol.Backend`.
 
-    Not for two threads at once: nnsight cannot trace one model object from both. It gives a tokenizer without a
-    padding token the end of sequence for one.
+    Not for two threads at once: nnsight cannot trace one model object from both.
 
     Raises:
-        HybridError: for an architecture whose layers cannot be found.
+        HybridError: for an architecture whose layers cannot be found, or whose past cannot be taken back.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.config = model.config
         self.device = model.device
+        self.dtype = model.dtype
+        self.parameters = model.num_parameters()
         text_config = model.config.get_text_config()
         self.context_length: int = getattr(text_config, "max_position_embeddings", None) or sys.maxsize
-        # Unless told where, it would move the model to the first accelerator there is; accelerate has placed it else.
-        place = {} if getattr(model, "hf_device_map", None) else {"device": model.device}
-        self.model = TransformersModel(model, tokenizer=tokenizer, task="text-generation", **place)
+        self.masks = Masks.of(model)
+        # Newer releases of transformers (5.24) call the past `cache`.
+        parameters = inspect.signature(model.forward).parameters
+        self.cache_argument = "cache" if "cache" in parameters else "past_key_values"
+        # Not TransformersModel: it takes inputs apart into rows and joins them again, and knows no masks by kind.
+        self.model = NNsight(model)
         for path in _LAYERS:
             try:
                 self.layers = list(attrgetter(path)(self.model))
@@ -54,11 +66,11 @@ class LocalBackend:
             return
         raise HybridError(
             f"the model must keep its layers at one of {', '.join(_LAYERS)}; found {type(model).__name__}; "
-            "use a Llama, Qwen, Mistral, Gemma, GPT-NeoX or GPT-2 model"
+            "use a Llama, Qwen, Mistral, Gemma, GPT-NeoX, GPT-2, OPT or Phi model"
         )
 
-    def open(self, prompts: list[list[int]], layer: int, reach: int | None) -> "LocalSequences":
-        """Read the prompts in one padded forward pass; see `protocol.Backend.open`.
+    def open(self, rows: int, layer: int, reach: int | None, ahead: int) -> "LocalSequences":
+        """Empty rows; see `protocol.Backend.open`.
 
         Raises:
             HybridError: for a layer the model does not have.
@@ -68,94 +80,125 @@ class LocalBackend:
                 f"the hook layer must be one of the model's {len(self.layers)} layers, from 0; found {layer}; "
                 "use a bundle made for this model"
             )
-        width = max(map(len, prompts))
-        # Any id will do for padding: the mask hides it.
-        ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=self.device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
-        return LocalSequences(self, ids, mask, layer, reach)
+        return LocalSequences(self, rows, layer, reach, ahead)
 
 
 class LocalSequences:
     """Rows of one `LocalBackend`; implements `protocol.Sequences`."""
 
-    def __init__(self, backend: LocalBackend, ids: Tensor, mask: Tensor, layer: int, reach: int | None) -> None:
-        """ids and mask: [rows, width] int64, padded on the left; mask is 1 at real tokens."""
+    def __init__(self, backend: LocalBackend, rows: int, layer: int, reach: int | None, ahead: int) -> None:
         self._backend = backend
         self._layer = layer
         self._reach = reach
-        self._cache = growing_cache()
-        self._mask = mask
-        self._residuals = Columns(reach or 0)
-        self.reading = self._read(ids, _positions(mask))
+        self._lengths = [0] * rows
+        self._cache = RaggedCache(rows, len(backend.layers))
+        self._residuals = None if reach is None else Residuals(rows, reach, ahead)
 
-    def extend(self, tokens: Tensor) -> None:
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
-        positions = self._mask.sum(1, keepdim=True) - 1
-        self.reading = self._read(tokens.to(self._mask.device)[:, None], positions)
+    def admit(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
+        for slot in slots:
+            self._lengths[slot] = 0
+        width = max(1, _PASS // max(1, len(slots)))
+        for start in range(0, max(map(len, prompts), default=0), width):
+            parts = [(slot, prompt[start : start + width]) for slot, prompt in zip(slots, prompts, strict=True)]
+            parts = [(slot, part) for slot, part in parts if part]
+            n = max(len(part) for _, part in parts)
+            # Any id will do beyond a row's end: nobody attends to it.
+            ids = torch.tensor([[*part, *[0] * (n - len(part))] for _, part in parts], device=self._backend.device)
+            self._read(ids, [len(part) for _, part in parts], [slot for slot, _ in parts], logits=1)
 
-    def keep(self, rows: Tensor) -> None:
-        rows = rows.to(self._mask.device)
-        self._cache.batch_select_indices(rows)
-        self._mask = self._mask[rows]
-        self.reading = Reading(self.reading.logits[rows], self.reading.residual[rows])
-        if self._reach is not None:
-            self._residuals.keep(rows.to(self._residuals.value.device))
+    def read(self, tokens: Tensor, counts: Sequence[int] | None = None) -> Reading:
+        tokens = tokens.to(self._backend.device)
+        return self._read(tokens, counts or [tokens.shape[1]] * len(tokens), None, logits=0)
 
-    def steered(self, rows: Tensor, steering: Tensor, windows: Sequence[int]) -> Tensor:
-        rows = rows.to(self._mask.device)
-        groups = {window: [i for i, w in enumerate(windows) if w == window] for window in dict.fromkeys(windows)}
-        parts = [self._candidates(rows, steering[:, members], window) for window, members in groups.items()]
+    def rewind(self, lengths: Sequence[int]) -> None:
+        self._lengths = list(lengths)
+
+    def keep(self, slots: Sequence[int]) -> None:
+        rows = torch.tensor(slots, device=self._backend.device)
+        self._lengths = [self._lengths[slot] for slot in slots]
+        self._cache.keep(rows)
+        if self._residuals is not None:
+            self._residuals.keep(rows)
+
+    def steered(
+        self, rows: Sequence[int], positions: Sequence[int], steering: Tensor, windows: Sequence[int]
+    ) -> Tensor:
+        if self._reach is None or self._reach and (0 in windows or max(windows) > self._reach):
+            raise ValueError(f"windows {windows} go beyond the reach {self._reach} these sequences were opened with")
+        near = [c for c, window in enumerate(windows) if window]
+        far = [c for c, window in enumerate(windows) if not window]
+        parts = []
+        if near:
+            parts.append(self._branches(rows, positions, steering[:, near], [windows[c] for c in near]))
+        if far:
+            # A candidate that is steered everywhere shares nothing: it is a row of its own, without a past.
+            count = len(far)
+            rows, positions = ([item for item in items for _ in far] for items in (rows, positions))
+            whole = [max(positions) + 1]
+            alone = self._branches(rows, positions, steering[:, far].flatten(0, 1)[:, None], whole)
+            parts.append(alone.unflatten(0, (-1, count))[:, :, 0])
         if len(parts) == 1:
             return parts[0]
-        grouped = [i for members in groups.values() for i in members]
-        return torch.cat(parts, dim=1)[:, sorted(range(len(grouped)), key=grouped.__getitem__)]
+        order = near + far
+        return torch.cat(parts, dim=1)[:, sorted(range(len(order)), key=order.__getitem__)]
 
     @torch.no_grad()
-    def _read(self, ids: Tensor, positions: Tensor) -> Reading:
-        """One unsteered forward pass over new columns [rows, n], which join what is kept."""
+    def _read(self, ids: Tensor, counts: Sequence[int], slots: Sequence[int] | None, logits: int) -> Reading:
+        """One unsteered forward pass over ids [m, n]. logits: of how many of the last positions; 0: all."""
         # A trace's body sees locals only: it is lifted out of this method, and `self` would go with it.
-        model, layer = self._backend.model, self._backend.layers[self._layer]
+        backend, cache = self._backend, self._cache
+        model, layer = backend.model, backend.layers[self._layer]
+        rows = range(len(self._lengths)) if slots is None else slots
+        place = Place.after([self._lengths[row] for row in rows], ids.shape[1], ids.device, slots)
+        cache.place = place
         arguments = {
             "input_ids": ids,
-            "attention_mask": self._mask,
-            "position_ids": positions,
-            "past_key_values": self._cache,
+            "attention_mask": backend.masks.causal(place.columns, place.end),
+            "position_ids": place.columns.clamp(max=backend.context_length - 1),
+            backend.cache_argument: cache,
         }
-        with model.trace(**arguments, use_cache=True, logits_to_keep=1):
+        with model.trace(**arguments, use_cache=True, logits_to_keep=logits):
             residual = layer.output.save()
-            logits = model.output.logits.save()
-        if self._reach is not None:
-            self._residuals.append(residual)
+            said = model.output.logits.save()
+        if self._residuals is not None:
+            self._residuals.write(residual, place, counts)
+        for row, count in zip(rows, counts, strict=True):
+            self._lengths[row] += count
         # A model may be spread over several devices; what is read of it comes together.
-        device = self._mask.device
-        return Reading(logits[:, -1].float().to(device), residual[:, -1].float().to(device))
+        return Reading(said.to(ids.device), residual.float().to(ids.device))
+
+    def _branches(
+        self, rows: Sequence[int], positions: Sequence[int], steering: Tensor, windows: Sequence[int]
+    ) -> Tensor:
+        """Logits [m, C, vocab] with steering [m, C, d], in passes of bounded size. No window is 0."""
+        size = max(1, _PASS // sum(windows))
+        parts = [
+            self._branch(rows[i : i + size], positions[i : i + size], steering[i : i + size], windows)
+            for i in range(0, len(rows), size)
+        ]
+        return torch.cat(parts)
 
     @torch.no_grad()
-    def _candidates(self, rows: Tensor, steering: Tensor, window: int) -> Tensor:
-        """Logits [n, C, vocab] float32 of candidates that share a window; steering is [n, C, d]."""
-        length, copies = self._mask.shape[1], steering.shape[1]
-        steered = length if window == 0 else min(window, length)
-        if self._reach is None or 0 < self._reach < steered:
-            raise ValueError(f"window {window} goes beyond the reach {self._reach} these sequences were opened with")
-        kept = self._residuals.value
-        kept = kept[rows.to(kept.device), -steered:]
-        residual = (kept[:, None] + steering[:, :, None].to(kept)).flatten(0, 1)
-        mask = self._mask[rows].repeat_interleave(copies, dim=0)
-        model, skipped = self._backend.model, self._backend.layers[: self._layer + 1]
+    def _branch(
+        self, rows: Sequence[int], positions: Sequence[int], steering: Tensor, windows: Sequence[int]
+    ) -> Tensor:
+        backend = self._backend
+        model, skipped = backend.model, backend.layers[: self._layer + 1]
+        rows_there = torch.tensor(rows, device=backend.device)
+        branches = Branches.of(positions, windows, backend.device)
+        kept = self._residuals.read(rows_there, branches.columns.clamp(min=0))
+        residual = kept + steering.to(kept)[:, branches.branch.to(kept.device)]
+        ids = branches.columns.clamp(min=0, max=backend.context_length - 1)
         arguments = {
-            "input_ids": mask.new_zeros(len(mask), steered),  # of the right shape; what they embed to is skipped
-            "attention_mask": mask,
-            "position_ids": _positions(mask)[:, -steered:],
+            "input_ids": torch.zeros_like(ids),  # of the right shape; what they embed to is skipped
+            "attention_mask": backend.masks.branching(branches),
+            "position_ids": ids,
         }
-        if steered < length:
-            arguments["past_key_values"] = shared_prefix(self._cache, rows, copies, length - steered)
-        with model.trace(**arguments, use_cache=steered < length, logits_to_keep=1):
+        if branches.shared:
+            arguments[backend.cache_argument] = self._cache.branches(rows_there, branches.shared)
+        ends = branches.ends
+        with model.trace(**arguments, use_cache=branches.shared > 0, logits_to_keep=ends):
             for layer in skipped:
                 layer.skip(residual)
             logits = model.output.logits.save()
-        return logits[:, -1].float().to(mask.device).unflatten(0, (len(rows), copies))
-
-
-def _positions(mask: Tensor) -> Tensor:
-    """Position of every column among its row's real tokens: [rows, width] int64, 0 at padding."""
-    return (mask.cumsum(1) - 1).clamp(min=0)
+        return logits.to(backend.device)

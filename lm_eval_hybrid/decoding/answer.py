@@ -1,12 +1,26 @@
 """One answer in the making: its tokens' facts, its text, and when it ends."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from lm_eval_hybrid.decoding.choosing import Fact
 from lm_eval_hybrid.decoding.trace import Finish, Generation, TokenRecord
 from lm_eval_hybrid.decoding.transcript import Transcript
+
+
+class Fact(NamedTuple):
+    """The decision at one position of one row: the fields of `TokenRecord` that do not depend on text."""
+
+    token: int
+    steered: bool
+    changed: bool
+    category: int | None
+    coefficient: float | None
+    window: int | None
+    thinking_logprob: float | None
+    base_choice: int | None
+    thinking_choice: int | None
 
 
 class Answer:
@@ -28,8 +42,18 @@ class Answer:
         self._facts: list[Fact] = []
         self._finish: Finish = "length"
 
-    def take(self, fact: Fact, shown: int, ends: bool) -> bool:
-        """Add a token, `shown` being its id for the tokenizer, or end with it; say whether it goes on."""
+    @property
+    def length(self) -> int:
+        """Tokens so far."""
+        return len(self._facts)
+
+    @property
+    def room(self) -> int:
+        """Tokens that may still come."""
+        return self._limit - len(self._facts)
+
+    def take(self, fact: Fact, shown: Sequence[int], ends: bool) -> bool:
+        """Add a token, `shown` being its ids for the tokenizer, or end with it; say whether it goes on."""
         if ends:
             self._finish = "eos"
             return False
@@ -37,7 +61,7 @@ class Answer:
         if self._transcript.push(shown):
             self._finish = "stop"
             return False
-        return len(self._facts) < self._limit
+        return self.room > 0
 
     def generation(self) -> Generation:
         """The finished answer."""

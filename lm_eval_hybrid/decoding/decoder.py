@@ -1,47 +1,77 @@
-"""Hybrid decoding of a batch, in step: one forward pass a model a token, and where the gate opens one more a distinct
-window.
+"""Hybrid decoding of many requests: as many at once as asked for, each making room for the next when it ends.
 
-Rows are independent: padding, batch and finished neighbours change no token. A model that the policy never reads
-is not run. Greedy only.
+Rows are independent: batch, neighbours and draft length change no token. A model that the policy never reads is not
+run. An answer is handed out as soon as it is finished; where memory runs out, the unfinished go on in smaller batches,
+from where they were.
 """
 
-from collections.abc import Sequence
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import cast
+
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from lm_eval_hybrid.backends.protocol import Backend
 from lm_eval_hybrid.decoding.answer import Answer
-from lm_eval_hybrid.decoding.batch import Batch, Prompt
+from lm_eval_hybrid.decoding.batch import Batch
 from lm_eval_hybrid.decoding.bridge import Bridge
 from lm_eval_hybrid.decoding.choosing import Chooser
+from lm_eval_hybrid.decoding.pace import LONGEST, Pace
 from lm_eval_hybrid.decoding.policy import Policy
+from lm_eval_hybrid.decoding.request import Prompt, Request
+from lm_eval_hybrid.decoding.row import Row
+from lm_eval_hybrid.decoding.scoring import score
 from lm_eval_hybrid.decoding.steering import Steering
+from lm_eval_hybrid.decoding.system import System
 from lm_eval_hybrid.decoding.trace import Generation
 from lm_eval_hybrid.errors import HybridError
+
+_log = logging.getLogger(__name__)
 
 
 class HybridDecoder:
     """A base model, steered where and how a policy says by what a thinking model sees.
 
+    Answers are in the base's tokens; where the policy never reads the base, in the thinking model's.
+
     Args:
-        base: always given, as answers are in its tokens; run only where the policy reads it.
+        base: always given; run only where the policy reads it.
         thinking: may be None where the policy does not read it.
         steering: may be None where the policy does not steer.
+        longest_draft: tokens that the base drafts at most before the thinking model reads; 1: token by token.
 
     Raises:
         HybridError: where the policy needs what is missing, or the tokenizers cannot be aligned.
     """
 
-    def __init__(self, base: Backend, thinking: Backend | None, steering: Steering | None, policy: Policy) -> None:
+    def __init__(
+        self,
+        base: Backend,
+        thinking: Backend | None,
+        steering: Steering | None,
+        policy: Policy,
+        longest_draft: int = LONGEST,
+    ) -> None:
         if policy.reads_thinking and thinking is None:
             raise HybridError("this policy needs a thinking model; found none; give thinking= or use arm=base")
         if policy.steers and steering is None:
             raise HybridError("this policy needs steering vectors; found none; give behaviors= or use arm=base")
         self.policy = policy
-        self._base = base
-        self._thinking = thinking if policy.reads_thinking else None
-        self._steering = steering
-        self._bridge = Bridge(base.tokenizer, self._thinking.tokenizer) if self._thinking is not None else None
-        self._chooser = Chooser(policy, steering, self._bridge, base.device)
+        self._reader = thinking if policy.reads_thinking else None
+        self._speaker = base if policy.reads_base or self._reader is None else self._reader
+        bridge = None if self._reader is None else Bridge(self._speaker.tokenizer, self._reader.tokenizer)
+        self._keys = steering.keys if steering is not None else ()
+        self._system = System(
+            base=base if policy.reads_base else None,
+            thinking=self._reader,
+            steering=steering,
+            bridge=bridge,
+            chooser=Chooser(policy, steering, bridge, base.device),
+            pace=Pace(self._reader.parameters / base.parameters if self._reader is not None else 0.0),
+            longest=longest_draft,
+            end=self._speaker.tokenizer.eos_token_id,
+        )
 
     def generate(
         self,
@@ -49,7 +79,7 @@ class HybridDecoder:
         max_new_tokens: int | Sequence[int],
         stop: Sequence[str] | Sequence[Sequence[str]] = (),
     ) -> list[Generation]:
-        """Answer the prompts, as one batch.
+        """Answer the prompts greedily, as one batch.
 
         Args:
             max_new_tokens: for all prompts, or one for each; the end-of-sequence token counts towards it.
@@ -61,75 +91,111 @@ class HybridDecoder:
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
         shared = all(isinstance(s, str) for s in stop)
         stops = [stop] * len(prompts) if shared else list(stop)
-        keys = self._steering.keys if self._steering is not None else ()
-        # The thinking model's tokenizer knows what a distilled model's special tokens mean: `</think>`.
-        tokenizer = (self._thinking or self._base).tokenizer
-        end = self._base.tokenizer.eos_token_id
-        answers = [
-            Answer(tokenizer, keys, cast(Sequence[str], strings), limit)
-            for strings, limit in zip(stops, limits, strict=True)
+        requests = [
+            Request(prompt, limit, tuple(cast(Sequence[str], strings)))
+            for prompt, limit, strings in zip(prompts, limits, stops, strict=True)
         ]
-        rows = [i for i, limit in enumerate(limits) if limit > 0]
-        batch = self._open(prompts, limits, rows)
-        while rows:
-            choice = batch.choose()
-            shown = choice.token if self._bridge is None else self._bridge.to_thinking(choice.token)
-            slots = []
-            for slot, (token, fact) in enumerate(zip(shown.tolist(), choice.facts(), strict=True)):
-                if answers[rows[slot]].take(fact, token, ends=fact.token == end):
-                    slots.append(slot)
-            rows = [rows[slot] for slot in slots]
-            batch.extend(choice.token, slots)
-        return [answer.generation() for answer in answers]
+        answers = dict(self.stream(requests, max(1, len(requests))))
+        return [answers[i] for i in range(len(requests))]
 
-    def score(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[int]]) -> list[tuple[float, bool]]:
+    def stream(self, requests: Sequence[Request], slots: int) -> Iterator[tuple[int, Generation]]:
+        """Answer requests, up to `slots` at once, begun in their order.
+
+        Yields:
+            (index of a request, its answer), as they are finished.
+
+        Raises:
+            HybridError: before any is answered, for an empty prompt, or one that leaves no room for its answer; later
+                for what a model should not say. What was yielded stands.
+        """
+        for request in requests:
+            self._check(request.prompt, request.limit)
+        rows = [self._row(index, request) for index, request in enumerate(requests)]
+        yield from _finished(rows)
+        waiting = deque(row for row in rows if row.going)
+        rows, batch = [], None
+        while waiting or any(row.going for row in rows):
+            try:
+                batch = self._filled(batch, rows, waiting, slots)
+                batch.round()
+            except RuntimeError as error:
+                slots = _halved(error, len(rows))
+                batch = None
+                continue
+            yield from _finished(rows)
+
+    def score(
+        self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[int]]
+    ) -> list[tuple[float, bool]]:
         """Log-likelihood of given continuations under the hybrid, as one batch (DESIGN, section 2).
 
         At each position the distribution is the base's where the gate stays shut, the selected steered
         candidate's where it opens, and the thinking model's where the policy emits that one's token.
 
         Args:
-            continuations: base token ids, one list for each prompt.
+            continuations: token ids of the model that speaks, one list for each prompt.
 
         Returns:
             For each: (sum of the tokens' natural log-probabilities, whether all are what would be chosen).
 
         Raises:
             HybridError: for an empty prompt, one too long with its continuation, or a continuation with a
-                token that the thinking model does not know.
+                token that the thinking model cannot read.
         """
-        lengths = [len(c) for c in continuations]
-        totals, greedy = [0.0] * len(prompts), [True] * len(prompts)
-        rows = [i for i, length in enumerate(lengths) if length > 0]
-        # The last token is scored, never fed; so it needs no room.
-        batch = self._open(prompts, [max(length - 1, 0) for length in lengths], rows)
-        while rows:
-            choice = batch.choose()
-            forced = choice.token.new_tensor([continuations[i][batch.position] for i in rows])
-            logprobs = self._chooser.logprobs(choice, batch.base, batch.thinking, forced).tolist()
-            for row, logprob, same in zip(rows, logprobs, (choice.token == forced).tolist(), strict=True):
-                totals[row] += logprob
-                greedy[row] &= same
-            slots = [slot for slot, row in enumerate(rows) if batch.position + 1 < lengths[row]]
-            rows = [rows[slot] for slot in slots]
-            batch.extend(forced, slots)
-        return list(zip(totals, greedy, strict=True))
+        for prompt, continuation in zip(prompts, continuations, strict=True):
+            # The last token is scored, never read; so it needs no room.
+            self._check(prompt, max(len(continuation) - 1, 0))
+        return score(self._system, prompts, continuations)
 
-    def _open(self, prompts: Sequence[Prompt], lengths: Sequence[int], rows: Sequence[int]) -> Batch:
-        """A batch of the prompts `rows`, each with room for its `lengths` of new tokens."""
-        base = self._base if self.policy.reads_base else None
-        for prompt, length in zip(prompts, lengths, strict=True):
-            for backend, ids in ((base, prompt.base_ids), (self._thinking, prompt.thinking_ids)):
-                if backend is not None:
-                    _check(ids, length, backend.context_length)
-        return Batch([prompts[i] for i in rows], base, self._thinking, self._steering, self._bridge, self._chooser)
+    def _filled(self, batch: Batch | None, rows: list[Row], waiting: deque[Row], slots: int) -> Batch:
+        """The batch that goes on, with `rows` in it: those still going, and as many of the waiting as have room.
+
+        `rows` is changed in place and first, so that whatever happens to the caches no row is lost.
+        """
+        if batch is None:
+            while len(rows) > slots:
+                waiting.appendleft(rows.pop())
+            while waiting and len(rows) < slots:
+                rows.append(waiting.popleft())
+            return Batch(self._system, rows)
+        newcomers: dict[int, Row] = {}
+        for slot, row in enumerate(rows):
+            if not row.going and waiting:
+                newcomers[slot] = rows[slot] = waiting.popleft()
+        going = [slot for slot, row in enumerate(rows) if row.going]
+        rows[:] = [rows[slot] for slot in going]
+        batch.admit(newcomers)
+        if len(going) < len(batch.rows):
+            batch.keep(going)
+        return batch
+
+    def _row(self, index: int, request: Request) -> Row:
+        # The thinking model's tokenizer knows what a distilled model's special tokens mean: `</think>`.
+        tokenizer = (self._reader or self._speaker).tokenizer
+        return Row(index, request, Answer(tokenizer, self._keys, request.stop, request.limit))
+
+    def _check(self, prompt: Prompt, length: int) -> None:
+        """Check that the models that are read can read a prompt and `length` more tokens."""
+        for backend, ids in ((self._system.base, prompt.base_ids), (self._reader, prompt.thinking_ids)):
+            if backend is None:
+                continue
+            if not len(ids):
+                raise HybridError("a prompt needs at least one token; found an empty prompt; give it text")
+            if len(ids) + length > backend.context_length:
+                raise HybridError(
+                    f"prompt and answer must fit the model's context of {backend.context_length} tokens; found "
+                    f"{len(ids)} of prompt and {length} to generate; shorten the prompt or lower max_gen_toks"
+                )
 
 
-def _check(ids: Sequence[int], length: int, context: int) -> None:
-    if not len(ids):
-        raise HybridError("a prompt needs at least one token; found an empty prompt; give it text")
-    if len(ids) + length > context:
-        raise HybridError(
-            f"prompt and answer must fit the model's context of {context} tokens; found {len(ids)} of prompt "
-            f"and {length} to generate; shorten the prompt or lower max_gen_toks"
-        )
+def _finished(rows: Sequence[Row]) -> Iterator[tuple[int, Generation]]:
+    yield from ((row.index, row.answer.generation()) for row in rows if not row.going)
+
+
+def _halved(error: RuntimeError, rows: int) -> int:
+    """Half as many rows, where that may help against `error`; else the error goes on."""
+    if rows < 2 or not should_reduce_batch_size(error):
+        raise error
+    _log.warning("Out of memory with %d answers at once: going on with %d", rows, rows // 2)
+    clear_device_cache(garbage_collection=True)
+    return rows // 2

@@ -33,9 +33,9 @@ class Transcript:
         self._window: list[int] = []
         self._shown = 0  # characters of the decoded window that are in `text` already
 
-    def push(self, token: int) -> bool:
-        """Add a token of the tokenizer; say whether a stop string is complete."""
-        self._window.append(token)
+    def push(self, token: Sequence[int]) -> bool:
+        """Add a token, as one id of the tokenizer or several; say whether a stop string is complete."""
+        self._window += token
         decoded = self._decode(self._window)
         whole = decoded.rstrip(_INCOMPLETE)
         self._add(whole[self._shown :])

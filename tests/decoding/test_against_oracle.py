@@ -9,7 +9,7 @@ import pytest
 
 from lm_eval_hybrid.backends.local import LocalBackend
 from lm_eval_hybrid.decoding.arms import ARMS, policy_for
-from lm_eval_hybrid.decoding.batch import Prompt
+from lm_eval_hybrid.decoding.request import Prompt
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.policy import Policy
 from lm_eval_hybrid.decoding.steering import CoefficientNetwork, SparseEncoder, Steering

@@ -7,12 +7,14 @@ that an error has to be made twice to go unseen.
 
 What the definition leaves open is settled here as follows:
 - gate `never` does not run the thinking model (thinking_logprob and thinking_choice are None); gate `always`
-  with emit `thinking` does not run the base model (base_choice is None, changed is False);
+  with emit `thinking` does not run the base model (base_choice is None, changed is False). Where one model
+  never runs, the other is alone: no bridge, no excluded ids, and tokens, `decode` and `eos_id` in its own ids;
 - where no candidate was made (gate shut, or emit `thinking`), category, behavior, coefficient and window are
   None;
 - select `mlp` needs a category to take its head by, so it does not go with category `none`;
 - a token that straddles the beginning of the stop string is kept, and counted: part of it is answer;
-- a stop string completed by the last allowed token ends as `stop`, not as `length`.
+- a stop string completed by the last allowed token ends as `stop`, not as `length`;
+- log-probabilities of the thinking model are over all of its logits, also where not every id crosses.
 """
 
 import hashlib
@@ -24,6 +26,9 @@ from typing import Any
 import torch
 from nnsight import NNsight
 from torch import Tensor
+
+from tests.oracle.crossing import OneVocabulary, bridge_of
+from tests.oracle.scoring import NaiveSampling, Step, log_probability, record_of, sampled
 
 
 @dataclass(frozen=True)
@@ -171,39 +176,69 @@ def naive_generate(
     stop: Sequence[str] = (),
     decode: Callable[[list[int]], str] = str,
     eos_id: int | None = None,
+    sampling: NaiveSampling | None = None,
 ) -> dict[str, Any]:
-    """Decode one prompt greedily; both models are in eval mode, float32, on the CPU, with one vocabulary.
+    """Decode one prompt, greedily without `sampling`; both models are in eval mode, float32, on the CPU.
 
     Returns tokens (list of kept ids, without EOS), records (a dict a kept token, with TokenRecord's fields),
-    finish ("eos", "stop" or "length") and text (up to the stop string). A model that the policy never reads
+    finish ("eos", "stop" or "length") and text (up to the stop string). Ids are the base's, those of `eos_id`
+    and `decode` too, and the thinking model's where the base never runs. A model that the policy never reads
     may be None, as may the steering where no candidate is ever made.
     """
-    if tokenizer_pair is not None and tokenizer_pair[0].get_vocab() != tokenizer_pair[1].get_vocab():
-        raise ValueError("the naive loop knows only pairs with one vocabulary")
-    runs_thinking = policy.gate != "never"
-    runs_base = not (policy.gate == "always" and policy.emit == "thinking")
+    bridge = bridge_of(tokenizer_pair if runs_base(policy) and runs_thinking(policy) else None)
     tokens: list[int] = []
     records: list[dict[str, Any]] = []
     for position in range(max_new_tokens):
-        record = one_step(
-            base_model if runs_base else None,
-            thinking_model if runs_thinking else None,
-            steering,
-            policy,
-            list(base_ids),
-            list(thinking_ids),
-            tokens,
+        step = one_step(
+            base_model, thinking_model, steering, policy, list(base_ids), list(thinking_ids), tokens, bridge
         )
-        if record["token"] == eos_id:
+        token = step.token
+        if sampling is not None:
+            token = sampled(step, sampling, draw(sampling.seed, sampling.stream, position, base_ids), bridge)
+        if token == eos_id:
             return {"tokens": tokens, "records": records, "finish": "eos", "text": decode(list(tokens))}
-        record |= {"position": position, "text": decode([record["token"]])}
-        tokens.append(record["token"])
-        records.append(record)
+        records.append(record_of(step, token, bridge) | {"position": position, "text": decode([token])})
+        tokens.append(token)
         trimmed = trim(tokens, stop, decode)
         if trimmed is not None:
             text, kept = trimmed
             return {"tokens": tokens[:kept], "records": records[:kept], "finish": "stop", "text": text}
     return {"tokens": tokens, "records": records, "finish": "length", "text": decode(list(tokens))}
+
+
+def naive_score(
+    base_model: torch.nn.Module | None,
+    thinking_model: torch.nn.Module | None,
+    tokenizer_pair: tuple[Any, Any] | None,
+    steering: NaiveSteering | None,
+    policy: NaivePolicy,
+    base_ids: Sequence[int],
+    thinking_ids: Sequence[int],
+    continuation: Sequence[int],
+) -> tuple[float, bool]:
+    """The log-likelihood (natural) of forced tokens, and whether greedy decoding would emit just these.
+
+    `continuation` is in the ids that naive_generate would return: the base's, or the thinking model's where the
+    base never runs. A token that has to cross and cannot raises ValueError.
+    """
+    bridge = bridge_of(tokenizer_pair if runs_base(policy) and runs_thinking(policy) else None)
+    total, is_greedy = 0.0, True
+    for position, token in enumerate(continuation):
+        past = list(continuation[:position])
+        step = one_step(base_model, thinking_model, steering, policy, list(base_ids), list(thinking_ids), past, bridge)
+        total += log_probability(step.logits, bridge.first_thinking(token) if step.by_thinking else token)
+        is_greedy = is_greedy and token == step.token
+    return total, is_greedy
+
+
+def runs_base(policy: NaivePolicy) -> bool:
+    """Whether the policy ever reads the base model."""
+    return not (policy.gate == "always" and policy.emit == "thinking")
+
+
+def runs_thinking(policy: NaivePolicy) -> bool:
+    """Whether the policy ever reads the thinking model."""
+    return policy.gate != "never"
 
 
 def one_step(
@@ -214,18 +249,18 @@ def one_step(
     base_prompt: list[int],
     thinking_prompt: list[int],
     tokens: list[int],
-) -> dict[str, Any]:
-    """The record of the token that follows `tokens`, without its position and text."""
+    bridge: OneVocabulary,
+) -> Step:
+    """What is decided at the position that follows `tokens`."""
     base_choice = thinking_choice = logprobs = base_hidden = thinking_hidden = None
-    if base_model is not None:
-        logits, base_hidden = read(base_model, base_prompt + tokens, steering.layer if steering else None)
-        base_choice = argmax(logits)
-    if thinking_model is not None:
-        logits, thinking_hidden = read(
-            thinking_model, thinking_prompt + tokens, steering.sae_layer if steering else None
-        )
-        thinking_choice = argmax(logits)
-        logprobs = torch.log_softmax(logits, dim=-1)
+    if runs_base(policy):
+        base_logits, base_hidden = read(base_model, base_prompt + tokens, steering.layer if steering else None)
+        base_choice = argmax(bridge.crossing_base(base_logits))
+    if runs_thinking(policy):
+        thinking_text = thinking_prompt + bridge.text_to_thinking(tokens)
+        thinking_logits, thinking_hidden = read(thinking_model, thinking_text, steering.sae_layer if steering else None)
+        thinking_choice = argmax(bridge.crossing_thinking(thinking_logits))
+        logprobs = torch.log_softmax(thinking_logits, dim=-1)
 
     def chance(stream: str) -> float:
         return draw(policy.seed, stream, len(tokens), base_prompt)
@@ -235,17 +270,18 @@ def one_step(
     elif policy.gate == "always":
         opened = True
     elif policy.gate == "disagreement":
-        opened = base_choice != thinking_choice
+        opened = not bridge.agree(base_choice, thinking_choice)
     elif policy.gate == "random":
         opened = chance("gate") < policy.gate_rate
     else:
         raise ValueError(f"unknown gate {policy.gate}")
 
     category = chosen = None
+    by_thinking = opened and policy.emit == "thinking"
     if not opened:
-        token = base_choice
-    elif policy.emit == "thinking":
-        token = thinking_choice
+        token, logits = base_choice, base_logits
+    elif by_thinking:
+        token, logits = bridge.first_base(thinking_choice), thinking_logits
     else:
         if policy.category == "sae":
             category = category_of(steering, thinking_hidden)
@@ -253,28 +289,27 @@ def one_step(
             category = int(chance("category") * len(steering.vectors))
         candidates = candidates_of(base_model, steering, policy, base_prompt + tokens, base_hidden, category)
         for candidate in candidates:
-            candidate["logprob"] = float(logprobs[candidate["token"]])
+            candidate["token"] = argmax(bridge.crossing_base(candidate["logits"]))
+            candidate["logprob"] = float(logprobs[bridge.first_thinking(candidate["token"])])
         if policy.select == "guardrail":
             chosen = min(candidates, key=preference)  # min keeps the first of equals: the listed order
         elif policy.select == "random":
             chosen = candidates[int(chance("select") * len(candidates))]
         else:
             (chosen,) = candidates
-        token = chosen["token"]
+        token, logits = chosen["token"], chosen["logits"]
 
     named = steering is not None and category is not None and category < len(steering.keys)
-    return {
-        "token": token,
+    fields = {
         "steered": opened,
-        "changed": opened and base_choice is not None and token != base_choice,
         "category": category,
         "behavior": None if category is None else steering.keys[category] if named else f"latent-{category}",
         "coefficient": chosen["coefficient"] if chosen else None,
         "window": chosen["window"] if chosen else None,
-        "thinking_logprob": None if logprobs is None else float(logprobs[token]),
         "base_choice": base_choice,
-        "thinking_choice": thinking_choice,
+        "thinking_choice": None if thinking_choice is None else bridge.first_base(thinking_choice),
     }
+    return Step(token, logits, by_thinking, logprobs, fields)
 
 
 def candidates_of(
@@ -285,7 +320,7 @@ def candidates_of(
     base_hidden: Tensor,
     category: int | None,
 ) -> list[dict[str, Any]]:
-    """One dict (coefficient, window, token) a candidate, coefficients first, each by its own forward pass."""
+    """One dict (coefficient, window, logits) a candidate, coefficients first, each by its own forward pass."""
     bias, vectors = steering.bias, steering.vectors
     if policy.directions == "random":
         bias, vectors = random_directions(steering, policy.seed)
@@ -297,5 +332,5 @@ def candidates_of(
     for coefficient in coefficients:
         for window in policy.windows:
             logits = read_steered(base_model, ids, steering.layer, coefficient * direction, window)
-            candidates.append({"coefficient": coefficient, "window": window, "token": argmax(logits)})
+            candidates.append({"coefficient": coefficient, "window": window, "logits": logits})
     return candidates

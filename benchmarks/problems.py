@@ -1,0 +1,27 @@
+"""Short mathematical word problems, as prompts of different lengths."""
+
+_PROBLEMS = (
+    "Mia picks {a} apples in the morning and {b} more after lunch. She gives {c} to a neighbour. How many are left?",
+    "A train of {a} wagons carries {b} crates in each wagon. At the first stop {c} crates are taken off. How many "
+    "crates are still on the train?",
+    "Tom reads {b} pages a day. How many days does he need for a book of {a} pages if he has read {c} pages already?",
+    "A baker makes {a} loaves and sells each for {b} dollars. Flour and wood cost {c} dollars in all. What is the "
+    "profit of the day?",
+    "There are {a} seats in a hall. How many rows of {b} seats is that, and how many seats are left over?",
+    "Lena saves {b} dollars every week for {a} weeks, and then spends {c} dollars on a bicycle lamp. How much of her "
+    "savings does she still have, and how many more weeks would she need to have twice as much?",
+    "A garden is {a} metres long and {b} metres wide. A path of {c} square metres crosses it. How large is the rest?",
+    "In a school of {a} children, {b} play chess, {c} swim, and nobody does both. How many do neither? Explain.",
+)
+
+
+def prompt_texts(count: int) -> list[str]:
+    """`count` different prompts: after each round of the problems one more is put before the question."""
+    texts = []
+    for i in range(count):
+        first = i - i // len(_PROBLEMS)
+        problems = [
+            _PROBLEMS[k % len(_PROBLEMS)].format(a=90 + 7 * k, b=12 + k, c=5 + 3 * k) for k in range(first, i + 1)
+        ]
+        texts.append("\n".join(f"Question: {problem}" for problem in problems) + "\nAnswer: Let us think step by step.")
+    return texts

@@ -1,0 +1,66 @@
+"""How far the base drafts before the thinking model reads: as long as the next token is worth its cost.
+
+A drafted token stands if the two models agree on it and on all before it. They mostly part where the base itself is in
+doubt, so the chance is learned, as decoding goes, from the base's margin: the lead of its likeliest token's logit over
+the next. Drafting one more token costs one step of the base, and gains as many tokens as the chance says; to have the
+most tokens for the cost of a whole run, it goes on while that is more than a step has gained on average (the rule that
+maximises a ratio). Costs are counted, not timed, so that a run can be repeated.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+LONGEST = 16
+"""Tokens drafted at most before the thinking model reads."""
+
+_EDGES = torch.tensor([0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0])
+"""Bounds of the bins that margins are counted in."""
+
+_DOUBT = 0.35
+"""Chance of disagreement assumed at margin 0 before anything was seen; it halves with each unit of margin."""
+
+_WEIGHT = 4.0
+"""How many observations that assumption counts for, in each bin."""
+
+_VERIFICATION = 1.7
+"""Steps that reading a short draft costs, for a thinking model of the base's size: one and what its length adds."""
+
+
+class Pace:
+    """Decides when a batch stops drafting.
+
+    Args:
+        relative_size: parameters of the thinking model for each of the base's.
+    """
+
+    def __init__(self, relative_size: float) -> None:
+        self._verification = _VERIFICATION * relative_size
+        middles = torch.cat([torch.zeros(1), _EDGES])
+        self._seen = torch.full((len(middles),), _WEIGHT)
+        self._agreed = _WEIGHT * (1 - _DOUBT * 0.5**middles)
+        # As after a few rounds of middling luck.
+        self._gained, self._cost = 4.0, 4 + self._verification
+
+    def chances(self, margins: Tensor) -> Tensor:
+        """Chance of agreement at these margins, float32 on the CPU, any shape."""
+        return (self._agreed / self._seen)[self._bins(margins)]
+
+    def goes_on(self, standing: Tensor) -> bool:
+        """Whether to draft one more token for all rows: `standing` [rows] are the chances that the last one stands."""
+        return float(standing.mean()) > self._gained / self._cost
+
+    def learn(self, margins: Sequence[float], agreed: Sequence[bool]) -> None:
+        """Count positions at which both models have spoken."""
+        bins = self._bins(torch.tensor(margins))
+        self._seen += torch.bincount(bins, minlength=len(self._seen))
+        self._agreed += torch.bincount(bins, torch.tensor(agreed).float(), minlength=len(self._seen))
+
+    def spend(self, steps: int, gained: float) -> None:
+        """Count a round: steps of the base, and the tokens that it gave a row, on average."""
+        self._gained += gained
+        self._cost += steps + self._verification
+
+    def _bins(self, margins: Tensor) -> Tensor:
+        return torch.bucketize(margins, _EDGES)

@@ -1,0 +1,66 @@
+"""Drawing a token from a distribution, so that the same seed draws the same token whatever else is decoded.
+
+What is random is one number a token, a keyed hash of what it decides (`decoding/draws.py`); where it falls in the
+cumulative distribution, taken in the order of ids, is the token. So neither batch nor draft length matters.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lm_eval_hybrid.decoding.draws import draw
+from lm_eval_hybrid.errors import HybridError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn.
+
+    Attributes:
+        temperature: logits are divided by it; above 0.
+        top_k: only the k likeliest tokens, and those as likely as the k-th; 0: all.
+        top_p: after that, only the likeliest whose probabilities first add up to it; 1: all.
+        seed: of the draws.
+        repeat: which of several answers to one prompt this is, from 0.
+
+    Raises:
+        HybridError: on values that mean nothing.
+    """
+
+    temperature: float
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    repeat: int = 0
+
+    def __post_init__(self) -> None:
+        for name, fits, wanted in (
+            ("temperature", 0 < self.temperature < math.inf, "a finite number above 0"),
+            ("top_k", self.top_k >= 0, "0 (all) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+        ):
+            if not fits:
+                raise HybridError(f"{name} must be {wanted}; found {getattr(self, name)}; mend --gen_kwargs")
+
+    def pick(self, logits: Tensor, position: int, key: bytes) -> int:
+        """The token drawn from logits [vocab] for the generated token at `position` of the prompt `key` stands for."""
+        chances = self.probabilities(logits)
+        stream = f"sample-{self.repeat}" if self.repeat else "sample"
+        level = draw(self.seed, stream, position, key) * chances.sum()
+        # The first token whose cumulative probability exceeds the level.
+        token = int(torch.searchsorted(chances.cumsum(0), level, right=True))
+        return min(token, int(chances.nonzero()[-1]))  # rounding may leave the level at the very end
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """What a token is drawn from: [vocab] logits -> [vocab] float64 on the CPU, zero where filtered, unnormalised."""
+        scaled = logits.detach().cpu().double() / self.temperature
+        if 0 < self.top_k < len(scaled):
+            scaled = scaled.masked_fill(scaled < scaled.topk(self.top_k).values[-1], -torch.inf)
+        chances = scaled.softmax(0)
+        if self.top_p < 1:
+            ordered, order = chances.sort(descending=True, stable=True)
+            before = ordered.cumsum(0) - ordered
+            chances[order[before >= self.top_p]] = 0.0
+        return chances

@@ -1,0 +1,138 @@
+"""What the two models say after each of the same k tokens of every row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from lm_eval_hybrid.backends.protocol import Sequences
+from lm_eval_hybrid.decoding.bridge import Bridge
+from lm_eval_hybrid.errors import HybridError
+
+
+@dataclass(frozen=True)
+class BaseView:
+    """What the unsteered base says.
+
+    Attributes:
+        choice: [rows, k] int64, its likeliest token of those that cross.
+        margin: [rows, k] float32, the lead of that one's logit over the next.
+        residual: [rows, k, d] float32, after the hook layer.
+        logits: [rows, k, vocab], without tokens that do not cross; None where only choices were kept.
+    """
+
+    choice: Tensor
+    margin: Tensor
+    residual: Tensor
+    logits: Tensor | None
+
+    @classmethod
+    def of(cls, logits: Tensor, residual: Tensor, bridge: Bridge | None, keep: bool = False) -> BaseView:
+        """Read from what the model said (`protocol.Reading`).
+
+        Raises:
+            HybridError: for logits that are not numbers.
+        """
+        logits = logits if bridge is None else bridge.base_logits(logits)
+        best = logits.topk(min(2, logits.shape[-1]), dim=-1)
+        values = best.values.float()
+        check_numbers(values[..., 0], "base")
+        # Not topk's index: of equals the first is meant.
+        return cls(logits.argmax(-1), values[..., 0] - values[..., -1], residual, logits if keep else None)
+
+    @classmethod
+    def joined(cls, views: list[BaseView]) -> BaseView:
+        """Views of the same rows, one after the other. Logits are let go."""
+        return cls(
+            torch.cat([view.choice for view in views], 1),
+            torch.cat([view.margin for view in views], 1),
+            torch.cat([view.residual for view in views], 1),
+            None,
+        )
+
+
+@dataclass(frozen=True)
+class ThinkingView:
+    """What the thinking model says.
+
+    Attributes:
+        choice: [rows, k] int64, its likeliest token of those that cross, as its own id.
+        crossed: [rows, k] int64, the (first) base id of that.
+        residual: [rows, k, d] float32, after the SAE's layer.
+        logits: [rows, k, vocab].
+        total: [rows, k] float32, their logsumexp.
+    """
+
+    choice: Tensor
+    crossed: Tensor
+    residual: Tensor
+    logits: Tensor
+    total: Tensor
+    bridge: Bridge
+
+    @classmethod
+    def of(cls, logits: Tensor, residual: Tensor, bridge: Bridge) -> ThinkingView:
+        """Read from what the model said (`protocol.Reading`).
+
+        Raises:
+            HybridError: for logits that are not numbers.
+        """
+        # Row by row: in half precision a float32 copy of all would be the largest tensor of a run.
+        total = torch.stack([row.float().logsumexp(-1) for row in logits])
+        check_numbers(total, "thinking")
+        choice = bridge.thinking_logits(logits).argmax(-1)
+        return cls(choice, bridge.to_base(choice), residual, logits, total, bridge)
+
+    def logprobs(self, rows: Tensor, steps: Tensor, tokens: Tensor) -> Tensor:
+        """Log-probabilities [n, c] float32 of base ids [n, c] after step steps[i] of row rows[i], each [n].
+
+        Of a token that crosses as several ids, that of the first; -inf for one that does not cross.
+        """
+        rows, steps, tokens = (part.to(self.logits.device) for part in (rows, steps, tokens))
+        ids = self.bridge.to_thinking(tokens)
+        found = self.logits[rows[:, None], steps[:, None], ids.clamp(min=0)].float()
+        return (found - self.total[rows, steps][:, None]).masked_fill(ids < 0, -math.inf)
+
+
+def read_thinking(
+    sequences: Sequences, crossings: Sequence[Sequence[Sequence[int]]], bridge: Bridge
+) -> tuple[ThinkingView, list[list[int]]]:
+    """Have the thinking model read some tokens of every row, and say what it says after each.
+
+    Args:
+        crossings: of each row its tokens, one or more, each as thinking ids. What a view says of a row beyond its
+            tokens means nothing.
+
+    Returns:
+        The view, and for each token of a row the index, in what was read of it, of its last id.
+    """
+    chunks = [[i for token in row for i in token] for row in crossings]
+    counts = [len(chunk) for chunk in chunks]
+    width = max(counts)
+    ends = [[end - 1 for end in accumulate(map(len, row))] for row in crossings]
+    reading = sequences.read(torch.tensor([chunk + [0] * (width - len(chunk)) for chunk in chunks]), counts)
+    logits, residual = reading.logits, reading.residual
+    if any(row != list(range(len(row))) for row in ends):
+        steps = max(map(len, ends))
+        columns = torch.tensor([row + [0] * (steps - len(row)) for row in ends], device=logits.device)
+        rows = torch.arange(len(ends), device=logits.device)[:, None]
+        logits, residual = logits[rows, columns], residual[rows, columns]
+    return ThinkingView.of(logits, residual, bridge), ends
+
+
+def check_numbers(values: Tensor, role: str) -> None:
+    """Check that what model `role` says is numbers.
+
+    Raises:
+        HybridError: it is not.
+    """
+    if values.isnan().any():
+        raise HybridError(
+            f"the {role} model must say numbers; found NaN among its logits; check its weights, or pass "
+            "dtype=bfloat16 or dtype=float32"
+        )
