@@ -12,23 +12,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.pairs import PAIRS, Pair, choices, greedy
+from benchmarks.noise import predictions
+from benchmarks.pairs import PAIRS, Pair
+from benchmarks.plain import generate
 
 EDGES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, float("inf"))
 
 
-@torch.no_grad()
-def agreement(pair: Pair, prompts: Sequence[Sequence[int]], tokens: int) -> list[Tensor]:
-    """For every prompt [tokens, 2] float32, in order: the base's margin, and 1 where the models agree."""
-    found = []
-    for prompt in prompts:
-        text = greedy(pair.base, prompt, tokens)
-        ids = torch.tensor([text], device=pair.base.device)
-        logits = pair.base(ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
-        top = logits.topk(2)
-        agreed = choices(pair.thinking, text)[len(prompt) - 1 :] == top.indices[:, 0]
-        found.append(torch.stack([top.values[:, 0] - top.values[:, 1], agreed.float()], 1).cpu())
-    return found
+def agreement(pair: Pair, prompts: int, tokens: int) -> list[Tensor]:
+    """For each of the first prompts [tokens, 2] float32, in order: the base's margin, and 1 where the models agree."""
+    ids, mask = generate(pair.base, pair.prompts[:prompts], tokens)
+    top = predictions(pair.base, ids, mask, tokens).float().topk(2)
+    agreed = predictions(pair.thinking, ids, mask, tokens).argmax(-1) == top.indices[..., 0]
+    return list(torch.stack([top.values[..., 0] - top.values[..., 1], agreed.float()], -1).cpu())
 
 
 def table(found: Sequence[Tensor]) -> Table:
@@ -55,7 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     pair = PAIRS[options.pair]()
-    found = agreement(pair, pair.prompts(options.prompts), options.tokens)
+    found = agreement(pair, options.prompts, options.tokens)
     if options.save:
         torch.save(found, options.save)
     Console().print(table(found))

@@ -15,13 +15,10 @@ _PROBLEMS = (
 )
 
 
-def prompt_texts(count: int) -> list[str]:
-    """`count` different prompts: after each round of the problems one more is put before the question."""
+def problem_texts(count: int) -> list[str]:
+    """`count` different questions: after each round of the problems, one more of them in every question."""
     texts = []
-    for i in range(count):
-        first = i - i // len(_PROBLEMS)
-        problems = [
-            _PROBLEMS[k % len(_PROBLEMS)].format(a=90 + 7 * k, b=12 + k, c=5 + 3 * k) for k in range(first, i + 1)
-        ]
-        texts.append("\n".join(f"Question: {problem}" for problem in problems) + "\nAnswer: Let us think step by step.")
+    for last in range(count):
+        numbers = range(last - last // len(_PROBLEMS), last + 1)
+        texts.append("\n".join(_PROBLEMS[n % len(_PROBLEMS)].format(a=90 + 7 * n, b=12 + n, c=5 + 3 * n) for n in numbers))
     return texts

@@ -1,15 +1,17 @@
 """The harness's model `hybrid`: HFLM loads the two models, decoding answers, the harness sees strings.
 
 HFLM itself is the base model; a second one is the thinking model, loaded only where the arm reads it. Requests are
-answered longest prompt first, so that memory runs out at once or not at all. With `--batch_size auto` a batch that
-does not fit is halved until it does.
+begun longest prompt first, `--batch_size` at once, each making room for the next as it ends. With `auto` as many as the
+free memory has room for; where it runs out all the same, half as many go on.
 """
 
 import hashlib
 import json
 import logging
 import time
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import nnsight
@@ -26,17 +28,18 @@ from lm_eval_hybrid.backends.sources import Source
 from lm_eval_hybrid.behaviors.bundle import Bundle
 from lm_eval_hybrid.behaviors.compatibility import check
 from lm_eval_hybrid.behaviors.resolve import resolve
-from lm_eval_hybrid.decoding.decoder import HybridDecoder, Prompt
+from lm_eval_hybrid.decoding.decoder import HybridDecoder
+from lm_eval_hybrid.decoding.request import Prompt, Request
 from lm_eval_hybrid.decoding.steering import Steering
 from lm_eval_hybrid.errors import HybridError
 from lm_eval_hybrid.evaluation.answers import thought_is_open
 from lm_eval_hybrid.harness import cache, sidecar
 from lm_eval_hybrid.harness.arguments import HybridArguments
-from lm_eval_hybrid.harness.batches import check_sizes, in_batches
+from lm_eval_hybrid.harness.batches import check_sizes, in_batches, rows_that_fit
 from lm_eval_hybrid.harness.empty import show_empty_runs_plainly
 from lm_eval_hybrid.harness.prompts import Templated, ThinkingReader
 from lm_eval_hybrid.harness.records import HybridAnswer, Totals
-from lm_eval_hybrid.harness.requests import Limits, check_not_empty, check_room
+from lm_eval_hybrid.harness.requests import Settings, check_not_empty, check_room
 
 _log = logging.getLogger(__name__)
 
@@ -61,9 +64,8 @@ _WITHOUT_EFFECT = {"device", "batch_size", "max_batch_size"}
 class _Job:
     """A request ready to be answered. `thought_open`: its answer begins inside a thought."""
 
-    request: Instance
-    prompt: Prompt
-    limits: Limits
+    instance: Instance
+    request: Request
     thought_open: bool
 
 
@@ -101,6 +103,12 @@ class HybridLM(HFLM):
             self._thinking = ThinkingReader.choose(model, ours.thinking_prompt, bundle.manifest.prompt)
         self._join_ranks()
         self._decoder = self._build_decoder()
+        # Where the thinking model alone is read, what is scored is in its tokens; the harness has made the base's.
+        self._own_words = (
+            self._thinking is not None
+            and not policy.reads_base
+            and self._thinking.model.tokenizer.get_vocab() != self.tokenizer.get_vocab()
+        )
         self._totals = Totals()
         self._totals_of_others: list[Totals] = []
         self._identity = {
@@ -115,43 +123,67 @@ class HybridLM(HFLM):
         }
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Answer the requests greedily: a `HybridAnswer` each, in their order.
+        """Answer the requests: a `HybridAnswer` each, in their order.
 
         Raises:
-            HybridError: before any is answered, where one is empty, too long, or asks for more than greedy decoding.
+            HybridError: before any is answered, where one is empty, too long, or asks for what is not known here.
         """
-        # Where ranks have unequal shares the harness repeats a request object: it is answered, and counted, once.
-        jobs = [self._job(request) for request in {id(request): request for request in requests}.values()]
-        jobs.sort(key=lambda job: len(job.prompt.base_ids), reverse=True)
-        answers: dict[int, HybridAnswer] = {}
+        repeats: Counter[int] = Counter()
+        jobs: dict[tuple[int, int], _Job] = {}
+        asked = []
+        for instance in requests:
+            # A repeated request is one object several times. Greedily all its answers are the same; and where ranks
+            # have unequal shares the harness repeats one beyond that: it is answered, and counted, once.
+            repeat = min(repeats[id(instance)], (instance.repeats or 1) - 1)
+            repeats[id(instance)] += 1
+            job = jobs.get((id(instance), repeat)) or self._job(instance, repeat)
+            key = id(instance), repeat if job.request.sampling else 0
+            jobs.setdefault(key, job)
+            asked.append(key)
+        order = sorted(jobs, key=lambda key: -len(jobs[key].request.prompt.base_ids))
+        answers = {order[i]: answer for i, answer in self._answers([jobs[key] for key in order], disable_tqdm)}
+        return [answers[key] for key in asked]
+
+    def _answers(self, jobs: list[_Job], disable_tqdm: bool) -> Iterator[tuple[int, HybridAnswer]]:
+        """(index of a job, its answer), as they are finished."""
+        slots = self._rows(max((job.request.tokens for job in jobs), default=0))
+        start = time.perf_counter()
         hidden = disable_tqdm or self.rank != 0
         with tqdm(total=len(jobs), disable=hidden, desc="Running generate_until requests") as progress:
-            for job, answer in in_batches(jobs, self._answer, *self._batching()):
-                answers[id(job.request)] = answer
-                self.cache_hook.add_partial("generate_until", job.request.args, answer)
+            for i, generation in self._decoder.stream([job.request for job in jobs], slots):
+                job = jobs[i]
+                self._totals.add(generation)
+                answer = HybridAnswer(
+                    generation.text,
+                    generation,
+                    self._arm,
+                    self._bundle.identity,
+                    job.thought_open,
+                    compared=self._policy.reads_base,
+                )
+                self.cache_hook.add_partial("generate_until", job.instance.args, answer)
                 progress.update()
-        return [answers[id(request)] for request in requests]
+                yield i, answer
+            self._totals.seconds += time.perf_counter() - start
 
     def _loglikelihood_tokens(
         self, requests: list[_Scored], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         """What HFLM's `loglikelihood` and `loglikelihood_rolling` score with, per (texts, context, continuation).
 
-        The hybrid's distributions are those of the tokens it would choose among (DESIGN, section 2), which takes a step
-        a token; the base arm alone is scored in one pass, by HFLM. Running text, in `loglikelihood_rolling`, is no turn
-        of a chat: the thinking model reads it as it is.
+        The hybrid's distributions are those of the tokens it would choose among (DESIGN, section 2); the base arm is
+        scored by HFLM. Running text, in `loglikelihood_rolling`, is no turn of a chat: the thinking model reads it as
+        it is.
         """
         if self._arm == "base":
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
-        size, shrink = self._batching()
+        longest = max((len(context) + len(continuation) for _, context, continuation in requests), default=0)
+        size = override_bs or self._rows(longest)
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2]))
         scores: dict[int, tuple[float, bool]] = {}
         hidden = disable_tqdm or self.rank != 0
         with tqdm(total=len(requests), disable=hidden, desc="Running loglikelihood requests") as progress:
-            scored = in_batches(
-                order, lambda batch: self._score([requests[i] for i in batch]), override_bs or size, shrink
-            )
-            for i, score in scored:
+            for i, score in in_batches(order, lambda batch: self._score([requests[i] for i in batch]), size):
                 scores[i] = score
                 if requests[i][0] is not None:
                     self.cache_hook.add_partial("loglikelihood", requests[i][0], score)
@@ -237,44 +269,27 @@ class HybridLM(HFLM):
             self._policy,
         )
 
-    def _job(self, request: Instance) -> _Job:
-        context, generation_kwargs = request.args
-        check_not_empty(request)
-        limits = Limits.of(generation_kwargs, self.max_gen_toks)
-        base_ids = self.tok_encode(context)
+    def _job(self, instance: Instance, repeat: int) -> _Job:
+        context, generation_kwargs = instance.args
+        check_not_empty(instance)
+        settings = Settings.of(generation_kwargs, self.max_gen_toks, self._policy.seed)
+        sampling = None if settings.sampling is None else replace(settings.sampling, repeat=repeat)
+        base_ids = thinking_ids = self.tok_encode(context)
         if self._policy.reads_base:
-            check_room(request, "base", len(base_ids), limits, self.max_length)
-        if self._thinking is None:
-            return _Job(request, Prompt(base_ids, base_ids), limits, thought_open=False)
-        text = self._thinking.text(context, isinstance(context, Templated))
-        thinking_ids = self._thinking.ids(text)
-        check_room(request, "thinking", len(thinking_ids), limits, self._thinking.model.max_length)
-        # Only where every token is the thinking model's own does its answer go on with the thought.
-        return _Job(request, Prompt(base_ids, thinking_ids), limits, self._arm == "thinking" and thought_is_open(text))
-
-    def _answer(self, batch: list[_Job]) -> list[HybridAnswer]:
-        start = time.perf_counter()
-        generations = self._decoder.generate(
-            [job.prompt for job in batch],
-            [job.limits.max_new_tokens for job in batch],
-            [job.limits.stop for job in batch],
-        )
-        self._totals.add(generations, time.perf_counter() - start)
-        return [
-            HybridAnswer(
-                generation.text,
-                generation,
-                self._arm,
-                self._bundle.identity,
-                job.thought_open,
-                compared=self._policy.reads_base,
-            )
-            for job, generation in zip(batch, generations, strict=True)
-        ]
+            check_room(instance, "base", len(base_ids), settings, self.max_length)
+        thought_open = False
+        if self._thinking is not None:
+            text = self._thinking.text(context, isinstance(context, Templated))
+            thinking_ids = self._thinking.ids(text)
+            check_room(instance, "thinking", len(thinking_ids), settings, self._thinking.model.max_length)
+            # Only where every token is the thinking model's own does its answer go on with the thought.
+            thought_open = self._arm == "thinking" and thought_is_open(text)
+        prompt = Prompt(base_ids, thinking_ids)
+        return _Job(instance, Request(prompt, settings.max_new_tokens, settings.stop, sampling), thought_open)
 
     def _score(self, batch: list[_Scored]) -> list[tuple[float, bool]]:
-        prompts = []
-        for texts, context_ids, _ in batch:
+        prompts, continuations = [], []
+        for texts, context_ids, continuation in batch:
             thinking_ids = context_ids
             if self._thinking is not None:
                 if texts is None:
@@ -283,10 +298,19 @@ class HybridLM(HFLM):
                     # White space at its end has moved from the context to the continuation.
                     text = self._thinking.text(texts[0].rstrip(), isinstance(texts[0], Templated))
                 thinking_ids = self._thinking.ids(text)
+                if self._own_words:
+                    continuation = self._thinking.continuation_ids(text, self.tok_decode(continuation))
             prompts.append(Prompt(context_ids, thinking_ids))
-        return self._decoder.score(prompts, [continuation for _, _, continuation in batch])
+            continuations.append(continuation)
+        return self._decoder.score(prompts, continuations)
 
-    def _batching(self) -> tuple[int, bool]:
-        """The batch size, and whether it may shrink."""
-        auto = self.batch_size == "auto"
-        return int(self.max_batch_size if auto else self.batch_size), auto
+    def _detect_batch_size(self, requests: Sequence[Any] | None = None, pos: int = 0) -> int:
+        """HFLM's way to a size for `auto`, which knows of one model only."""
+        return self._rows(self.max_length)
+
+    def _rows(self, tokens: int) -> int:
+        """How many texts of so many tokens to work on at once."""
+        if self.batch_size != "auto":
+            return int(self.batch_size)
+        models = [self.model, *([self._thinking.model.model] if self._thinking else [])]
+        return rows_that_fit(models, max(1, tokens), int(self.max_batch_size))

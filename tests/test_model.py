@@ -10,6 +10,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
 from lm_eval.models.huggingface import HFLM
 
+from lm_eval_hybrid.backends.local import LocalSequences
 from lm_eval_hybrid.behaviors.manifest import Prompt
 from lm_eval_hybrid.decoding.arms import ARMS
 from lm_eval_hybrid.decoding.trace import TokenRecord
@@ -60,22 +61,24 @@ def test_answers_come_in_the_order_of_requests_whatever_the_batch(hybrid: Hybrid
 
 
 def test_a_batch_that_does_not_fit_is_halved(system: TinySystem, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load(system, batch_size="auto", max_batch_size=4)
-    generate, sizes = model._decoder.generate, []
+    expected = answers(load(system, batch_size=1), *PROMPTS)
+    for model in (load(system, batch_size="auto", max_batch_size=4), load(system, batch_size=4)):
+        read, sizes = LocalSequences.read, []
 
-    def generate_two(prompts: list[Any], *settings: Any) -> list[Any]:
-        sizes.append(len(prompts))
-        if len(prompts) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return generate(prompts, *settings)
+        def read_two(
+            self: LocalSequences, tokens: torch.Tensor, *counts: Any, read: Any = read, sizes: Any = sizes
+        ) -> Any:
+            sizes.append(len(tokens))
+            # Not at once: some tokens of every answer are there already.
+            if len(tokens) > 2 and len(sizes) > 6:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return read(self, tokens, *counts)
 
-    monkeypatch.setattr(model._decoder, "generate", generate_two)
-    assert answers(model, *PROMPTS) == answers(load(system, batch_size=1), *PROMPTS)
-    assert sizes == [4, 2, 2]
-    fixed = load(system, batch_size=4)
-    monkeypatch.setattr(fixed._decoder, "generate", generate_two)
-    with pytest.raises(torch.OutOfMemoryError):
-        answers(fixed, *PROMPTS)
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalSequences, "read", read_two)
+            assert answers(model, *PROMPTS) == expected
+        assert {4, 2} <= set(sizes)
+        assert model.get_model_info()["hybrid_totals"]["requests"] == len(PROMPTS)
 
 
 def test_an_answer_carries_its_records(hybrid: HybridLM) -> None:
@@ -145,7 +148,7 @@ def test_totals_count_each_request_once(system: TinySystem) -> None:
         ("", {}, "a prompt must hold at least one token"),
         ("x" * 20000, {}, "base model's context of 16384 tokens; found a prompt of 20000 tokens and max_gen_toks=16"),
         ("x" * 16380, {}, "max_gen_toks=4 or less"),
-        ("x", {"do_sample": True, "temperature": 1.0}, "decodes greedily"),
+        ("x", {"num_beams": 2}, "knows no beams"),
     ],
 )
 def test_bad_requests_are_refused_in_one_line(
@@ -243,16 +246,16 @@ def test_a_chat_template_is_applied_by_one_side_only(tmp_path: Path) -> None:
     model = load(system, arm="thinking")
     history = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}]
     templated = model.apply_chat_template(history)
-    plain_job, templated_job = (model._job(request) for request in requests("1 + 1?", templated))
+    plain_job, templated_job = (model._job(request, 0) for request in requests("1 + 1?", templated))
 
     def thinking_reads(job: Any) -> str:
-        return model.tokenizer.decode(job.prompt.thinking_ids)
+        return model.tokenizer.decode(job.request.prompt.thinking_ids)
 
     assert thinking_reads(plain_job) == "<user>1 + 1?</user><assistant><think>"
     assert thinking_reads(templated_job) == templated + "<think>"
-    assert model.tokenizer.decode(templated_job.prompt.base_ids) == templated
+    assert model.tokenizer.decode(templated_job.request.prompt.base_ids) == templated
     assert plain_job.thought_open
-    assert not load(system, arm="hybrid")._job(requests("1 + 1?")[0]).thought_open
+    assert not load(system, arm="hybrid")._job(requests("1 + 1?")[0], 0).thought_open
 
 
 @pytest.mark.parametrize("form", ["raw", "chat"])

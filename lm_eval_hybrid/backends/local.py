@@ -123,7 +123,7 @@ class LocalSequences:
     def steered(
         self, rows: Sequence[int], positions: Sequence[int], steering: Tensor, windows: Sequence[int]
     ) -> Tensor:
-        if self._reach is None or self._reach and (0 in windows or max(windows) > self._reach):
+        if self._reach is None or (self._reach and (0 in windows or max(windows) > self._reach)):
             raise ValueError(f"windows {windows} go beyond the reach {self._reach} these sequences were opened with")
         near = [c for c, window in enumerate(windows) if window]
         far = [c for c, window in enumerate(windows) if not window]

@@ -1,4 +1,4 @@
-"""Rows decoded together: the base drafts, the thinking model reads, the agreeing part stands, and so on (DESIGN, section 2).
+"""Rows decoded together, round by round: draft and verify (DESIGN, section 2).
 
 A round: the base drafts k tokens, one after the other; the thinking model reads them in one pass; of every row the
 tokens before the first position at which the gate opens stand, and that position is steered. What was drafted beyond
@@ -135,9 +135,7 @@ class Batch:
         ]
         return read_thinking(self._thinking, crossings, present(self._system.bridge))
 
-    def _open(
-        self, drafted: Sequence[Sequence[int]], base: BaseView | None, thinking: ThinkingView | None
-    ) -> Opening:
+    def _open(self, drafted: Sequence[Sequence[int]], base: BaseView | None, thinking: ThinkingView | None) -> Opening:
         """What is emitted where the gate opens first in every row."""
         system = self._system
         differ = None

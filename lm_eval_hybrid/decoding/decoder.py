@@ -124,9 +124,7 @@ class HybridDecoder:
                 continue
             yield from _finished(rows)
 
-    def score(
-        self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[int]]
-    ) -> list[tuple[float, bool]]:
+    def score(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[int]]) -> list[tuple[float, bool]]:
         """Log-likelihood of given continuations under the hybrid, as one batch (DESIGN, section 2).
 
         At each position the distribution is the base's where the gate stays shut, the selected steered

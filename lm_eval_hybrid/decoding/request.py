@@ -28,3 +28,8 @@ class Request:
     limit: int
     stop: tuple[str, ...] = ()
     sampling: Sampling | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many a row has in the end, at most, prompt included (where both models write alike)."""
+        return max(len(self.prompt.base_ids), len(self.prompt.thinking_ids)) + self.limit

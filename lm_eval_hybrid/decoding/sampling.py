@@ -54,7 +54,7 @@ class Sampling:
         return min(token, int(chances.nonzero()[-1]))  # rounding may leave the level at the very end
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """What a token is drawn from: [vocab] logits -> [vocab] float64 on the CPU, zero where filtered, unnormalised."""
+        """[vocab] logits -> [vocab] float64 on the CPU: chances up to a factor, zero where filtered out."""
         scaled = logits.detach().cpu().double() / self.temperature
         if 0 < self.top_k < len(scaled):
             scaled = scaled.masked_fill(scaled < scaled.topk(self.top_k).values[-1], -torch.inf)

@@ -158,7 +158,7 @@ def _steered(
     """At each place: log-probability of the forced token [n], and the token that would be chosen; on the CPU."""
     if system.chooser.emits_thinking:
         view = present(view)
-        rows, steps = (torch.tensor(at, device=view.total.device) for at in zip(*((p.row, p.step) for p in places)))
+        rows, steps = torch.tensor([(p.row, p.step) for p in places], device=view.total.device).T
         return view.logprobs(rows, steps, forced[:, None])[:, 0].cpu(), view.crossed[rows, steps].cpu()
     candidates = system.chooser.steer(present(base), present(base_view), view, places)
     return _logprob(candidates.logits, forced.to(candidates.logits.device)).cpu(), candidates.token.cpu()

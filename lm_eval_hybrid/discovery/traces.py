@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from lm_eval_hybrid import jsonl
 from lm_eval_hybrid.backends.local import LocalBackend
-from lm_eval_hybrid.decoding.request import Prompt
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.policy import Policy
+from lm_eval_hybrid.decoding.request import Prompt
 from lm_eval_hybrid.errors import HybridError
 
 BATCH = 50

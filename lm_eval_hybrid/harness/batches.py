@@ -2,11 +2,15 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+import psutil
+import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from lm_eval.models.utils_hf import clear_torch_cache
+from transformers import PreTrainedModel
 
 from lm_eval_hybrid.errors import HybridError
 
@@ -14,6 +18,8 @@ _log = logging.getLogger(__name__)
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+_SHARE = 0.7  # of the free memory that caches may take: activations and logits need some, and so may others
 
 
 def check_sizes(arguments: Mapping[str, Any]) -> None:
@@ -32,12 +38,11 @@ def check_sizes(arguments: Mapping[str, Any]) -> None:
 
 
 def in_batches(
-    jobs: Sequence[Job], work: Callable[[Sequence[Job]], Sequence[Result]], size: int, shrink: bool
+    jobs: Sequence[Job], work: Callable[[Sequence[Job]], Sequence[Result]], size: int
 ) -> Iterator[tuple[Job, Result]]:
     """Every job with its result, in order, `size` jobs worked on together.
 
-    Args:
-        shrink: halve the size, from there on, where a batch runs out of memory; otherwise that is an error.
+    Where a batch runs out of memory the size is halved from there on.
     """
     start = 0
     while start < len(jobs):
@@ -45,11 +50,35 @@ def in_batches(
         try:
             results = work(batch)
         except RuntimeError as error:
-            if not shrink or len(batch) == 1 or not should_reduce_batch_size(error):
+            if len(batch) == 1 or not should_reduce_batch_size(error):
                 raise
             size = len(batch) // 2
-            _log.info("Out of memory: going on with batches of %d", size)
+            _log.warning("Out of memory with %d texts at once: going on with %d", len(batch), size)
             clear_torch_cache()
             continue
         yield from zip(batch, results, strict=True)
         start += len(batch)
+
+
+def rows_that_fit(models: Iterable[PreTrainedModel], tokens: int, most: int) -> int:
+    """How many rows of `tokens` tokens the models' free memory has room for, from 1 to `most`.
+
+    Counted are keys and values, which are most of what a row takes; what is forgotten here is found out as rows are
+    generated, where running out of memory halves them. A machine without an accelerator gives no second chance.
+    """
+    models = list(models)
+    free: Counter[torch.device] = Counter()
+    needed: Counter[torch.device] = Counter()
+    for model in models:
+        device = model.device
+        cuda = device.type == "cuda"
+        free[device] = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
+        needed[device] += tokens * _bytes_a_token(model)
+    return max(1, min(most, *(int(_SHARE * free[device] / needed[device]) for device in needed)))
+
+
+def _bytes_a_token(model: PreTrainedModel) -> int:
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize

@@ -60,3 +60,7 @@ class ThinkingReader:
     def ids(self, text: str) -> list[int]:
         """Token ids of a prompt; for an empty one the token that the model begins texts with."""
         return self.model.tok_encode(text) or [self.model.prefix_token_id]
+
+    def continuation_ids(self, text: str, continuation: str) -> list[int]:
+        """Token ids of what follows the prompt `text`."""
+        return self.model.tok_encode(text + continuation)[len(self.model.tok_encode(text)) :]

@@ -63,17 +63,15 @@ class Totals:
     behaviors: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 
-    def add(self, generations: Iterable[Generation], seconds: float) -> None:
-        """Count finished answers, which took `seconds` together."""
-        for generation in generations:
-            self.requests += 1
-            self.tokens += len(generation.records)
-            self.steered += sum(record.steered for record in generation.records)
-            self.changed += sum(record.changed for record in generation.records)
-            self.compared &= all(record.base_choice is not None for record in generation.records)
-            self.truncated += generation.finish == "length"
-            self.behaviors.update(generation.categories)
-        self.seconds += seconds
+    def add(self, generation: Generation) -> None:
+        """Count a finished answer; its time is counted apart, as answers are made side by side."""
+        self.requests += 1
+        self.tokens += len(generation.records)
+        self.steered += sum(record.steered for record in generation.records)
+        self.changed += sum(record.changed for record in generation.records)
+        self.compared &= all(record.base_choice is not None for record in generation.records)
+        self.truncated += generation.finish == "length"
+        self.behaviors.update(generation.categories)
 
     @classmethod
     def of(cls, ranks: Iterable["Totals"]) -> "Totals":

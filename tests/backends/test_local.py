@@ -1,125 +1,162 @@
+"""A model's rows, cached, ragged, skipped and branched, against the same recomputed from nothing."""
+
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma2Config,
-    Gemma3TextConfig,
-    MistralConfig,
-    PreTrainedModel,
-    Qwen3Config,
-)
+from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedModel
 
 from lm_eval_hybrid.backends.local import LocalBackend, LocalSequences
 from lm_eval_hybrid.errors import HybridError
-from tests.oracle.models import VOCABULARY, tiny_model, tiny_tokenizer
+from tests.oracle.models import FAMILIES, VOCABULARY, tiny_model, tiny_tokenizer
 from tests.oracle.naive import read, read_steered
 
-LAYER = 1
-PROMPTS = [[3, 4, 5, 6, 7], [8, 9], [10, 11, 12, 13, 14, 15, 16, 17, 18, 19]]
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-}
-OTHERS = {
-    "qwen3": Qwen3Config(**SIZES),
-    # Windows that are shorter than the prompts, so that the masks' sliding matters.
-    "mistral": MistralConfig(**SIZES, sliding_window=4),
-    "gemma2": Gemma2Config(**SIZES, sliding_window=4, final_logit_softcapping=2.0),
-    "gemma3": Gemma3TextConfig(**SIZES, sliding_window=4),
-}
+LAYER, AHEAD = 1, 4
+PROMPTS = [[3, 4, 5, 6, 7], [8], [10, 11, 12, 13, 14, 15, 16, 17, 18, 19]]
 
 
-def model_of(family: str) -> PreTrainedModel:
-    if family not in OTHERS:
-        return tiny_model(family, seed=0)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(copy.deepcopy(OTHERS[family]), dtype=torch.float32).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(10 if parameter.ndim > 1 else 1)
-    return model
+def opened(model: PreTrainedModel, rows: list[list[int]], reach: int | None = 0, layer: int = LAYER) -> LocalSequences:
+    """Rows with all their tokens but the last read."""
+    sequences = LocalBackend(model, tiny_tokenizer()).open(len(rows), layer, reach, AHEAD)
+    sequences.admit(range(len(rows)), [row[:-1] for row in rows])
+    return sequences
 
 
 def close(ours: Tensor, theirs: Tensor) -> bool:
     return torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def matches(sequences: LocalSequences, model: PreTrainedModel, rows: list[list[int]]) -> bool:
-    """Whether what was read of padded rows, partly from the cache, is what each says alone and recomputed."""
-    alone = [read(model, row, LAYER) for row in rows]
-    reading = sequences.reading
-    return close(reading.logits, torch.stack([a for a, _ in alone])) and close(
-        reading.residual, torch.stack([b for _, b in alone])
-    )
+def matches(sequences: LocalSequences, model: PreTrainedModel, rows: list[list[int]], new: Tensor) -> bool:
+    """Whether reading the last token of each row and `new` [rows, n] says what recomputing says."""
+    last = torch.tensor([[row[-1]] for row in rows])
+    reading = sequences.read(torch.cat([last, new], 1))
+    for i, row in enumerate(rows):
+        for step in range(new.shape[1] + 1):
+            logits, residual = read(model, row + new[i, :step].tolist(), LAYER)
+            if not (close(reading.logits[i, step], logits) and close(reading.residual[i, step], residual)):
+                return False
+    return True
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gpt_neox", *OTHERS])
-def test_cached_padded_and_skipped_is_recomputed(family: str) -> None:
-    model = model_of(family)
-    sequences = LocalBackend(model, tiny_tokenizer()).open(PROMPTS, LAYER, reach=0)
+@pytest.mark.parametrize("reach", [0, 8])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cached_ragged_and_branched_is_recomputed(family: str, reach: int) -> None:
+    model = tiny_model(family, seed=0)
     rows = [list(prompt) for prompt in PROMPTS]
+    sequences = opened(model, rows, reach)
     generator = torch.Generator().manual_seed(0)
-    windows = [1, 0, 3, 1, 50]
+    windows = [1, 3, 8, 1, *([0, 50] if reach == 0 else [])]
     for step in range(4):
-        assert matches(sequences, model, rows)
-        some = torch.tensor([0, len(rows) - 1])
-        steering = torch.randn(2, len(windows), 32, generator=generator) * 2
-        logits = sequences.steered(some, steering, windows)
-        for i, row in enumerate(some.tolist()):
+        new = torch.randint(3, VOCABULARY, (len(rows), AHEAD - 1), generator=generator)
+        assert matches(sequences, model, rows, new)
+        # Anywhere among what was just read, several places of one row included.
+        items, ends = [0, len(rows) - 1, 0], [len(rows[0]) + 1, len(rows[-1]) - 1, len(rows[0]) - 1]
+        steering = torch.randn(3, len(windows), 32, generator=generator) * 2
+        logits = sequences.steered(items, ends, steering, windows)
+        for i, (row, end) in enumerate(zip(items, ends, strict=True)):
+            tokens = (rows[row] + new[row].tolist())[: end + 1]
             for c, window in enumerate(windows):
-                assert close(logits[i, c], read_steered(model, rows[row], LAYER, steering[i, c], window))
+                assert close(logits[i, c], read_steered(model, tokens, LAYER, steering[i, c], window)), (step, i, window)
+        # Each row keeps some of it, and goes on with another token.
+        kept = torch.randint(0, AHEAD, (len(rows),), generator=generator).tolist()
+        rows = [row + part[:n].tolist() for row, part, n in zip(rows, new, kept, strict=True)]
+        sequences.rewind([len(row) for row in rows])
+        rows = [[*row, 20 + i] for i, row in enumerate(rows)]
         if step == 1:
-            sequences.keep(torch.tensor([0, 2]))
-            rows = [rows[0], rows[2]]
-            assert matches(sequences, model, rows)
-        tokens = torch.randint(3, VOCABULARY, (len(rows),), generator=generator)
-        sequences.extend(tokens)
-        rows = [[*row, int(token)] for row, token in zip(rows, tokens, strict=True)]
+            sequences.keep([2, 0])
+            rows = [rows[2], rows[0]]
+        if step == 2:
+            rows[1] = [9, 9, 8, 7, 6, 5, 4, 3, 11]
+            sequences.admit([1], [rows[1][:-1]])
+
+
+def test_rows_may_read_different_numbers_of_tokens() -> None:
+    model = tiny_model("llama", seed=0)
+    sequences = opened(model, PROMPTS)
+    sequences.read(torch.tensor([[7, 0, 0], [8, 21, 22], [19, 23, 0]]), [1, 3, 2])
+    rows = [PROMPTS[0], [*PROMPTS[1], 21, 22], [*PROMPTS[2], 23]]
+    assert matches(sequences, model, [[*row, 30] for row in rows], torch.tensor([[31]] * 3))
+
+
+def test_long_prompts_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lm_eval_hybrid.backends.local._PASS", 6)
+    model = tiny_model("mistral", seed=0)
+    assert matches(opened(model, PROMPTS, reach=3), model, PROMPTS, torch.tensor([[5, 6]] * 3))
 
 
 def test_steering_leaves_no_trace_in_what_is_kept() -> None:
     model = tiny_model("llama", seed=0)
-    sequences = LocalBackend(model, tiny_tokenizer()).open(PROMPTS, LAYER, reach=8)
-    sequences.steered(torch.arange(3), torch.full((3, 2, 32), 100.0), [8, 1])
-    sequences.extend(torch.tensor([20, 21, 22]))
-    rows = [[*prompt, token] for prompt, token in zip(PROMPTS, (20, 21, 22), strict=True)]
-    assert matches(sequences, model, rows)
+    sequences = opened(model, PROMPTS, reach=8)
+    sequences.read(torch.tensor([[row[-1]] for row in PROMPTS]))
+    sequences.steered([0, 1, 2], [len(row) - 1 for row in PROMPTS], torch.full((3, 2, 32), 100.0), [8, 1])
+    assert matches(sequences, model, [[*row, 20] for row in PROMPTS], torch.tensor([[21]] * 3))
 
 
-def test_half_precision_reads_in_float32() -> None:
-    model = tiny_model("llama", seed=0).to(torch.bfloat16)
-    sequences = LocalBackend(model, tiny_tokenizer()).open(PROMPTS, LAYER, reach=1)
-    logits = sequences.steered(torch.tensor([1]), torch.ones(1, 1, 32), [1])
-    sequences.extend(torch.tensor([5, 6, 7]))
-    assert {logits.dtype, sequences.reading.logits.dtype, sequences.reading.residual.dtype} == {torch.float32}
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    """Its own rounding apart, the same: all passes see the same weights, in the same precision."""
+    model = tiny_model("llama", seed=0).to(dtype)
+    sequences = opened(model, PROMPTS, reach=1)
+    reading = sequences.read(torch.tensor([[row[-1]] for row in PROMPTS]))
+    steering = torch.ones(3, 1, 32)
+    steered = sequences.steered([0, 1, 2], [len(row) - 1 for row in PROMPTS], steering, [1])
+    assert (reading.logits.dtype, steered.dtype, reading.residual.dtype) == (dtype, dtype, torch.float32)
+    for i, row in enumerate(PROMPTS):
+        logits, _ = read(model, row, LAYER)
+        assert torch.allclose(reading.logits[i, 0], logits, rtol=0.1, atol=0.3)
+        expected = read_steered(model, row, LAYER, steering[i, 0].to(dtype), 1)
+        assert torch.allclose(steered[i, 0], expected, rtol=0.1, atol=0.3)
+
+
+def test_weights_may_be_elsewhere(tmp_path: Path) -> None:
+    """As `device_map=auto` leaves a model that does not fit: some layers on disk, fetched as they are needed."""
+    plain = tiny_model("llama", seed=0)
+    plain.save_pretrained(tmp_path)
+    places = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
+    places |= {f"model.layers.{i}": "disk" if i in (0, 2, 3) else "cpu" for i in range(4)}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=places, offload_folder=str(tmp_path / "off")).eval()
+    assert {p.device.type for p in model.parameters()} == {"cpu", "meta"}
+    sequences = opened(model, PROMPTS)
+    reading = sequences.read(torch.tensor([[row[-1]] for row in PROMPTS]))
+    steering = torch.ones(3, 2, 32)
+    steered = sequences.steered([0, 1, 2], [len(row) - 1 for row in PROMPTS], steering, [1, 0])
+    for i, row in enumerate(PROMPTS):
+        assert close(reading.logits[i, 0], read(plain, row, LAYER)[0])
+        assert close(steered[i, 1], read_steered(plain, row, LAYER, steering[i, 1], 0))
 
 
 def test_no_gradients_are_kept() -> None:
-    sequences = LocalBackend(tiny_model("llama", seed=0), tiny_tokenizer()).open(PROMPTS, LAYER, reach=1)
-    assert not sequences.reading.logits.requires_grad
-    assert not sequences.steered(torch.tensor([0]), torch.ones(1, 1, 32), [1]).requires_grad
+    sequences = opened(tiny_model("llama", seed=0), PROMPTS, reach=1)
+    assert not sequences.read(torch.tensor([[5]] * 3)).logits.requires_grad
+    assert not sequences.steered([0], [4], torch.ones(1, 1, 32), [1]).requires_grad
 
 
 @pytest.mark.parametrize(("reach", "window"), [(None, 1), (2, 3), (2, 0)])
 def test_a_window_beyond_the_reach_is_refused(reach: int | None, window: int) -> None:
-    sequences = LocalBackend(tiny_model("llama", seed=0), tiny_tokenizer()).open(PROMPTS, LAYER, reach)
+    sequences = opened(tiny_model("llama", seed=0), PROMPTS, reach)
     with pytest.raises(ValueError, match="reach"):
-        sequences.steered(torch.tensor([0]), torch.ones(1, 1, 32), [window])
+        sequences.steered([0], [3], torch.ones(1, 1, 32), [window])
 
 
 @pytest.mark.parametrize("layer", [-1, 4])
 def test_a_layer_that_is_not_there_is_a_users_error(layer: int) -> None:
     with pytest.raises(HybridError, match=f"4 layers.*found {layer}"):
-        LocalBackend(tiny_model("llama", seed=0), tiny_tokenizer()).open(PROMPTS, layer, None)
+        opened(tiny_model("llama", seed=0), PROMPTS, layer=layer)
+
+
+def test_an_attention_without_masks_is_refused() -> None:
+    model = copy.deepcopy(tiny_model("llama", seed=0))
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(HybridError, match="eager or sdpa; found flash_attention_2; pass attn_implementation=sdpa"):
+        LocalBackend(model, tiny_tokenizer())
+
+
+def test_a_past_that_cannot_be_taken_back_is_refused() -> None:
+    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, state_size=4)
+    with pytest.raises(HybridError, match="whose past is keys and values"):
+        LocalBackend(AutoModelForCausalLM.from_config(config), tiny_tokenizer())
 
 
 def test_the_context_is_the_configs() -> None:

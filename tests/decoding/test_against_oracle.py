@@ -9,9 +9,9 @@ import pytest
 
 from lm_eval_hybrid.backends.local import LocalBackend
 from lm_eval_hybrid.decoding.arms import ARMS, policy_for
-from lm_eval_hybrid.decoding.request import Prompt
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.policy import Policy
+from lm_eval_hybrid.decoding.request import Prompt
 from lm_eval_hybrid.decoding.steering import CoefficientNetwork, SparseEncoder, Steering
 from lm_eval_hybrid.decoding.trace import Generation
 from tests.oracle.models import EOS_ID, Pair, random_prompts, random_steering, tiny_pair

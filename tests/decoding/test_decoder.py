@@ -94,7 +94,7 @@ def test_forward_passes_are_one_a_token_a_model(pair: Pair, steering: Steering) 
         decoder_of(pair, steering, policy_for("base", POLICY)).generate(PROMPTS, 6)
     finally:
         hook.remove()
-    assert len(calls) == 6
+    assert len(calls) == 1 + 6, "the prompts but for their last tokens, then a pass for each token"
 
 
 @pytest.mark.parametrize("arm", ARMS)

@@ -33,8 +33,9 @@ def test_the_harness_can_make_a_target_of_its_type() -> None:
 
 
 def test_totals() -> None:
-    totals = Totals()
-    totals.add([GENERATION, GENERATION], seconds=2.0)
+    totals = Totals(seconds=2.0)
+    for _ in range(2):
+        totals.add(GENERATION)
     assert totals.summary() == {
         "requests": 2,
         "tokens": 4,
@@ -50,9 +51,9 @@ def test_totals() -> None:
 
 
 def test_totals_of_ranks_add_up_but_for_their_time() -> None:
-    ranks = [Totals(), Totals()]
-    ranks[0].add([GENERATION], seconds=1.0)
-    ranks[1].add([GENERATION, GENERATION], seconds=3.0)
+    ranks = [Totals(seconds=1.0), Totals(seconds=3.0)]
+    for rank in (0, 1, 1):
+        ranks[rank].add(GENERATION)
     whole = Totals.of(ranks)
     assert (whole.requests, whole.tokens, whole.behaviors["plan"], whole.seconds) == (3, 6, 3, 3.0)
     assert Totals.of([whole, Totals()]).summary() == whole.summary()
@@ -60,7 +61,7 @@ def test_totals_of_ranks_add_up_but_for_their_time() -> None:
 
 def test_changes_are_unknown_where_the_base_was_not_run() -> None:
     totals = Totals()
-    totals.add([Generation("a", (record(0, "plan", base_choice=None),), "eos")], seconds=1.0)
+    totals.add(Generation("a", (record(0, "plan", base_choice=None),), "eos"))
     assert (totals.summary()["changed"], totals.summary()["changed_fraction"]) == (None, None)
 
 

@@ -10,30 +10,46 @@ import torch
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from tests.oracle.architectures import (
+    CONTEXT as CONTEXT,
+)
+from tests.oracle.architectures import (
+    EOS_ID as EOS_ID,
+)
+from tests.oracle.architectures import (
+    FAMILIES as FAMILIES,
+)
+from tests.oracle.architectures import (
+    PAD_ID as PAD_ID,
+)
+from tests.oracle.architectures import (
+    UNKNOWN_ID,
+    VOCABULARY,
+    family_of,
+    norm_centre,
+    tiny_config,
+)
 from tests.oracle.naive import NaiveSteering, blocks_of
 
-FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")
-VOCABULARY = 72
-PAD_ID, EOS_ID, UNKNOWN_ID = 0, 1, 2
-CONTEXT = 256
 SPREAD = 0.3  # standard deviation of the weights: enough for varied text from a width of 32
+SHARPNESS = {"gemma2": 1.5, "gemma3": 2.0, "qwen3": 2.0, "opt": 2.5, "phi": 2.5}  # of attention, else text loops
 NOISE = {
     "llama": 0.007,
     "qwen2": 0.007,
     "gpt2": 0.012,
     "gpt_neox": 0.03,
+    "llama3": 0.007,
+    "qwen3": 0.007,
+    "mistral": 0.007,
+    "gemma2": 0.007,
+    "gemma3": 0.007,
+    "opt": 0.012,
+    "phi": 0.012,
 }  # what makes the pair disagree at times
+
+GROWING = ("llama", "llama3", "qwen2", "qwen3", "mistral")  # without biases of norms, or norms after the layers
 
 
 @dataclass(frozen=True)
@@ -45,39 +61,22 @@ class Pair:
     tokenizer: PreTrainedTokenizerFast
 
 
-def tiny_config(family: str, width: int = 32, layers: int = 4) -> PretrainedConfig:
-    """A config of one of FAMILIES with heads of 8 dimensions, two query heads to a key head where it can."""
-    ids = {"vocab_size": VOCABULARY, "pad_token_id": PAD_ID, "bos_token_id": None, "eos_token_id": EOS_ID}
-    heads = width // 8
-    if family == "gpt2":
-        return GPT2Config(
-            **ids, n_embd=width, n_layer=layers, n_head=heads, n_positions=CONTEXT, tie_word_embeddings=False
-        )
-    common = {
-        **ids,
-        "hidden_size": width,
-        "intermediate_size": 2 * width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "max_position_embeddings": CONTEXT,
-        "tie_word_embeddings": False,
-    }
-    if family == "gpt_neox":
-        return GPTNeoXConfig(**common)
-    return {"llama": LlamaConfig, "qwen2": Qwen2Config}[family](**common, num_key_value_heads=heads // 2)
-
-
 def tiny_model(family: str, seed: int, width: int = 32, layers: int = 4) -> PreTrainedModel:
     """A random model, every parameter (biases too) drawn from `seed`."""
     model = AutoModelForCausalLM.from_config(tiny_config(family, width, layers), dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(seed)
+    sharpness, centre = SHARPNESS.get(family, 1.0), norm_centre(model.config)
+    asking = asking_names(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
+            scale = sharpness if name in asking else 1.0
             if is_norm(name):
-                parameter.copy_(1 + 0.1 * noise)
+                parameter.copy_((1 + 0.1 * noise) * scale - (1 - centre))
             else:  # large biases would drown the context in a constant
-                parameter.copy_(noise * (SPREAD / 3 if name.endswith("bias") else SPREAD))
+                parameter.copy_(noise * (SPREAD / 3 if name.endswith("bias") else SPREAD) * scale)
+            if name.endswith("fc2.weight"):  # as would activations that are mostly positive
+                parameter -= parameter.mean(dim=1, keepdim=True)
     return model
 
 
@@ -86,16 +85,24 @@ def is_norm(name: str) -> bool:
     return name.endswith("weight") and ("norm" in name or ".ln_" in name)
 
 
+def asking_names(model: PreTrainedModel) -> set[str]:
+    """The parameters that set the sizes of queries and keys: their norms where they have some."""
+    names = [name for name, _ in model.named_parameters()]
+    norms = {name for name in names if "q_norm" in name or "k_norm" in name}
+    return norms or {name for name in names if "q_proj" in name or "k_proj" in name}
+
+
 def related(model: PreTrainedModel, seed: int, noise: float, width: int = 0, layers: int = 0) -> PreTrainedModel:
-    """`model` plus Gaussian noise; Llama and Qwen2 may grow wider (by multiples of 16) and deeper.
+    """`model` plus Gaussian noise; members of GROWING may grow wider (by multiples of 16) and deeper.
 
     A wider model holds the old one in its leading dimensions and nothing but noise in the others. RMS norms
     then see a mean square smaller by old/new, which their scales make good; added layers write only noise.
     """
-    config = model.config
-    old_width = config.hidden_size
-    grown = tiny_config(config.model_type, width or old_width, layers or config.num_hidden_layers)
-    copy = AutoModelForCausalLM.from_config(grown, dtype=torch.float32).eval()
+    config, family = model.config, family_of(model.config)
+    size = (width or config.hidden_size, layers or config.num_hidden_layers)
+    if size != (config.hidden_size, config.num_hidden_layers) and family not in GROWING:
+        raise ValueError(f"{family} cannot grow: only {', '.join(GROWING)} can")
+    copy = AutoModelForCausalLM.from_config(tiny_config(family, *size), dtype=torch.float32).eval()
     source = dict(model.named_parameters())
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -104,7 +111,8 @@ def related(model: PreTrainedModel, seed: int, noise: float, width: int = 0, lay
             if name not in source:
                 continue
             old = source[name]
-            scale = (old_width / grown.hidden_size) ** 0.5 if is_norm(name) else 1.0
+            # the norms of Qwen3's heads stay as wide as they are
+            scale = (old.shape[0] / parameter.shape[0]) ** 0.5 if is_norm(name) else 1.0
             parameter[tuple(slice(size) for size in old.shape)] += old * scale
     return copy
 

@@ -121,10 +121,13 @@ def trim(tokens: Sequence[int], stop: Sequence[str], decode: Callable[[list[int]
 
 
 def blocks_of(model: torch.nn.Module | NNsight) -> Sequence[Any]:
-    """The list of transformer layers of a Llama-like, GPT-NeoX or GPT-2 model."""
-    for holder, name in (("model", "layers"), ("gpt_neox", "layers"), ("transformer", "h")):
-        if hasattr(model, holder):
-            return getattr(getattr(model, holder), name)
+    """The list of transformer layers of a Llama-like (Gemma, Phi), GPT-NeoX, GPT-2 or OPT model."""
+    for path in ("model.decoder.layers", "model.layers", "gpt_neox.layers", "transformer.h"):
+        found = model
+        for name in path.split("."):
+            found = getattr(found, name, None)
+        if found is not None:
+            return found
     raise ValueError(f"no transformer layers found in {type(model).__name__}")
 
 
