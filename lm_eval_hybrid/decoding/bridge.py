@@ -6,13 +6,11 @@ over the ids of the base's (`</think>` sits where `<|box_end|>` was), so those t
 ends of sequence pair whatever they are called. An id that only padding rows of an embedding stand for does not cross.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lm_eval_hybrid.decoding.token_bytes import token_bytes
+from lm_eval_hybrid.decoding.vocabulary import Vocabulary
 from lm_eval_hybrid.errors import HybridError
 
 _TOLERATED = 0.01
@@ -29,20 +27,16 @@ class Bridge:
     """
 
     def __init__(self, base: PreTrainedTokenizerBase, thinking: PreTrainedTokenizerBase) -> None:
-        self._to_thinking = _Table(_crossings(base, thinking))
-        self._to_base = _Table(_crossings(thinking, base))
-        known = len(base.get_vocab())
+        ours, theirs = Vocabulary(base), Vocabulary(thinking)
+        self._to_thinking = _Table(_crossings(ours, theirs))
+        self._to_base = _Table(_crossings(theirs, ours))
+        known = len(ours.ids)
         lost = known - self._to_thinking.known
         if lost > _TOLERATED * known:
             raise HybridError(
                 f"the base's tokens must be writable in the thinking model's; found {lost} of {known} that are not, "
                 f"{self._examples(base)} among them; use a thinking model whose tokenizer knows all bytes"
             )
-
-    @property
-    def one_to_one(self) -> bool:
-        """Whether every base token crosses as one id."""
-        return self._to_thinking.single
 
     def cross(self, token: int) -> Crossing:
         """A base token as thinking ids, none where it does not cross."""
@@ -76,69 +70,53 @@ class Bridge:
         return ", ".join(map(repr, base.convert_ids_to_tokens(lost[:3])))
 
 
-def _crossings(source: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> dict[int, Crossing]:
+def _crossings(source: Vocabulary, target: Vocabulary) -> dict[int, Crossing]:
     """Every source id that crosses, with its target ids."""
-    strings, targets = source.get_vocab(), target.get_vocab()
-    same_strings = strings == targets
-    found = dict.fromkeys(strings.values(), ()) if same_strings else {}
-    if same_strings:
-        found = {index: (index,) for index in strings.values()}
+    if source.ids == target.ids:
+        found = {index: (index,) for index in source.ids.values()}
     else:
-        found = _by_bytes(source, target)
-        found |= _specials(source, target)
-    for end in ("pad_token_id", "eos_token_id"):
-        ours, theirs = getattr(source, end), getattr(target, end)
-        if ours is not None and theirs is not None and (end == "eos_token_id" or ours not in found):
-            found[ours] = (theirs,)
+        found = _ordinary(source, target) | _special(source, target)
+    if source.pad is not None and target.pad is not None and source.pad not in found:
+        found[source.pad] = (target.pad,)
+    if source.end is not None and target.end is not None:
+        found[source.end] = (target.end,)
     return found
 
 
-def _specials(source: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> dict[int, Crossing]:
-    """Special tokens: by string, or by id where neither side knows the other's string."""
-    strings, targets = source.get_vocab(), target.get_vocab()
-    names = {i: str(token) for i, token in source.added_tokens_decoder.items()}
-    free = {i for i, token in target.added_tokens_decoder.items() if str(token) not in strings}
+def _ordinary(source: Vocabulary, target: Vocabulary) -> dict[int, Crossing]:
+    """Tokens that stand for text: as the target's token for the same, or as it writes that."""
+    alike = source.spell is target.spell
     found: dict[int, Crossing] = {}
-    for index, name in names.items():
-        if name in targets:
-            found[index] = (targets[name],)
+    for name, index in source.ids.items():
+        if index in source.special:
+            continue
+        namesake = target.ids.get(name)
+        known = namesake is not None and namesake not in target.special
+        # Mostly a name says it: the bytes need not be spelled out.
+        if known and ((alike and name not in source.added and name not in target.added) or _same(source, target, name)):
+            found[index] = (namesake,)
+            continue
+        content = source.content(name)
+        twin = target.by_content.get(content)
+        if crossing := (twin,) if twin is not None else target.write(content):
+            found[index] = crossing
+    return found
+
+
+def _same(source: Vocabulary, target: Vocabulary, name: str) -> bool:
+    return source.content(name) == target.content(name)
+
+
+def _special(source: Vocabulary, target: Vocabulary) -> dict[int, Crossing]:
+    """Added tokens: by string, or special ones by id where neither side knows the other's string."""
+    free = {index for name, index in target.added.items() if name not in source.ids}
+    found: dict[int, Crossing] = {}
+    for name, index in source.added.items():
+        if name in target.ids:
+            found[index] = (target.ids[name],)
         elif index in free:
             found[index] = (index,)
     return found
-
-
-def _by_bytes(source: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> dict[int, Crossing]:
-    """Ordinary tokens: as the target's token of the same bytes, as it writes their text, or byte by byte."""
-    spelled = token_bytes(target)
-    names, targets = source.get_vocab(), target.get_vocab()
-    by_content: dict[bytes, int] = {}
-    for index in sorted(spelled, reverse=True):
-        by_content[spelled[index]] = index  # the smallest id of several
-    strings = {index: name for name, index in names.items()}
-    found: dict[int, Crossing] = {}
-    for index, content in token_bytes(source).items():
-        namesake = targets.get(strings.get(index, ""))
-        if namesake is not None and spelled.get(namesake) == content:
-            found[index] = (namesake,)
-        elif content in by_content:
-            found[index] = (by_content[content],)
-        elif written := _written(content, target, spelled) or _byte_by_byte(content, by_content):
-            found[index] = written
-    return found
-
-
-def _written(content: bytes, target: PreTrainedTokenizerBase, spelled: dict[int, bytes]) -> Crossing:
-    """The ids that the target writes some text with; none where it is not text, or is written as another."""
-    try:
-        ids = target.encode(content.decode(), add_special_tokens=False)
-    except UnicodeDecodeError:
-        return ()
-    return tuple(ids) if b"".join(spelled.get(i, b"") for i in ids) == content else ()
-
-
-def _byte_by_byte(content: bytes, by_content: dict[bytes, int]) -> Crossing:
-    ids: Sequence[int | None] = [by_content.get(bytes([byte])) for byte in content]
-    return tuple(i for i in ids if i is not None) if None not in ids else ()
 
 
 class _Table:
@@ -147,7 +125,6 @@ class _Table:
     def __init__(self, crossings: dict[int, Crossing]) -> None:
         self.crossings = crossings
         self.known = len(crossings)
-        self.single = all(len(ids) == 1 for ids in crossings.values())
         self._first = torch.full((max(crossings, default=-1) + 1,), -1, dtype=torch.int64)
         if crossings:
             firsts = torch.tensor([ids[0] for ids in crossings.values()])

@@ -97,5 +97,5 @@ class Totals:
             "behaviors": dict(self.behaviors.most_common()),
             "truncated": self.truncated,
             "seconds": self.seconds,
-            "tokens_per_second": self.tokens / self.seconds if self.tokens else None,
+            "tokens_per_second": self.tokens / self.seconds if self.tokens and self.seconds else None,
         }

@@ -58,7 +58,11 @@ def test_cached_ragged_and_branched_is_recomputed(family: str, reach: int) -> No
         for i, (row, end) in enumerate(zip(items, ends, strict=True)):
             tokens = (rows[row] + new[row].tolist())[: end + 1]
             for c, window in enumerate(windows):
-                assert close(logits[i, c], read_steered(model, tokens, LAYER, steering[i, c], window)), (step, i, window)
+                assert close(logits[i, c], read_steered(model, tokens, LAYER, steering[i, c], window)), (
+                    step,
+                    i,
+                    window,
+                )
         # Each row keeps some of it, and goes on with another token.
         kept = torch.randint(0, AHEAD, (len(rows),), generator=generator).tolist()
         rows = [row + part[:n].tolist() for row, part, n in zip(rows, new, kept, strict=True)]
@@ -116,7 +120,9 @@ def test_weights_may_be_elsewhere(tmp_path: Path) -> None:
     plain.save_pretrained(tmp_path)
     places = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
     places |= {f"model.layers.{i}": "disk" if i in (0, 2, 3) else "cpu" for i in range(4)}
-    model = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=places, offload_folder=str(tmp_path / "off")).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path, device_map=places, offload_folder=str(tmp_path / "off")
+    ).eval()
     assert {p.device.type for p in model.parameters()} == {"cpu", "meta"}
     sequences = opened(model, PROMPTS)
     reading = sequences.read(torch.tensor([[row[-1]] for row in PROMPTS]))

@@ -49,8 +49,8 @@ def test_padding_rows_of_the_logits_are_never_chosen() -> None:
     bridge = Bridge(tokenizer([*WORDS, "<eos>"], "<eos>"), tokenizer([*WORDS, "<eos>"], "<eos>"))
     logits = torch.zeros(2, 3, 320)
     logits[..., 7], logits[..., 310] = 1.0, 2.0
-    assert (bridge.base_choice(logits) == 7).all()
-    assert (bridge.thinking_choice(logits) == 7).all()
+    assert (bridge.base_logits(logits).argmax(-1) == 7).all()
+    assert (bridge.thinking_logits(logits).argmax(-1) == 7).all()
     assert bridge.to_thinking(torch.tensor([310])).tolist() == [-1]
 
 
@@ -58,11 +58,11 @@ def test_a_token_that_the_other_lacks_is_never_chosen() -> None:
     bridge = Bridge(tokenizer([*WORDS, "only"], "w0"), tokenizer(WORDS, "w0"))
     logits = torch.zeros(301)
     logits[300], logits[5] = 2.0, 1.0
-    assert bridge.base_choice(logits) == 5
+    assert bridge.base_logits(logits).argmax() == 5
 
 
 def test_other_vocabularies_are_refused() -> None:
-    with pytest.raises(HybridError, match="share their vocabulary; found 300 of the base's 301"):
+    with pytest.raises(HybridError, match="must be writable in the thinking model's; found 300 of 301"):
         Bridge(tokenizer([*WORDS, "<eos>"], "<eos>"), tokenizer([*(f"v{i}" for i in range(300)), "<eos>"], "<eos>"))
 
 

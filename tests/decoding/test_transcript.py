@@ -34,7 +34,7 @@ def pushed(tokens: list[int], *stop: str) -> Transcript:
     """All tokens, or those up to the one at which it says that a stop string is complete."""
     transcript = Transcript(TOKENIZER, stop)
     for token in tokens:
-        if transcript.push(token):
+        if transcript.push([token]):
             break
     transcript.close()
     return transcript

@@ -60,7 +60,7 @@ def test_totals_of_ranks_add_up_but_for_their_time() -> None:
 
 
 def test_changes_are_unknown_where_the_base_was_not_run() -> None:
-    totals = Totals()
+    totals = Totals(seconds=1.0)
     totals.add(Generation("a", (record(0, "plan", base_choice=None),), "eos"))
     assert (totals.summary()["changed"], totals.summary()["changed_fraction"]) == (None, None)
 

@@ -107,7 +107,7 @@ def test_byte_level_to_sentencepiece() -> None:
     assert crossed["Ġanswer"] == ["▁an", "swer"]  # as the target writes it
     assert crossed["Hmm,"] == ["H", "m", "m", ","]
     assert crossed["afÃ"] == ["<0x61>", "<0x66>", "<0xC3>"]  # a beginning of café, cut within a character
-    assert crossed["Ã©"] == ["é"]
+    assert crossed["afÃ©"] == ["a", "f", "é"]
     assert all(crossed.values())
 
 
@@ -124,7 +124,7 @@ def test_sentencepiece_to_byte_level() -> None:
 
 def test_a_target_that_writes_a_space_before_each_text_takes_bytes() -> None:
     crossed = named(byte_level_tokenizer(200), metaspace_tokenizer(prepend=True))
-    assert crossed["number"] == ["number"]
+    assert crossed["her"] == ["her"]
     assert crossed["Ġthe"] == ["▁the"]
     assert crossed["les"] == ["<0x6C>", "<0x65>", "<0x73>"]  # encoded it would be " les"
     assert crossed["Ġso"] == ["<0x20>", "<0x73>", "<0x6F>"]  # and this one have two spaces
