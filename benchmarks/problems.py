@@ -20,5 +20,7 @@ def problem_texts(count: int) -> list[str]:
     texts = []
     for last in range(count):
         numbers = range(last - last // len(_PROBLEMS), last + 1)
-        texts.append("\n".join(_PROBLEMS[n % len(_PROBLEMS)].format(a=90 + 7 * n, b=12 + n, c=5 + 3 * n) for n in numbers))
+        texts.append(
+            "\n".join(_PROBLEMS[n % len(_PROBLEMS)].format(a=90 + 7 * n, b=12 + n, c=5 + 3 * n) for n in numbers)
+        )
     return texts

@@ -2,8 +2,9 @@
 
 A token crosses as the ids that stand for the same bytes: mostly one id, the same or another; where the other vocabulary
 has no such token, as the several ids that its bytes are written with. Special tokens of a distilled model often take
-over the ids of the base's (`</think>` sits where `<|box_end|>` was), so those that no string pairs do by id; the two
-ends of sequence pair whatever they are called. An id that only padding rows of an embedding stand for does not cross.
+over the ids of the base's (`</think>` sits where `<|box_end|>` was), so where most ids mean the same those that no
+string pairs do by id; the two ends of sequence pair whatever they are called. An id that only padding rows of an
+embedding stand for does not cross.
 """
 
 import torch
@@ -108,8 +109,10 @@ def _same(source: Vocabulary, target: Vocabulary, name: str) -> bool:
 
 
 def _special(source: Vocabulary, target: Vocabulary) -> dict[int, Crossing]:
-    """Added tokens: by string, or special ones by id where neither side knows the other's string."""
-    free = {index for name, index in target.added.items() if name not in source.ids}
+    """Added tokens: by string, or, in related vocabularies, by id where neither side knows the other's string."""
+    same = sum(target.ids.get(name) == index for name, index in source.ids.items())
+    related = 2 * same > len(source.ids)
+    free = {index for name, index in target.added.items() if related and name not in source.ids}
     found: dict[int, Crossing] = {}
     for name, index in source.added.items():
         if name in target.ids:

@@ -51,9 +51,13 @@ class Vocabulary:
 
     @cached_property
     def by_content(self) -> dict[bytes, int]:
-        """The ordinary token, of several the first, for what it stands for."""
-        ordinary = [(index, name) for name, index in self.ids.items() if index not in self.special]
-        return {self.content(name): index for index, name in sorted(ordinary, reverse=True)}
+        """The ordinary token for what it stands for; of several the first, but a byte's only where it must be."""
+        ordinary = [(_is_byte(name), index, name) for name, index in self.ids.items() if index not in self.special]
+        return {self.content(name): index for _, index, name in sorted(ordinary, reverse=True)}
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self.by_content), default=0)
 
     @cached_property
     def names(self) -> dict[int, str]:
@@ -61,7 +65,11 @@ class Vocabulary:
         return {index: name for name, index in self.ids.items()}
 
     def write(self, content: bytes) -> tuple[int, ...]:
-        """Ids that stand for some bytes: as the tokenizer writes them, or byte by byte; none where it cannot."""
+        """Ids that stand for some bytes; none where there are none for them.
+
+        As the tokenizer writes the text that they are; else (they are part of a character, or the tokenizer begins
+        every text with a space) always the longest token that the rest begins with.
+        """
         try:
             ids = self._tokenizer.encode(content.decode(), add_special_tokens=False)
         except UnicodeDecodeError:
@@ -69,8 +77,15 @@ class Vocabulary:
         ordinary = all(index not in self.special for index in ids)
         if ids and ordinary and b"".join(self.content(self.names[index]) for index in ids) == content:
             return tuple(ids)
-        single = [self.by_content.get(bytes([byte])) for byte in content]
-        return () if None in single else tuple(index for index in single if index is not None)
+        found: list[int] = []
+        while content:
+            sizes = range(min(len(content), self._longest), 0, -1)
+            size = next((size for size in sizes if content[:size] in self.by_content), 0)
+            if not size:
+                return ()
+            found.append(self.by_content[content[:size]])
+            content = content[size:]
+        return tuple(found)
 
 
 def _speller(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], bytes]:
@@ -98,6 +113,9 @@ def _byte_level(name: str) -> bytes:
 
 
 def _sentencepiece(name: str) -> bytes:
-    if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
-        return bytes([int(name[3:5], 16)])
-    return name.replace(_SPACE, " ").encode()
+    return bytes([int(name[3:5], 16)]) if _is_byte(name) else name.replace(_SPACE, " ").encode()
+
+
+def _is_byte(name: str) -> bool:
+    """Whether SentencePiece means a byte, such as <0x0A>."""
+    return len(name) == 6 and name.startswith("<0x") and name.endswith(">")

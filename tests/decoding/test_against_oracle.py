@@ -1,102 +1,20 @@
-"""The cached, batched decoder against the naive loop of tests/oracle: token for token, record for record."""
+"""The cached, batched, drafting decoder against the naive loop of tests/oracle: token for token, record for record."""
 
 import dataclasses
-import math
-from functools import cache
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
-from lm_eval_hybrid.backends.local import LocalBackend
+from lm_eval_hybrid.backends.local import LocalSequences
 from lm_eval_hybrid.decoding.arms import ARMS, policy_for
-from lm_eval_hybrid.decoding.decoder import HybridDecoder
-from lm_eval_hybrid.decoding.policy import Policy
-from lm_eval_hybrid.decoding.request import Prompt
-from lm_eval_hybrid.decoding.steering import CoefficientNetwork, SparseEncoder, Steering
-from lm_eval_hybrid.decoding.trace import Generation
-from tests.oracle.models import EOS_ID, Pair, random_prompts, random_steering, tiny_pair
-from tests.oracle.naive import NaivePolicy, NaiveSteering, naive_generate
+from lm_eval_hybrid.decoding.request import Prompt, Request
+from tests.decoding.comparing import DEFAULTS, PROMPTS, answers_of, assert_equal, check, decoder_of, naive, pair_of
+from tests.oracle.models import FAMILIES, mixed_pair, random_prompts, random_steering
 
-NEW_TOKENS = 10
-PROMPTS = [Prompt(ids, ids) for ids in random_prompts(4, seed=3)]
-DEFAULTS = Policy(coefficients=(0.5, 1.5), windows=(1, 8, 0), gate_rate=0.3, seed=11)
 ONE = {"coefficients": (1.5,), "windows": (8,)}
-
-
-@cache
-def pair_of(family: str, seed: int, width: int = 0, layers: int = 0) -> Pair:
-    return tiny_pair(family, seed, width, layers)
-
-
-def of_package(naive: NaiveSteering) -> Steering:
-    """The oracle's steering tensors in the package's form."""
-    return Steering(
-        layer=naive.layer,
-        bias=naive.bias,
-        vectors=naive.vectors,
-        keys=naive.keys,
-        sae_layer=naive.sae_layer,
-        encoder=SparseEncoder(naive.mean, naive.b_dec, naive.W_e, naive.b_e),
-        network=CoefficientNetwork(naive.trunk_weight, naive.trunk_bias, naive.heads_weight, naive.heads_bias),
-    )
-
-
-def naive(
-    pair: Pair,
-    steering: NaiveSteering,
-    policy: Policy,
-    prompt: Prompt,
-    stop: tuple[str, ...] = (),
-    new: int = NEW_TOKENS,
-) -> dict[str, Any]:
-    return naive_generate(
-        pair.base,
-        pair.thinking,
-        (pair.tokenizer, pair.tokenizer),
-        steering,
-        NaivePolicy(**dataclasses.asdict(policy)),
-        prompt.base_ids,
-        prompt.thinking_ids,
-        new,
-        stop,
-        lambda ids: pair.tokenizer.decode(ids, skip_special_tokens=True),
-        EOS_ID,
-    )
-
-
-def decoder_of(pair: Pair, steering: NaiveSteering, policy: Policy) -> HybridDecoder:
-    return HybridDecoder(
-        LocalBackend(pair.base, pair.tokenizer),
-        LocalBackend(pair.thinking, pair.tokenizer),
-        of_package(steering),
-        policy,
-    )
-
-
-def assert_equal(ours: Generation, theirs: dict[str, Any], policy: Policy) -> None:
-    assert list(ours.tokens) == theirs["tokens"]
-    assert (ours.text, ours.finish) == (theirs["text"], theirs["finish"])
-    for mine, naive_record in zip(ours.records, theirs["records"], strict=True):
-        expected = dict(naive_record)
-        if not policy.reads_thinking:  # the naive loop runs it all the same
-            expected |= {"thinking_logprob": None, "thinking_choice": None}
-        for field in ("thinking_logprob", "coefficient"):
-            mine_value, value = getattr(mine, field), expected.pop(field)
-            if value is None or mine_value is None:
-                assert mine_value is value
-            else:
-                assert math.isclose(mine_value, value, rel_tol=1e-4, abs_tol=1e-4), field
-        # The naive record has the token's text alone; ours ends where the answer does.
-        assert expected.pop("text").startswith(mine.text)
-        assert {field: getattr(mine, field) for field in expected} == expected
-
-
-def check(pair: Pair, policy: Policy, prompts: list[Prompt] = PROMPTS, layer: int = 1) -> list[Generation]:
-    steering = random_steering(pair, layer=layer)
-    answers = decoder_of(pair, steering, policy).generate(prompts, NEW_TOKENS)
-    for prompt, answer in zip(prompts, answers, strict=True):
-        assert_equal(answer, naive(pair, steering, policy, prompt), policy)
-    return answers
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
@@ -122,9 +40,16 @@ def test_arms(family: str, arm: str) -> None:
     check(pair_of(family, 2), policy_for(arm, DEFAULTS))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
-def test_other_architectures(family: str) -> None:
-    check(pair_of(family, 0), DEFAULTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_architectures(family: str) -> None:
+    answers = check(pair_of(family, 0), DEFAULTS)
+    assert 0 < sum(a.steered_fraction for a in answers) < len(answers)
+
+
+@pytest.mark.parametrize("families", [("llama", "gpt2"), ("gpt_neox", "qwen2"), ("gemma2", "llama")], ids="-".join)
+def test_pairs_of_two_architectures(families: tuple[str, str]) -> None:
+    answers = check(mixed_pair(*families), DEFAULTS)
+    assert 0 < sum(a.steered_fraction for a in answers) < len(answers)
 
 
 @pytest.mark.parametrize("layer", [0, 3])
@@ -141,35 +66,100 @@ def test_the_prompts_may_differ() -> None:
     check(pair_of("qwen2", 0), DEFAULTS, prompts)
 
 
-def test_alone_or_in_a_batch() -> None:
+@pytest.fixture(scope="module")
+def uneven() -> list[Request]:
+    """More requests than slots, of different prompts, lengths and ends."""
+    prompts = [Prompt(ids, [*range(5, 5 + i % 3), *ids]) for i, ids in enumerate(random_prompts(9, seed=37))]
+    stops = [("\n\n", "the", "q"), ("an", "0\n"), ()] * 3
+    return [Request(*each) for each in zip(prompts, [25, 9, 30, 1, 12, 0, 40, 3, 18], stops, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def expected(uneven: list[Request]) -> list[dict[str, Any]]:
     pair = pair_of("llama", 0)
-    decoder = decoder_of(pair, random_steering(pair), policy_for("random-category", DEFAULTS))
-    together = decoder.generate(PROMPTS, NEW_TOKENS)
-    for prompt, answer in zip(PROMPTS, together, strict=True):
-        (alone,) = decoder.generate([prompt], NEW_TOKENS)
-        assert alone.tokens == answer.tokens
-        assert alone.text == answer.text
+    return [naive(pair, random_steering(pair), DEFAULTS, request) for request in uneven]
+
+
+@pytest.mark.parametrize("slots", [1, 4, 9])
+@pytest.mark.parametrize("longest_draft", [1, 2, 5, 16])
+def test_neither_draft_length_nor_slots_change_a_token(
+    uneven: list[Request], expected: list[dict[str, Any]], longest_draft: int, slots: int
+) -> None:
+    pair = pair_of("llama", 0)
+    decoder = decoder_of(pair, random_steering(pair), DEFAULTS, longest_draft=longest_draft)
+    for answer, theirs in zip(answers_of(decoder, uneven, slots), expected, strict=True):
+        assert_equal(answer, theirs, DEFAULTS)
+    assert {answer["finish"] for answer in expected} == {"stop", "length", "eos"}
+
+
+def test_drafts_grow_where_the_models_agree() -> None:
+    """Otherwise the comparisons here would be of drafts of one token."""
+    pair = pair_of("llama", 0)
+    pair = dataclasses.replace(pair, thinking=pair.base)
+    passes = {"base": 0, "thinking": 0}
+
+    class Counted(LocalSequences):
+        def read(self, tokens: Tensor, counts: Any = None) -> Any:
+            passes["thinking" if counts else "base"] += 1
+            return super().read(tokens, counts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lm_eval_hybrid.backends.local.LocalSequences", Counted)
+        check(pair, DEFAULTS, new=40)
+    assert passes["base"] <= 40 + 16
+    assert passes["thinking"] < passes["base"] / 4
+
+
+def test_answers_come_as_they_are_finished(uneven: list[Request]) -> None:
+    pair = pair_of("llama", 0)
+    order = [index for index, _ in decoder_of(pair, random_steering(pair), DEFAULTS).stream(uneven, 4)]
+    assert sorted(order) == list(range(len(uneven)))
+    assert order[0] == 5, "nothing is to be done for it"
+    assert order != sorted(order)
+
+
+@pytest.mark.parametrize("failing", ["read", "admit", "steered", "keep"])
+def test_running_out_of_memory_loses_no_token(
+    uneven: list[Request], expected: list[dict[str, Any]], failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it happens: with four rows it always does from the third time on."""
+    pair, calls = pair_of("llama", 0), []
+    whole = getattr(LocalSequences, failing)
+
+    def short(self: LocalSequences, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(self._lengths) > 2 and len(calls) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(LocalSequences, failing, short)
+    decoder = decoder_of(pair, random_steering(pair), DEFAULTS)
+    finished: Iterator[Any] = decoder.stream(uneven, 4)
+    for index, answer in finished:
+        assert_equal(answer, expected[index], DEFAULTS)
+    assert len(calls) > 3
+
+
+def test_running_out_of_memory_with_one_row_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(LocalSequences, "read", full)
+    pair = pair_of("llama", 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        decoder_of(pair, random_steering(pair), DEFAULTS).generate(PROMPTS, 5)
 
 
 @pytest.mark.parametrize("arm", ["hybrid", "base", "thinking"])
-def test_stop_strings_and_ends(arm: str) -> None:
-    """Over enough text that some answers end at a stop string, some at the end of sequence, some at the limit."""
+def test_stop_strings_and_ends(arm: str, uneven: list[Request]) -> None:
     pair, policy = pair_of("llama", 0), policy_for(arm, DEFAULTS)
-    steering, prompts = random_steering(pair), [Prompt(ids, ids) for ids in random_prompts(12, seed=8)]
-    stops = [("\n\n", "the", "q"), ("an", "0\n"), ()] * 4
-    limits = [25, 9, 40] * 4
-    answers = decoder_of(pair, steering, policy).generate(prompts, limits, stops)
-    for prompt, answer, stop, limit in zip(prompts, answers, stops, limits, strict=True):
-        assert_equal(answer, naive(pair, steering, policy, prompt, stop, limit), policy)
-    assert {answer.finish for answer in answers} == {"stop", "length", "eos"}
+    steering = random_steering(pair)
+    for request, answer in zip(uneven, answers_of(decoder_of(pair, steering, policy), uneven, 9), strict=True):
+        assert_equal(answer, naive(pair, steering, policy, request), policy)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_long_answers(family: str) -> None:
     """Rounding has the time to add up, caches to grow, and rows to be dropped."""
-    pair, prompts = pair_of(family, 6), [Prompt(ids, ids) for ids in random_prompts(8, seed=6)]
-    steering = random_steering(pair)
-    answers = decoder_of(pair, steering, DEFAULTS).generate(prompts, 150)
-    for prompt, answer in zip(prompts, answers, strict=True):
-        assert_equal(answer, naive(pair, steering, DEFAULTS, prompt, new=150), DEFAULTS)
+    check(pair_of(family, 6), DEFAULTS, [Prompt(ids, ids) for ids in random_prompts(8, seed=6)], new=150)

@@ -2,7 +2,7 @@ import torch
 
 from lm_eval_hybrid.decoding.choosing import Chooser
 from lm_eval_hybrid.decoding.policy import Policy
-from tests.decoding.test_against_oracle import of_package
+from tests.decoding.comparing import of_package
 from tests.oracle.models import random_steering, tiny_pair
 
 

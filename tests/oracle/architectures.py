@@ -93,7 +93,7 @@ def peculiarities(family: str, layers: int) -> dict[str, Any]:
     if family == "mistral":
         return {"head_dim": HEAD, "sliding_window": WINDOW}
     if family == "gemma2":
-        caps = {"attn_logit_softcapping": 4.0, "final_logit_softcapping": 3.0}
+        caps = {"attn_logit_softcapping": 20.0, "final_logit_softcapping": 3.0}
         return {**caps, **sliding(layers)}
     return sliding(layers) if family == "gemma3" else {}
 

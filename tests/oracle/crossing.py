@@ -97,7 +97,8 @@ class Vocabulary:
         self.added = tokenizer.added_tokens_decoder
         self.bytes = bytes_of_tokens(tokenizer)
         self.spellings: dict[bytes, list[int]] = {}
-        for token in sorted(self.bytes):
+        # <0x20> stands for a space too, but is not what a model says for it where it has another token.
+        for token in sorted(self.bytes, key=lambda token: (self.strings[token].startswith("<0x"), token)):
             self.spellings.setdefault(self.bytes[token], []).append(token)
 
     def is_special(self, token: int) -> bool:
@@ -133,11 +134,16 @@ def crossing(token: int, source: Vocabulary, target: Vocabulary) -> tuple[int, .
 
 
 def special_crossing(token: int, source: Vocabulary, target: Vocabulary) -> tuple[int, ...] | None:
-    """The token of the same string; else the added token of the same id, if each string has only one side."""
+    """The token of the same string; else the added token of the same id, if each string has only one side.
+
+    By id only where more than half of the ids have the same string on both sides.
+    """
     string = source.strings[token]
     if string in target.ids:
         return (target.ids[string],)
-    if token in target.added and target.strings[token] not in source.ids:
+    alike = [name for name, index in source.ids.items() if target.ids.get(name) == index]
+    related = len(alike) > len(source.ids) / 2
+    if related and token in target.added and target.strings[token] not in source.ids:
         return (token,)
     return None
 
@@ -150,8 +156,15 @@ def bytes_crossing(string: str, spelled: bytes, target: Vocabulary) -> tuple[int
     encoded = encoding(spelled, target)
     if encoded is not None:
         return encoded
-    parts = [target.spellings.get(bytes([byte])) for byte in spelled]
-    return tuple(part[0] for part in parts) if parts and all(parts) else None
+    ids: list[int] = []
+    while spelled:
+        begun = [start for start in target.spellings if spelled.startswith(start)]
+        if not begun:
+            return None
+        longest = max(begun, key=len)
+        ids.append(target.spellings[longest][0])
+        spelled = spelled[len(longest) :]
+    return tuple(ids)
 
 
 def encoding(spelled: bytes, target: Vocabulary) -> tuple[int, ...] | None:

@@ -12,29 +12,15 @@ from tokenizers.models import BPE
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from tests.oracle.architectures import (
-    CONTEXT as CONTEXT,
-)
-from tests.oracle.architectures import (
-    EOS_ID as EOS_ID,
-)
-from tests.oracle.architectures import (
-    FAMILIES as FAMILIES,
-)
-from tests.oracle.architectures import (
-    PAD_ID as PAD_ID,
-)
-from tests.oracle.architectures import (
-    UNKNOWN_ID,
-    VOCABULARY,
-    family_of,
-    norm_centre,
-    tiny_config,
-)
+from tests.oracle.architectures import CONTEXT as CONTEXT
+from tests.oracle.architectures import EOS_ID as EOS_ID
+from tests.oracle.architectures import FAMILIES as FAMILIES
+from tests.oracle.architectures import PAD_ID as PAD_ID
+from tests.oracle.architectures import UNKNOWN_ID, VOCABULARY, family_of, norm_centre, tiny_config
 from tests.oracle.naive import NaiveSteering, blocks_of
 
 SPREAD = 0.3  # standard deviation of the weights: enough for varied text from a width of 32
-SHARPNESS = {"gemma2": 1.5, "gemma3": 2.0, "qwen3": 2.0, "opt": 1.5, "phi": 1.5}  # of attention, else text loops
+SHARPNESS = {"gemma2": 2.0, "gemma3": 2.0, "qwen3": 2.0, "opt": 1.5, "phi": 1.5}  # of attention, else text loops
 NOISE = {
     "llama": 0.007,
     "qwen2": 0.007,
@@ -43,11 +29,12 @@ NOISE = {
     "llama3": 0.007,
     "qwen3": 0.005,
     "mistral": 0.007,
-    "gemma2": 0.015,
-    "gemma3": 0.01,
+    "gemma2": 0.008,
+    "gemma3": 0.008,
     "opt": 0.004,
-    "phi": 0.006,
+    "phi": 0.007,
 }  # what makes the pair disagree at times
+TUNE = 0.7  # of a mixed pair: large enough that two models mostly agree on the next token
 
 GROWING = ("llama", "llama3", "qwen2", "qwen3", "mistral")  # without biases of norms, or norms after the layers
 
@@ -123,6 +110,32 @@ def tiny_pair(family: str = "llama", seed: int = 0, width: int = 0, layers: int 
     return Pair(base, related(base, seed + 1000, NOISE[family], width, layers), tiny_tokenizer())
 
 
+def mixed_pair(base_family: str, thinking_family: str, seed: int = 0, width: int = 48, layers: int = 6) -> Pair:
+    """A pair of two families, (32, 4) and (`width`, `layers`): strangers but for a tune that both follow.
+
+    The tune names one successor for each token and runs through all that are not special before it repeats.
+    Each model's own layers make it leave the tune at times: the two disagree there, and texts wander.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = UNKNOWN_ID + 1 + torch.randperm(VOCABULARY - UNKNOWN_ID - 1, generator=generator)
+    successors = order[torch.arange(VOCABULARY) % len(order)]  # of the special tokens: any
+    successors[order] = order.roll(-1)
+    base, thinking = tiny_model(base_family, seed), tiny_model(thinking_family, seed + 1000, width, layers)
+    for model in (base, thinking):
+        attune(model, successors)
+    return Pair(base, thinking, tiny_tokenizer())
+
+
+@torch.no_grad()
+def attune(model: PreTrainedModel, successors: Tensor) -> None:
+    """Embed each token as its successor's row of the head, TUNE times as large as what the layers add."""
+    embedding = model.get_input_embeddings()
+    embedding.weight.copy_(model.get_output_embeddings().weight[successors])
+    own = embedding(some_tokens()).flatten(0, 1)  # Gemma's are larger than their weights
+    added = residuals(model, model.config.num_hidden_layers - 1) - own
+    embedding.weight.mul_(TUNE * added.norm(dim=-1).mean() / own.norm(dim=-1).mean())
+
+
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Characters and a few merges, some with a newline, so that stop strings split tokens; 72 ids."""
     pieces = ["<pad>", "<eos>", "<unk>", *"abcdefghijklmnopqrstuvwxyz", *"0123456789", *" \n.?:"]
@@ -194,14 +207,16 @@ def random_steering(
 @torch.no_grad()
 def residuals(model: PreTrainedModel, layer: int) -> Tensor:
     """Residuals [positions, d] after `layer` on 512 random tokens."""
-    generator = torch.Generator().manual_seed(7)
     seen: list[Tensor] = []
     hook = blocks_of(model)[layer].register_forward_hook(lambda module, inputs, output: seen.append(output))
     try:
-        model(
-            input_ids=torch.randint(UNKNOWN_ID + 1, VOCABULARY, (16, 32), generator=generator),
-            use_cache=False,
-        )
+        model(input_ids=some_tokens(), use_cache=False)
     finally:
         hook.remove()
     return seen[0].flatten(0, 1)
+
+
+def some_tokens() -> Tensor:
+    """512 random tokens in 16 rows, the same each time."""
+    generator = torch.Generator().manual_seed(7)
+    return torch.randint(UNKNOWN_ID + 1, VOCABULARY, (16, 32), generator=generator)

@@ -1,0 +1,100 @@
+"""Pairs whose tokenizers differ, against the naive bridge and the naive loop of tests/oracle."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lm_eval_hybrid.decoding.arms import ARMS, policy_for
+from lm_eval_hybrid.decoding.bridge import Bridge
+from lm_eval_hybrid.decoding.request import Prompt, Request
+from lm_eval_hybrid.decoding.sampling import Sampling
+from tests.decoding.comparing import DEFAULTS, answers_of, assert_equal, check, decoder_of, naive, naively_scored
+from tests.oracle.crossing import NaiveBridge
+from tests.oracle.models import random_steering
+from tests.oracle.tokenizers import CrossedPair, byte_level_tokenizer, crossed_pair, metaspace_tokenizer
+
+TOKENIZERS = {
+    "bytes": byte_level_tokenizer(100),
+    "few": byte_level_tokenizer(40),
+    "many": byte_level_tokenizer(200),
+    "pieces": metaspace_tokenizer(),
+    "prepended": metaspace_tokenizer(prepend=True),
+}
+ORDERED = [("bytes", "pieces"), ("pieces", "many"), ("few", "many"), ("many", "few"), ("prepended", "bytes")]
+TEXTS = ["First we find the other number.", "the sum is 10 * 11", "café", "Hmm, I should verify"]
+
+
+@pytest.fixture(scope="module", params=ORDERED[:3], ids="-".join)
+def pair(request: pytest.FixtureRequest) -> CrossedPair:
+    ours, theirs = (TOKENIZERS[name] for name in request.param)
+    return crossed_pair(ours, theirs, padding=3)
+
+
+def prompts_of(pair: CrossedPair) -> list[Prompt]:
+    return [Prompt(pair.base_tokenizer.encode(text), pair.thinking_tokenizer.encode(text)) for text in TEXTS]
+
+
+@pytest.mark.parametrize("names", ORDERED, ids="-".join)
+def test_every_id_crosses_as_the_naive_bridge_says(names: tuple[str, str]) -> None:
+    ours, theirs = (TOKENIZERS[name] for name in names)
+    bridge, slow = Bridge(ours, theirs), NaiveBridge(ours, theirs)
+    for token in ours.get_vocab().values():
+        assert bridge.cross(token) == (slow.to_thinking(token) or ())
+    back = Bridge(theirs, ours)
+    for token in theirs.get_vocab().values():
+        assert back.cross(token) == (slow.to_base(token) or ())
+
+
+@pytest.mark.parametrize("names", ORDERED, ids="-".join)
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(max_size=30))
+def test_text_survives_crossing(names: tuple[str, str], text: str) -> None:
+    ours, theirs = (TOKENIZERS[name] for name in names)
+    bridge, ids = BRIDGES[names], ours.encode(text, add_special_tokens=False)
+    crossed = [index for token in ids for index in bridge.cross(token)]
+    assert spelled(theirs, crossed) == spelled(ours, ids)
+
+
+BRIDGES = {names: Bridge(*(TOKENIZERS[name] for name in names)) for names in ORDERED}
+
+
+def spelled(tokenizer: object, ids: list[int]) -> str:
+    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)  # type: ignore[attr-defined]
+    return text.removeprefix(" ")  # some decoders take the first space away, some do not
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_arms(pair: CrossedPair, arm: str) -> None:
+    if arm == "thinking":  # a model that nothing has to cross from says padding in the naive loop, which is no token
+        pair = crossed_pair(pair.base_tokenizer, pair.thinking_tokenizer)
+    check(pair, policy_for(arm, DEFAULTS), prompts_of(pair))
+
+
+@pytest.mark.parametrize("longest_draft", [1, 3])
+def test_draft_length_changes_no_token(pair: CrossedPair, longest_draft: int) -> None:
+    answers = check(pair, DEFAULTS, prompts_of(pair), new=16, longest_draft=longest_draft)
+    assert 0 < sum(answer.steered_fraction for answer in answers) < len(answers)
+
+
+def test_sampling_and_stop_strings(pair: CrossedPair) -> None:
+    steering, policy = random_steering(pair), replace(DEFAULTS, emit="thinking")
+    requests = [
+        Request(prompt, 14, ("e", ". "), Sampling(1.0, seed=seed)) for seed, prompt in enumerate(prompts_of(pair))
+    ]
+    for request, answer in zip(requests, answers_of(decoder_of(pair, steering, policy), requests, 2), strict=True):
+        assert_equal(answer, naive(pair, steering, policy, request), policy)
+
+
+@pytest.mark.parametrize("arm", ["hybrid", "takeover", "thinking"])
+def test_scores(pair: CrossedPair, arm: str) -> None:
+    steering, policy = random_steering(pair), policy_for(arm, DEFAULTS)
+    speaker = pair.base_tokenizer if policy.reads_base else pair.thinking_tokenizer
+    continuations = [speaker.encode(text) for text in (" the answer", " 55.", "é y", "so we")]
+    prompts = prompts_of(pair)
+    scores = decoder_of(pair, steering, policy).score(prompts, continuations)
+    for prompt, continuation, (total, greedy) in zip(prompts, continuations, scores, strict=True):
+        expected, same = naively_scored(pair, steering, policy, prompt, continuation)
+        assert total == pytest.approx(expected, abs=1e-3)
+        assert greedy == same
