@@ -15,11 +15,15 @@ _PROBLEMS = (
 )
 
 
+_FIRST = 2  # alone it is answered, by SmolLM2, with text that neither ends soon nor repeats itself
+
+
 def problem_texts(count: int) -> list[str]:
     """`count` different questions: after each round of the problems, one more of them in every question."""
     texts = []
-    for last in range(count):
-        numbers = range(last - last // len(_PROBLEMS), last + 1)
+    for i in range(count):
+        last = _FIRST + i
+        numbers = range(last - i // len(_PROBLEMS), last + 1)
         texts.append(
             "\n".join(_PROBLEMS[n % len(_PROBLEMS)].format(a=90 + 7 * n, b=12 + n, c=5 + 3 * n) for n in numbers)
         )

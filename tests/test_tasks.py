@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from lm_eval.tasks import TaskManager
 
 from lm_eval_hybrid import autoload, paths
 from lm_eval_hybrid.backends.sources import Source
+from lm_eval_hybrid.behaviors.bundle import Bundle
 from lm_eval_hybrid.behaviors.manifest import Prompt
 from lm_eval_hybrid.decoding.trace import TokenRecord
 from lm_eval_hybrid.errors import HybridError
 from lm_eval_hybrid.model import HybridLM
 from tests import shared_data
+from tests.oracle.naive import NaivePolicy, NaiveSteering, naive_score
 from tests.shared_data import ROOT
 from tests.tiny_system import CHAT_TEMPLATE, TinySystem, write_system
 
@@ -261,6 +264,56 @@ def test_the_stock_gsm8k_runs_with_few_shots(hybrid: HybridLM, stock_gsm8k: None
     assert results["n-samples"]["gsm8k"]["effective"] == 20
     prompt, _ = results["samples"]["gsm8k"][0]["arguments"][0]
     assert prompt.count("Question:") == 6
+
+
+CHOICES = [
+    {
+        "id": str(n),
+        "question": f"What is {n} and {n}?",
+        "choices": {"text": [str(2 * n), str(n + 1), f"about {n}", "nothing"], "label": ["A", "B", "C", "D"]},
+        "answerKey": "ABCD"[n % 4],
+    }
+    for n in range(6)
+]
+
+
+@pytest.mark.slow
+def test_a_stock_multiple_choice_task_scores_as_the_naive_loop(
+    system: TinySystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unchanged arc_easy over documents of our own, found in the working directory."""
+    folder = tmp_path / "allenai" / "ai2_arc"
+    folder.mkdir(parents=True)
+    splits = ("train", "validation", "test")
+    for split in splits:
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in CHOICES))
+    files = "".join(f"  - split: {split}\n    path: {split}.jsonl\n" for split in splits)
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: ARC-Easy\n  data_files:\n{files}---\n")
+    monkeypatch.chdir(tmp_path)
+    hybrid = HybridLM(**system.arguments, batch_size=7)
+    results = simple_evaluate(hybrid, tasks=["arc_easy"], bootstrap_iters=0)
+    assert results is not None
+    assert 0 <= results["results"]["arc_easy"]["acc,none"] <= 1
+    bundle = Bundle.load(system.bundle)
+    steering = bundle.manifest.steering
+    plain = NaiveSteering(
+        steering.layer, bundle.bias, bundle.vectors, bundle.manifest.sae.layer,
+        *(bundle.tensors[f"sae.{name}"] for name in ("mean", "decoder.bias", "encoder.weight", "encoder.bias")),
+        keys=bundle.keys,
+    )  # fmt: skip
+    policy = NaivePolicy(coefficients=steering.coefficients, windows=steering.windows)
+    models = hybrid.model, hybrid._thinking.model.model  # type: ignore[union-attr]
+    encode = hybrid.tokenizer.encode
+    steered = 0
+    for sample in results["samples"]["arc_easy"][:2]:
+        for (context, choice), ((total, greedy),) in zip(sample["arguments"], sample["resps"], strict=True):
+            ids, continuation = encode(context), encode(choice)
+            expected, same = naive_score(*models, None, plain, policy, ids, ids, continuation)
+            assert float(total) == pytest.approx(expected, abs=1e-3)
+            assert greedy == same
+            unsteered = naive_score(*models, None, plain, replace(policy, gate="never"), ids, ids, continuation)
+            steered += unsteered[0] != expected
+    assert steered > 0
 
 
 COMMAND = (

@@ -5,6 +5,7 @@ tokens before the first position at which the gate opens stand, and that positio
 is taken back. Rows need no step in common: each has its own length, in both models.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from lm_eval_hybrid.decoding.choosing import NONE, Candidates, Place, present
 from lm_eval_hybrid.decoding.row import Row
 from lm_eval_hybrid.decoding.system import System
 from lm_eval_hybrid.decoding.views import BaseView, ThinkingView, read_thinking
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Batch:
         opening = self._open(drafted, base, thinking)
         k = len(drafted[0]) or 1
         lasts = [k - 1 if step is None else step for step in opening.steps]
-        taken = self._commit(drafted, base, thinking, opening)
+        taken = self._commit(drafted, base, thinking, opening, ends)
         if base is not None:
             present(self._base).rewind([len(row.base_ids) - 1 for row in self.rows])
             if thinking is not None:
@@ -205,6 +208,7 @@ class Batch:
         base: BaseView | None,
         thinking: ThinkingView | None,
         opening: Opening,
+        ends: Sequence[Sequence[int]],
     ) -> int:
         """Add to every row what stands of its draft, and what its opening led to; how many tokens these are."""
         spoken = [
@@ -230,10 +234,29 @@ class Batch:
                     choice,
                     None if wanted is None else wanted[i][step],
                 )
-                taken += row.going
+                if row.going and ends and self._overflows(row, ends[i][step]):
+                    row.going = False
                 if row.going:
+                    taken += 1
                     row.take(fact, self._system.shown(token), ends=token == self._system.end)
         return taken
+
+    def _overflows(self, row: Row, end: int) -> bool:
+        """Whether what the thinking model has to read for a token is more than it can. Its answer ends there.
+
+        Prompts and answers are checked before; but tokens of another vocabulary may cross as more than were counted.
+        """
+        context = present(self._system.thinking).context_length
+        over = row.thinking_read + end >= context
+        if over:
+            _log.warning(
+                "Answer %d ends after %d tokens, as truncated: written in the thinking model's tokens, prompt and answer "
+                "fill its context of %d; lower max_gen_toks or shorten the prompt",
+                row.index,
+                row.position,
+                context,
+            )
+        return over
 
 
 def _logprobs(view: ThinkingView, spoken: Sequence[Sequence[int]]) -> list[float]:

@@ -98,3 +98,25 @@ def test_scores(pair: CrossedPair, arm: str) -> None:
         expected, same = naively_scored(pair, steering, policy, prompt, continuation)
         assert total == pytest.approx(expected, abs=1e-3)
         assert greedy == same
+
+
+def test_an_answer_that_overflows_the_thinking_model_alone_is_cut(
+    pair: CrossedPair, caplog: pytest.LogCaptureFixture
+) -> None:
+    steering, prompt = random_steering(pair), prompts_of(pair)[1]
+    context = len(prompt.thinking_ids) + 20
+    requests = [Request(prompt, 20), Request(prompt, 4)]
+    long, short = answers_of(decoder_of(pair, steering, DEFAULTS), requests, 2)
+    decoder = decoder_of(pair, steering, DEFAULTS)
+    decoder._reader.context_length = context  # type: ignore[union-attr]
+    cut, same = answers_of(decoder, requests, 2)
+    bridge = Bridge(pair.base_tokenizer, pair.thinking_tokenizer)
+    read, fitting = len(prompt.thinking_ids), 0
+    for token in long.tokens:
+        if read > context:
+            break
+        fitting += 1
+        read += len(bridge.cross(token))
+    assert cut.tokens == long.tokens[:fitting]
+    assert (cut.finish, same.tokens) == ("length", short.tokens)
+    assert (fitting < len(long.tokens)) == ("fill its context" in caplog.text)

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from lm_eval_hybrid.backends.local import LocalBackend
 from lm_eval_hybrid.decoding.arms import ARMS, policy_for
-from lm_eval_hybrid.decoding.decoder import HybridDecoder, Prompt
+from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.policy import Policy
+from lm_eval_hybrid.decoding.request import Prompt, Request
 from lm_eval_hybrid.decoding.steering import SparseEncoder, Steering
 from lm_eval_hybrid.errors import HybridError
 from tests.oracle.models import CONTEXT, Pair, random_prompts, random_steering, tiny_pair, tiny_tokenizer
@@ -157,3 +158,23 @@ def test_a_continuation_may_end_one_token_beyond_the_context(pair: Pair, steerin
     assert len(decoder.score([prompt], [[5] * (room + 1)])) == 1
     with pytest.raises(HybridError, match="must fit the model's context"):
         decoder.score([prompt], [[5] * (room + 2)])
+
+
+@pytest.mark.parametrize(("poisoned", "role"), [("base", "base"), ("thinking", "thinking")])
+def test_logits_that_are_no_numbers_end_the_run_and_lose_no_answer(
+    steering: Steering, poisoned: str, role: str
+) -> None:
+    pair = tiny_pair("llama", seed=0)
+    decoder = decoder_of(pair, steering)
+    finished = decoder.stream([Request(prompt, limit) for prompt, limit in zip(PROMPTS, [2, 30, 30], strict=True)], 3)
+    assert next(finished)[0] == 0
+    with torch.no_grad():
+        getattr(pair, poisoned).lm_head.weight[7] = torch.nan
+    with pytest.raises(HybridError, match=f"the {role} model must say numbers; found NaN"):
+        next(finished)
+
+
+def test_steering_out_of_bounds_is_noticed(pair: Pair, steering: Steering) -> None:
+    endless = replace(steering, bias=torch.full_like(steering.bias, torch.inf))
+    with pytest.raises(HybridError, match="the steered base model must say numbers"):
+        decoder_of(pair, endless).generate(PROMPTS, 8)

@@ -72,9 +72,10 @@ def shape(family: str, width: int, layers: int) -> dict[str, Any]:
     heads = width // HEAD
     if family == "gpt2":
         return {"n_embd": width, "n_layer": layers, "n_head": heads, "n_positions": CONTEXT}
+    inner = {"ffn_dim": 4 * width} if family == "opt" else {"intermediate_size": 2 * width}
     sizes = {
         "hidden_size": width,
-        "ffn_dim" if family == "opt" else "intermediate_size": 2 * width,
+        **inner,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "max_position_embeddings": CONTEXT,

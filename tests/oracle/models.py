@@ -31,7 +31,7 @@ NOISE = {
     "mistral": 0.007,
     "gemma2": 0.008,
     "gemma3": 0.008,
-    "opt": 0.004,
+    "opt": 0.005,
     "phi": 0.007,
 }  # what makes the pair disagree at times
 TUNE = 0.7  # of a mixed pair: large enough that two models mostly agree on the next token
