@@ -250,7 +250,7 @@ class Batch:
         over = row.thinking_read + end >= context
         if over:
             _log.warning(
-                "Answer %d ends after %d tokens, as truncated: written in the thinking model's tokens, prompt and answer "
+                "Answer %d ends after %d tokens, as truncated: in the thinking model's tokens prompt and answer "
                 "fill its context of %d; lower max_gen_toks or shorten the prompt",
                 row.index,
                 row.position,

@@ -65,16 +65,19 @@ def spelled(tokenizer: object, ids: list[int]) -> str:
     return text.removeprefix(" ")  # some decoders take the first space away, some do not
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize(
+    "arm",
+    [arm if arm in ("hybrid", "takeover", "thinking") else pytest.param(arm, marks=pytest.mark.slow) for arm in ARMS],
+)
 def test_arms(pair: CrossedPair, arm: str) -> None:
     if arm == "thinking":  # a model that nothing has to cross from says padding in the naive loop, which is no token
         pair = crossed_pair(pair.base_tokenizer, pair.thinking_tokenizer)
-    check(pair, policy_for(arm, DEFAULTS), prompts_of(pair))
+    check(pair, policy_for(arm, DEFAULTS), prompts_of(pair)[1:3], new=8)
 
 
-@pytest.mark.parametrize("longest_draft", [1, 3])
+@pytest.mark.parametrize("longest_draft", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_draft_length_changes_no_token(pair: CrossedPair, longest_draft: int) -> None:
-    answers = check(pair, DEFAULTS, prompts_of(pair), new=16, longest_draft=longest_draft)
+    answers = check(pair, DEFAULTS, prompts_of(pair)[:3], new=12, longest_draft=longest_draft)
     assert 0 < sum(answer.steered_fraction for answer in answers) < len(answers)
 
 

@@ -13,6 +13,7 @@ leaves open is settled here as follows:
 import json
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -84,7 +85,13 @@ def bridge_of(tokenizer_pair: tuple[Any, Any] | None) -> OneVocabulary:
     """How tokens cross: as they are where there is no second tokenizer, or no second vocabulary."""
     if tokenizer_pair is None or tokenizer_pair[0].get_vocab() == tokenizer_pair[1].get_vocab():
         return OneVocabulary()
-    return NaiveBridge(*tokenizer_pair)
+    return crossing_bridge(*tokenizer_pair)
+
+
+@cache  # spelling out two vocabularies would be most of the time that a short answer takes
+def crossing_bridge(base_tokenizer: Any, thinking_tokenizer: Any) -> NaiveBridge:
+    """The bridge between two tokenizers, made once."""
+    return NaiveBridge(base_tokenizer, thinking_tokenizer)
 
 
 class Vocabulary:

@@ -12,6 +12,7 @@ from tokenizers.models import BPE
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+# tests import from here what they need of the architectures
 from tests.oracle.architectures import CONTEXT as CONTEXT
 from tests.oracle.architectures import EOS_ID as EOS_ID
 from tests.oracle.architectures import FAMILIES as FAMILIES
@@ -53,11 +54,11 @@ def tiny_model(family: str, seed: int, width: int = 32, layers: int = 4) -> PreT
     model = AutoModelForCausalLM.from_config(tiny_config(family, width, layers), dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(seed)
     sharpness, centre = SHARPNESS.get(family, 1.0), norm_centre(model.config)
-    asking = asking_names(model)
+    scaled = attention_names(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            scale = sharpness if name in asking else 1.0
+            scale = sharpness if name in scaled else 1.0
             if is_norm(name):
                 parameter.copy_((1 + 0.1 * noise) * scale - (1 - centre))
             else:  # large biases would drown the context in a constant
@@ -72,7 +73,7 @@ def is_norm(name: str) -> bool:
     return name.endswith("weight") and ("norm" in name or ".ln_" in name)
 
 
-def asking_names(model: PreTrainedModel) -> set[str]:
+def attention_names(model: PreTrainedModel) -> set[str]:
     """The parameters that set the sizes of queries and keys: their norms where they have some."""
     names = [name for name, _ in model.named_parameters()]
     norms = {name for name in names if "q_norm" in name or "k_norm" in name}
