@@ -1,6 +1,6 @@
 """Single forward passes through the backend, against the same in plain PyTorch, on a model that nnsight never saw.
 
-- `step`: one cached token, unsteered, the residual read by a hook.
+- `step`: one cached token, unsteered, the residual read by a hook; `traced`: the same through nnsight.
 - `candidates`: the layers above the steering alone, over all candidates of one place side by side in one row, kept
   apart by a mask.
 - `window`: candidates steered at all positions; plain is the whole model over the whole text, as without the backend.
@@ -17,9 +17,10 @@ from transformers.cache_utils import DynamicCache
 
 from benchmarks.clock import Ratio, take_turns
 from benchmarks.plain import cache_argument, hooked
-from lm_eval_hybrid.backends.local import LocalBackend
+from lm_eval_hybrid.backends.local import LocalBackend, LocalSequences
+from lm_eval_hybrid.backends.passes import traced
 
-PASSES = "step", "candidates", "window"
+PASSES = "step", "traced", "candidates", "window"
 
 
 def compare(
@@ -47,7 +48,7 @@ def compare(
         if name != "window":
             work = {side: partial(_ten_times, once) for side, once in work.items()}
         seconds |= take_turns(work, rounds)[0]
-    ratios = {name: Ratio.of(seconds[f"{name}, backend"], seconds[f"{name}, plain"]) for name in PASSES[:2]}
+    ratios = {name: Ratio.of(seconds[f"{name}, backend"], seconds[f"{name}, plain"]) for name in PASSES[:-1]}
     return ratios | {"window": Ratio.of(seconds["window, plain"], seconds["window, backend"])}, seconds
 
 
@@ -61,16 +62,19 @@ def _backend_passes(
 ) -> dict[str, Callable[[], Tensor]]:
     """Logits of each pass."""
     near, far = (backend.open(1, layer, reach, 1) for reach in (1, 0))
-    near.admit([0], [text[:-1]])
+    through = LocalBackend(backend.model._module, backend.tokenizer, traced).open(1, layer, 1, 1)
+    for sequences in (near, through):
+        sequences.admit([0], [text[:-1]])
     far.admit([0], [text])
     last, place, count = torch.tensor([[text[-1]]]), len(text) - 1, len(steering)
 
-    def step() -> Tensor:
-        near.rewind([place])
-        return near.read(last).logits[0]
+    def step(sequences: LocalSequences) -> Tensor:
+        sequences.rewind([place])
+        return sequences.read(last).logits[0]
 
     return {
-        "step": step,
+        "step": partial(step, near),
+        "traced": partial(step, through),
         "candidates": lambda: near.steered([0], [place], steering[None], [1] * count)[0],
         "window": lambda: far.steered([0], [place], steering[None], [0] * count)[0],
     }
@@ -113,7 +117,7 @@ def _plain_passes(
         with hooked(model.model.layers[layer], lambda residual: residual + added.to(residual)):
             return model(ids.expand(count, -1), use_cache=False, logits_to_keep=1).logits[:, 0]
 
-    return {"step": step, "candidates": candidates, "window": window}
+    return {"step": step, "traced": step, "candidates": candidates, "window": window}
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from benchmarks.noise import SEED
 
 _PASSES = {
     "step": "a cached step / in plain PyTorch",
+    "traced": "the same through nnsight / in plain PyTorch",
     "candidates": "all candidates / in plain PyTorch",
     "window": "window of all positions: recomputed / ours",
 }

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_hybrid.backends.kvcache import Place, RaggedCache, Residuals
 from lm_eval_hybrid.backends.masks import Branches, Masks
+from lm_eval_hybrid.backends.passes import ReadPass, hooked
 from lm_eval_hybrid.backends.protocol import Reading
 from lm_eval_hybrid.errors import HybridError
 
@@ -44,7 +45,10 @@ class LocalBackend:
         HybridError: for an architecture whose layers cannot be found, or whose past cannot be taken back.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, read_pass: ReadPass = hooked
+    ) -> None:
+        self.read_pass = read_pass
         self.tokenizer = tokenizer
         self.config = model.config
         self.device = model.device
@@ -145,9 +149,7 @@ class LocalSequences:
     @torch.no_grad()
     def _read(self, ids: Tensor, counts: Sequence[int], slots: Sequence[int] | None, logits: int) -> Reading:
         """One unsteered forward pass over ids [m, n]. logits: of how many of the last positions; 0: all."""
-        # A trace's body sees locals only: it is lifted out of this method, and `self` would go with it.
         backend, cache = self._backend, self._cache
-        model, layer = backend.model, backend.layers[self._layer]
         rows = range(len(self._lengths)) if slots is None else slots
         place = Place.after([self._lengths[row] for row in rows], ids.shape[1], ids.device, slots)
         cache.place = place
@@ -156,10 +158,10 @@ class LocalSequences:
             "attention_mask": backend.masks.causal(place.columns, place.end),
             "position_ids": place.columns.clamp(max=backend.context_length - 1),
             backend.cache_argument: cache,
+            "use_cache": True,
+            "logits_to_keep": logits,
         }
-        with model.trace(**arguments, use_cache=True, logits_to_keep=logits):
-            residual = layer.output.save()
-            said = model.output.logits.save()
+        residual, said = backend.read_pass(backend.model, backend.layers[self._layer], arguments)
         if self._residuals is not None:
             self._residuals.write(residual, place, counts)
         for row, count in zip(rows, counts, strict=True):
@@ -183,6 +185,7 @@ class LocalSequences:
         self, rows: Sequence[int], positions: Sequence[int], steering: Tensor, windows: Sequence[int]
     ) -> Tensor:
         backend = self._backend
+        # A trace's body sees locals only: it is lifted out of this method, and `self` would go with it.
         model, skipped = backend.model, backend.layers[: self._layer + 1]
         rows_there = torch.tensor(rows, device=backend.device)
         branches = Branches.of(positions, windows, backend.device)

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedModel
 
 from lm_eval_hybrid.backends.local import LocalBackend, LocalSequences
+from lm_eval_hybrid.backends.passes import hooked, traced
 from lm_eval_hybrid.errors import HybridError
 from tests.oracle.models import FAMILIES, VOCABULARY, tiny_model, tiny_tokenizer
 from tests.oracle.naive import read, read_steered
@@ -73,6 +74,21 @@ def test_cached_ragged_and_branched_is_recomputed(family: str, reach: int) -> No
         if step == 2:
             rows[1] = [9, 9, 8, 7, 6, 5, 4, 3, 11]
             sequences.admit([1], [rows[1][:-1]])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_around_nnsight_is_the_same_as_through_it(family: str) -> None:
+    model, said = tiny_model(family, seed=0), []
+    for read_pass in (traced, hooked):
+        sequences = LocalBackend(model, tiny_tokenizer(), read_pass).open(3, LAYER, 0, AHEAD)
+        sequences.admit(range(3), [row[:-1] for row in PROMPTS])
+        tokens = torch.tensor([[row[-1], 5, 6] for row in PROMPTS])
+        reading = sequences.read(tokens)
+        steered = sequences.steered([0, 2], [6, 9], torch.ones(2, 2, 32), [1, 3])
+        said.append((reading.logits, reading.residual, steered))
+    for through, around in zip(*said, strict=True):
+        assert torch.equal(through, around)
+    assert not any(module._forward_hooks for module in model.modules()), "hooks are removed"
 
 
 def test_rows_may_read_different_numbers_of_tokens() -> None:
