@@ -285,3 +285,29 @@ def test_a_replaced_checkpoint_is_another_model(system: TinySystem, tmp_path: Pa
 def test_a_chat_template_must_exist(hybrid: HybridLM) -> None:
     with pytest.raises(HybridError, match="--apply_chat_template needs a base tokenizer with a chat template"):
         hybrid.apply_chat_template([{"role": "user", "content": "1 + 1?"}])
+
+
+def test_repeats_of_a_sampled_request_are_answers_of_their_own(system: TinySystem) -> None:
+    """As the harness asks: the request repeated, and the last one padded where ranks have unequal shares."""
+    model = load(system, batch_size=2)
+
+    def asked(**settings: Any) -> list[HybridAnswer]:
+        (request,) = requests(PROMPTS[1], **settings)
+        request.repeats = 3
+        return model.generate_until([request] * 4, disable_tqdm=True)  # type: ignore[return-value]
+
+    drawn = asked(temperature=1.0, until=[])
+    assert len(set(drawn)) == 3
+    assert drawn[2] is drawn[3]
+    assert model.get_model_info()["hybrid_totals"]["requests"] == 3
+    assert asked(temperature=1.0, until=[]) == drawn
+    assert asked(temperature=1.0, until=[], seed=5) != drawn
+    greedy = asked()
+    assert len(set(greedy)) == 1
+    assert model.get_model_info()["hybrid_totals"]["requests"] == 7
+
+
+def test_one_answer_at_a_time_samples_as_many_do(system: TinySystem) -> None:
+    settings = {"temperature": 0.8, "top_p": 0.9, "until": []}
+    alone, together = (answers(load(system, batch_size=size), *PROMPTS, **settings) for size in (1, 4))
+    assert alone == together

@@ -19,12 +19,14 @@ class Place:
     """Where new columns go: n for each of m rows.
 
     Attributes:
-        rows: [m] int64; None: all rows, in order.
+        rows: [m] int64.
+        whole: whether these are all rows there are, in order.
         starts: first new column of each.
         columns: [m, n] int64, all of them.
     """
 
-    rows: Tensor | None
+    rows: Tensor
+    whole: bool
     starts: tuple[int, ...]
     columns: Tensor
 
@@ -32,7 +34,8 @@ class Place:
     def after(cls, lengths: Sequence[int], n: int, device: torch.device, rows: Sequence[int] | None = None) -> "Place":
         """The next n columns of some rows, or of all, of these lengths."""
         columns = torch.tensor(lengths, device=device)[:, None] + torch.arange(n, device=device)
-        return cls(None if rows is None else torch.tensor(rows, device=device), tuple(lengths), columns)
+        listed = torch.arange(len(lengths), device=device) if rows is None else torch.tensor(rows, device=device)
+        return cls(listed, rows is None, tuple(lengths), columns)
 
     @property
     def end(self) -> int:
@@ -41,9 +44,7 @@ class Place:
 
     def index(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """([m, 1], [m, n]) int64: rows and columns, to index with."""
-        columns = self.columns.to(device)
-        rows = torch.arange(len(columns), device=device) if self.rows is None else self.rows.to(device)
-        return rows[:, None], columns
+        return self.rows.to(device)[:, None], self.columns.to(device)
 
 
 class Grid:
@@ -56,7 +57,7 @@ class Grid:
     def write(self, new: Tensor, place: Place) -> None:
         """Set columns to `new`, [m, heads, n, d]."""
         buffer = self._with_room(new, place.end)
-        if place.rows is None and len(set(place.starts)) == 1:
+        if place.whole and len(set(place.starts)) == 1:
             buffer[:, :, place.starts[0] : place.end] = new
         else:
             rows, columns = place.index(buffer.device)
@@ -119,7 +120,7 @@ class _RaggedLayer(DynamicLayer):
             grid.write(new, place)
         if not any(place.starts):  # there is no past: what is new is all
             return key_states, value_states
-        keys, values = (grid.read(place.rows, place.end) for grid in self.grids)
+        keys, values = (grid.read(None if place.whole else place.rows, place.end) for grid in self.grids)
         return keys, values
 
 

@@ -179,23 +179,22 @@ class Batch:
     def _learn(self, base: BaseView, drafted: Sequence[Sequence[int]], differ: list[list[bool]]) -> None:
         """Tell the pace where the models agreed: up to the first position at which they do not."""
         margins, agreed = [], []
-        for row, tokens in zip(range(len(self.rows)), drafted, strict=True):
-            told = base.margin[row].tolist()
-            for step in range(min(len(tokens), self.rows[row].answer.room)):
+        for row, tokens, told, differing in zip(self.rows, drafted, base.margin.tolist(), differ, strict=True):
+            for step in range(min(len(tokens), row.answer.room)):
                 margins.append(told[step])
-                agreed.append(not differ[row][step])
-                if differ[row][step] or tokens[step] == self._system.end:
+                agreed.append(not differing[step])
+                if differing[step] or tokens[step] == self._system.end:
                     break
         self._system.pace.learn(margins, agreed)
 
     def _thought(self, places: Sequence[Place], view: ThinkingView) -> dict[int, int]:
         """The thinking model's own token at each place, by row, as the speaking model's id."""
         tokens = {}
-        bridge = present(self._system.bridge)
+        bridge, crossed = present(self._system.bridge), view.crossed.tolist()
         for place in places:
             sampling = self.rows[place.row].request.sampling
             if sampling is None:
-                tokens[place.row] = int(view.crossed[place.row, place.step])
+                tokens[place.row] = crossed[place.row][place.step]
             else:
                 logits = bridge.thinking_logits(view.logits[place.row, place.step])
                 drawn = sampling.pick(logits, place.position, place.key)

@@ -29,8 +29,10 @@ class Bridge:
 
     def __init__(self, base: PreTrainedTokenizerBase, thinking: PreTrainedTokenizerBase) -> None:
         ours, theirs = Vocabulary(base), Vocabulary(thinking)
-        self._to_thinking = _Table(_crossings(ours, theirs))
-        self._to_base = _Table(_crossings(theirs, ours))
+        there = _crossings(ours, theirs)
+        self._to_thinking = _Table(there)
+        # What the thinking model says is emitted as the first of its base ids, which it then has to read.
+        self._to_base = _Table({index: ids for index, ids in _crossings(theirs, ours).items() if ids[0] in there})
         known = len(ours.ids)
         lost = known - self._to_thinking.known
         if lost > _TOLERATED * known:

@@ -1,9 +1,12 @@
 """Sizes of batches."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from lm_eval_hybrid.errors import HybridError
-from lm_eval_hybrid.harness.batches import check_sizes
+from lm_eval_hybrid.harness.batches import check_sizes, rows_that_fit
+from tests.oracle.models import tiny_model
 
 
 @pytest.mark.parametrize("size", [0, -1, "0", "x", "auto:", "automatic", 1.5, True])
@@ -19,3 +22,12 @@ def test_sizes() -> None:
         check_sizes({"batch_size": size})
     with pytest.raises(HybridError):
         check_sizes({"max_batch_size": "auto"})
+
+
+def test_rows_that_fit_are_what_memory_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = [tiny_model("llama", 0), tiny_model("gpt2", 0)]
+    # Keys and values of four layers in float32: 2 heads of 8 in Llama's, 4 in GPT-2's.
+    a_token = 2 * 4 * 4 * (2 * 8 + 4 * 8)
+    for free, rows in ((0, 1), (100 * a_token * 10, 7), (10**12, 64)):
+        monkeypatch.setattr("psutil.virtual_memory", lambda free=free: SimpleNamespace(available=free))
+        assert rows_that_fit(models, tokens=100, most=64) == rows
