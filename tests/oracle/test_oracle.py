@@ -27,7 +27,14 @@ from tests.oracle.naive import (
 )
 
 PROMPT = [5, 30, 12, 44, 9]
-SHAPES = [*((family, 0, 0) for family in FAMILIES), ("llama", 48, 6), ("qwen2", 48, 5)]
+QUICK = ("llama", "gpt2", "mistral")
+FAMILY = [family if family in QUICK else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
+SHAPES = [
+    ("llama", 48, 6),
+    *((family, 0, 0) for family in QUICK),
+    *(pytest.param(family, 0, 0, marks=pytest.mark.slow) for family in FAMILIES if family not in QUICK),
+    pytest.param("qwen2", 48, 5, marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +117,7 @@ def test_thinking_arm_and_takeover_are_the_thinking_model(family: str, width: in
         assert run(pair, None, takeover, 16, ids=ids, eos_id=EOS_ID)["tokens"] == expected
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILY)
 def test_steering_of_zero_is_the_base_model(family: str) -> None:
     pair = tiny_pair(family, seed=3)
     steering = random_steering(pair)
@@ -121,7 +128,7 @@ def test_steering_of_zero_is_the_base_model(family: str) -> None:
     assert all(record["steered"] and not record["changed"] for record in result["records"])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILY)
 @pytest.mark.parametrize("window", [0, 1, 8])
 def test_fixed_steering_is_a_constant_added_by_a_hook(family: str, window: int) -> None:
     pair = tiny_pair(family, seed=4)
