@@ -32,7 +32,7 @@ def test_windows(family: str, windows: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("select", ["guardrail", "fixed", "mlp", "random"])
 def test_gates_and_selectors(family: str, gate: str, select: str) -> None:
     change = ONE if select in ("fixed", "mlp") else {}
-    check(pair_of(family, 1), dataclasses.replace(DEFAULTS, gate=gate, select=select, **change))
+    check(pair_of(family, 1), dataclasses.replace(DEFAULTS, gate=gate, select=select, **change), PROMPTS[:2])
 
 
 @pytest.mark.parametrize("family", TWICE)
