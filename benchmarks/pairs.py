@@ -25,6 +25,7 @@ from benchmarks.noise import SEED, noisy_copy, random_steering
 from benchmarks.problems import problem_texts
 from lm_eval_hybrid.behaviors.bundle import Bundle
 from lm_eval_hybrid.behaviors.resolve import resolve
+from lm_eval_hybrid.behaviors.suite import compose
 from lm_eval_hybrid.decoding.steering import Steering
 
 DISAGREEMENT = 0.10
@@ -60,7 +61,7 @@ def embedded() -> Pair:
     tokenizer.eos_token = None
     lines = (_DATA / "gsm8k_embedded.jsonl").read_text(encoding="utf-8").splitlines()[:PROMPTS]
     prompts = [tokenizer(f"Question: {json.loads(line)['question']}\nAnswer:")["input_ids"] for line in lines]
-    steering = Steering.from_bundle(Bundle.load(resolve("embedded")))
+    steering = Steering.from_suite(compose([Bundle.load(resolve("embedded"))]))
     return Pair("embedded", models[0].eval(), models[1].eval(), tokenizer, steering, prompts)
 
 

@@ -29,14 +29,14 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 0, or 2 after a user's mistake, one line on stderr."""
+    """Run one command. Returns the exit status: the command's, 0, or 2 after a user's mistake, one line on stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         if argv[:1] == ["eval"]:  # before argparse, which would take the harness's options for its own
             _eval(argv[1:])
         else:
             args = _parser(argv).parse_args(argv)
-            args.run(args)
+            return args.run(args) or 0
     except HybridError as error:
         print(f"lm-eval-hybrid: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -78,15 +78,11 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
         command.add_arguments(discover)
         discover.set_defaults(run=command.run)
 
-    behaviors = commands.add_parser("behaviors", help="list, show and validate behavior bundles")
-    actions = behaviors.add_subparsers(title="actions", metavar="ACTION", required=True)
-    actions.add_parser("list", help="bundles that can be named").set_defaults(run=_list)
-    show = actions.add_parser("show", help="what a bundle says about itself")
-    show.add_argument("bundle", metavar="NAME", help="NAME, NAME@VERSION or a folder")
-    show.set_defaults(run=_show)
-    validate = actions.add_parser("validate", help="check manifest, digests and tensors of a bundle")
-    validate.add_argument("bundle", metavar="PATH_OR_NAME", help="a folder, NAME or NAME@VERSION")
-    validate.set_defaults(run=_validate)
+    behaviors = commands.add_parser("behaviors", help="list, check, compare, make, share and convert behavior bundles")
+    if argv[:1] == ["behaviors"]:
+        from lm_eval_hybrid import behaviors_command
+
+        behaviors_command.add_arguments(behaviors, _console)
     return parser
 
 
@@ -137,30 +133,6 @@ def _compare(args: argparse.Namespace) -> None:
             paper.save_svg(str(args.svg), title="lm-eval-hybrid compare")
         except OSError as error:
             raise HybridError(f"--svg needs a file that can be written; {error}; name another") from error
-
-
-def _list(args: argparse.Namespace) -> None:
-    from lm_eval_hybrid.behaviors.resolve import listing
-    from lm_eval_hybrid.report.bundles import print_listing
-
-    print_listing(_console(), listing())
-
-
-def _show(args: argparse.Namespace) -> None:
-    from lm_eval_hybrid.behaviors.manifest import read
-    from lm_eval_hybrid.behaviors.resolve import Listed, resolve
-    from lm_eval_hybrid.report.bundles import print_bundle
-
-    path = resolve(args.bundle)
-    manifest, _ = read(path)
-    print_bundle(_console(), Listed(manifest, path))
-
-
-def _validate(args: argparse.Namespace) -> None:
-    from lm_eval_hybrid.behaviors.bundle import Bundle
-    from lm_eval_hybrid.behaviors.resolve import resolve
-
-    print(f"{Bundle.load(resolve(args.bundle)).identity}: sound")
 
 
 def _seed(text: str) -> int:

@@ -25,9 +25,7 @@ from tqdm import tqdm
 from lm_eval_hybrid import __version__
 from lm_eval_hybrid.backends.local import LocalBackend
 from lm_eval_hybrid.backends.sources import Source
-from lm_eval_hybrid.behaviors.bundle import Bundle
 from lm_eval_hybrid.behaviors.compatibility import check
-from lm_eval_hybrid.behaviors.resolve import resolve
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.request import Prompt, Request
 from lm_eval_hybrid.decoding.steering import Steering
@@ -87,20 +85,20 @@ class HybridLM(HFLM):
         ours, theirs = HybridArguments.split(arguments)
         check_sizes(theirs)
         theirs["device"] = theirs.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
-        bundle = Bundle.load(resolve(str(ours.behaviors)))
-        policy = ours.policy(bundle.manifest.steering)
-        self._arm, self._bundle, self._policy = ours.arm, bundle, policy
+        suite = ours.suite()
+        manifest, policy = suite.manifest, ours.policy(suite.manifest.steering)
+        self._arm, self._suite, self._policy, self._strict = ours.arm, suite, policy, ours.strict
 
-        base = Source.choose("base", ours.base, bundle.manifest.base, theirs.pop("revision", None))
+        base = Source.choose("base", ours.base, manifest.base, theirs.pop("revision", None))
         with base.loading(needs_tokenizer="tokenizer" not in theirs):
             super().__init__(pretrained=base.name, revision=base.revision, **theirs)
-        thinking = Source.choose("thinking", ours.thinking, bundle.manifest.thinking)
+        thinking = Source.choose("thinking", ours.thinking, manifest.thinking)
         self._thinking: ThinkingReader | None = None
         if policy.reads_thinking:
             shared = {name: value for name, value in theirs.items() if name not in _BASE_ONLY}
             with thinking.loading():
                 model = HFLM(pretrained=thinking.name, revision=thinking.revision, **shared)
-            self._thinking = ThinkingReader.choose(model, ours.thinking_prompt, bundle.manifest.prompt)
+            self._thinking = ThinkingReader.choose(model, ours.thinking_prompt, manifest.prompt)
         self._join_ranks()
         self._decoder = self._build_decoder()
         # Where the thinking model alone is read, what is scored is in its tokens; the harness has made the base's.
@@ -114,7 +112,7 @@ class HybridLM(HFLM):
         self._identity = {
             "version": __version__,
             "arm": ours.arm,
-            "bundle": bundle.identity,
+            "bundle": suite.identity,
             "base": base.identity(self.config),
             "thinking": thinking.identity(self._thinking.model.config) if self._thinking else None,
             "policy": asdict(policy),
@@ -157,7 +155,7 @@ class HybridLM(HFLM):
                     generation.text,
                     generation,
                     self._arm,
-                    self._bundle.identity,
+                    self._suite.identity,
                     job.thought_open,
                     compared=self._policy.reads_base,
                 )
@@ -236,7 +234,8 @@ class HybridLM(HFLM):
             "hybrid_version": __version__,
             "hybrid_nnsight_version": nnsight.__version__,
             "hybrid_arm": self._arm,
-            "hybrid_bundle": self._bundle.identity,
+            "hybrid_bundle": self._suite.identity,
+            "hybrid_tensors": self._suite.tensors,
             "hybrid_base": self._identity["base"],
             "hybrid_thinking": self._identity["thinking"],
             "hybrid_thinking_prompt": self._identity["thinking_prompt"],
@@ -253,19 +252,21 @@ class HybridLM(HFLM):
 
     def _build_decoder(self) -> HybridDecoder:
         thinking = self._thinking.model if self._thinking else None
-        level = check(
-            self._bundle,
+        match = check(
+            self._suite.manifest,
             self.config,
             thinking.config if thinking else None,
             self.tokenizer,
             thinking.tokenizer if thinking else None,
+            self._strict,
         )
-        if level != "exact":
-            _log.warning("The models are not those that %s was made with: same %s only", self._bundle.identity, level)
+        if match.differences:
+            differences = "; ".join(match.differences)
+            _log.warning("The models may not be those that %s was made with: %s", self._suite.identity, differences)
         return HybridDecoder(
             LocalBackend(self.model, self.tokenizer),
             LocalBackend(thinking.model, thinking.tokenizer) if thinking else None,
-            Steering.from_bundle(self._bundle),
+            Steering.from_suite(self._suite),
             self._policy,
         )
 

@@ -100,28 +100,6 @@ def test_compare_draws_a_picture(outputs: Path, tmp_path: Path, capsys: pytest.C
     assert "--svg needs a file that can be written" in capsys.readouterr().err
 
 
-def test_behaviors_can_be_listed_shown_and_validated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    system = write_system(tmp_path)
-    shelf = tmp_path / "shelf" / "tiny"
-    shelf.mkdir(parents=True)
-    system.bundle.rename(shelf / "1.0.0")
-    monkeypatch.setenv("LM_EVAL_HYBRID_BEHAVIORS", str(shelf.parent))
-
-    assert main(["behaviors", "list"]) == 0
-    assert "tiny" in capsys.readouterr().out
-    assert main(["behaviors", "show", "tiny"]) == 0
-    assert "Random vectors for tests" in capsys.readouterr().out
-    assert main(["behaviors", "validate", "tiny@1.0.0"]) == 0
-    assert capsys.readouterr().out.startswith("tiny@1.0.0#")
-    tensors = shelf / "1.0.0" / "tensors.safetensors"
-    tensors.write_bytes(tensors.read_bytes()[:-1] + b"\x01")
-    assert main(["behaviors", "validate", str(shelf / "1.0.0")]) == 2
-    assert capsys.readouterr().err.startswith("lm-eval-hybrid: error: ")
-    assert main(["behaviors", "show", "unknown"]) == 2
-
-
 def test_discover_has_its_own_arguments(capsys: pytest.CaptureFixture) -> None:
     assert ends("discover", "--help") == 0
     assert "usage: lm-eval-hybrid discover" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from tests.tiny_system import write_system
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
-DOCUMENTS = ("README.md", "docs/architecture.md", "docs/benchmark.md")
+DOCUMENTS = ("README.md", "docs/architecture.md", "docs/benchmark.md", "docs/bundles.md")
 # Run by `.ci/run` and by whoever reads this: what makes the environment that the tests run in.
 MADE_BEFORE = ("make test", "pip install .")
 REAL = {
@@ -48,7 +48,13 @@ def commands(document: str) -> list[str]:
 
 SHOWN = sorted({command for document in DOCUMENTS for command in commands(document)} - set(MADE_BEFORE))
 # Tested below, or in tests/benchmarks, in parts or as a whole.
-WHOLE = ("make demo", "make bench", "python -m", "lm-eval-hybrid discover --recipe embedded")
+WHOLE = (
+    "make demo",
+    "make bench",
+    "python -m",
+    "lm-eval-hybrid discover --recipe embedded",
+    *(f"lm-eval-hybrid behaviors {action} " for action in ("record", "push", "pull")),
+)
 APART = [c for c in SHOWN if c.startswith(WHOLE)]
 # The harness reads all its tasks at every start, so its command lines are slow; the fixture runs two of them anyway.
 RUNS = [pytest.param(c, marks=pytest.mark.slow if c.startswith("lm_eval") else ()) for c in SHOWN if c not in APART]
@@ -71,9 +77,33 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "--log_samples",
             folder,
         )
+    _shelve(folder)
     samples = next((folder / "DIR" / "thinking").rglob("samples_*.jsonl"))
     (folder / "samples_thinking.jsonl").write_bytes(samples.read_bytes())
     return folder
+
+
+def _shelve(folder: Path) -> None:
+    """What docs/bundles.md names: bundles, copies of them, a packed one, a control vector, runs to record."""
+    from lm_eval_hybrid.behaviors import archive
+    from lm_eval_hybrid.behaviors.bundle import Bundle
+    from lm_eval_hybrid.behaviors.formats import gguf
+    from lm_eval_hybrid.behaviors.formats.wanted import Chosen
+
+    bundle = Bundle.load(folder / "bundle")
+    plan, *others = bundle.manifest.behaviors
+    for name, behaviors, changes in (
+        ("my-bundle", others, {}),
+        ("edited", others, {"description": "Edited"}),
+        ("edited-again", others, {"description": "Edited", "version": "1.0.1"}),
+        ("added", [plan], {"name": "added"}),
+    ):
+        manifest = bundle.manifest.model_copy(update={"behaviors": tuple(behaviors), **changes})
+        gone = {b.tensor for b in bundle.manifest.behaviors} - {b.tensor for b in behaviors}
+        tensors = {name: tensor for name, tensor in bundle.tensors.items() if name not in gone}
+        Bundle(manifest, tensors).save(folder / name)
+    archive.pack(folder / "bundle", folder / "received.zip")
+    gguf.write(bundle, Chosen("plan", 1.0), folder / "vector.gguf")
 
 
 def run(command: str, folder: Path) -> str:
@@ -86,7 +116,7 @@ def run(command: str, folder: Path) -> str:
     if argv[0].endswith("lm_eval"):
         argv += ["--limit", "1"] if "--limit" not in argv else []
         argv += ["--gen_kwargs", "max_gen_toks=20"] if "bundle" in command else []
-    environment = os.environ | {"LM_EVAL_HYBRID_DATA": str(folder)}
+    environment = os.environ | {"LM_EVAL_HYBRID_DATA": str(folder), "LM_EVAL_HYBRID_BEHAVIORS": str(folder / "shelf")}
     done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
     return done.stdout
@@ -98,7 +128,7 @@ def test_a_command_shown_runs(command: str, desk: Path) -> None:
 
 
 def test_the_documents_show_commands() -> None:
-    assert len(SHOWN) >= 10 and len(APART) == 5
+    assert len(SHOWN) >= 24 and len(APART) == 8
 
 
 @pytest.mark.slow
@@ -119,7 +149,7 @@ def test_discovery_reproduces_the_shipped_bundle(tmp_path: Path) -> None:
 
     main(["discover", "--recipe", "embedded", "--out", str(tmp_path / "embedded" / "1.0.0")])
     made, shipped = (Bundle.load(folder / "embedded" / "1.0.0") for folder in (tmp_path, ROOT / "behaviors"))
-    assert made.keys == shipped.keys
+    assert made.manifest.behaviors == shipped.manifest.behaviors
     for name, tensor in shipped.tensors.items():
         difference = (made.tensors[name] - tensor).norm() / tensor.norm()
         assert difference < 0.05, f"{name}: {difference}"

@@ -1,5 +1,6 @@
 """HybridLM by itself: requests in, answers with records out. (With the harness around it: test_tasks.py.)"""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
 from lm_eval.models.huggingface import HFLM
+from transformers import LlamaForCausalLM
 
 from lm_eval_hybrid.backends.local import LocalSequences
+from lm_eval_hybrid.behaviors.bundle import Bundle
 from lm_eval_hybrid.behaviors.manifest import Prompt
 from lm_eval_hybrid.decoding.arms import ARMS
 from lm_eval_hybrid.decoding.trace import TokenRecord
@@ -230,6 +233,52 @@ def test_log_likelihoods_of_one_model_are_hflms(system: TinySystem, arm: str) ->
     assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=1e-3)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
     assert rolling(model) == pytest.approx(rolling(plain), abs=1e-3)
+
+
+def test_a_thinking_model_with_words_of_its_own_is_scored_in_them(system: TinySystem, tmp_path: Path) -> None:
+    thinking = Path(shutil.copytree(system.thinking, tmp_path / "thinking"))
+    tokenizer = json.loads((thinking / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["e"], vocabulary["o"] = vocabulary["o"], vocabulary["e"]
+    (thinking / "tokenizer.json").write_text(json.dumps(tokenizer))
+    plain = HFLM(pretrained=str(thinking), device="cpu")
+    model = load(system, arm="thinking", thinking=str(thinking), batch_size=3)
+    expected, found = loglikelihoods(plain), loglikelihoods(model)
+    assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=1e-3)
+    former = loglikelihoods(load(system, arm="thinking"))
+    assert [score for score, _ in found] != pytest.approx([score for score, _ in former], abs=1e-3)
+
+
+def test_several_bundles_and_some_behaviors_reach_the_records(system: TinySystem, tmp_path: Path) -> None:
+    whole = Bundle.load(system.bundle)
+    first, *others = whole.manifest.behaviors
+    manifest = whole.manifest.model_copy(update={"name": "lab", "behaviors": (first,)})
+    gone = {behavior.tensor for behavior in others}
+    lab = Bundle(manifest, {name: tensor for name, tensor in whole.tensors.items() if name not in gone})
+    lab.save(tmp_path / "lab" / "1.0.0")
+    plain = answers(load(system), *PROMPTS)
+    # The same suite in two bundles: a behavior of the first is left to the second.
+    names = [str(system.bundle), str(tmp_path / "lab" / "1.0.0")]
+    model = load(system, behaviors=names, without=f"tiny/{first.key}")
+    joined = answers(model, *PROMPTS)
+    assert joined == plain
+    assert [records(answer) for answer in joined] == [records(answer) for answer in plain]
+    assert model.get_model_info()["hybrid_tensors"] is None
+    assert model.get_model_info()["hybrid_bundle"].count("#") == 2
+    scaled = load(system, scale=f"[{first.key}*0]")
+    without = load(system, without=first.key)
+    assert answers(scaled, *PROMPTS) == answers(without, *PROMPTS) != plain
+    with pytest.raises(HybridError, match="strict=exact requires"):
+        load(system, base=str(wider(tmp_path)), strict="exact")
+
+
+def wider(folder: Path) -> Path:
+    """A base with one more layer than the bundle says."""
+    model = tiny_model(0)
+    model.config.num_hidden_layers += 1
+    LlamaForCausalLM(model.config).save_pretrained(folder / "wider")
+    tiny_tokenizer().save_pretrained(folder / "wider")
+    return folder / "wider"
 
 
 def test_what_the_hybrid_would_say_is_greedy(hybrid: HybridLM) -> None:

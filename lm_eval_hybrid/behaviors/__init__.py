@@ -1,9 +1,5 @@
 """Behavior bundles: what steers a base model, as a versioned, verified folder (DESIGN section 3).
 
-Importing this package imports neither torch nor transformers; loading a bundle's tensors imports torch.
+`bundle.Bundle` is one, `resolve.resolve` finds it by name, `suite.compose` puts several together. No module here
+imports torch before tensors are asked for.
 """
-
-from lm_eval_hybrid.behaviors.bundle import Bundle
-from lm_eval_hybrid.behaviors.manifest import Manifest
-
-__all__ = ["Bundle", "Manifest"]

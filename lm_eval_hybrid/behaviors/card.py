@@ -1,98 +1,71 @@
-"""The README.md of a bundle, generated from its manifest so that the two cannot disagree."""
+"""The README.md of a bundle, rendered from its manifest so that the two cannot disagree.
+
+The template is card.md.j2 beside this file. Its head is what the Hugging Face hub searches by.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
 
 from lm_eval_hybrid.behaviors.manifest import Manifest, Result
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+TAGS = ("behavior-bundle", "steering-vectors", "sparse-autoencoder", "reasoning")
+_TEMPLATE = Path(__file__).with_name("card.md.j2")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def render(manifest: Manifest) -> str:
     """The bundle's card as Markdown; a function of the manifest alone, its `files` excepted."""
-    steering, sae, training = manifest.steering, manifest.sae, manifest.training
-    identity = f"{manifest.name}@{manifest.version}"
-    sections = [
-        f"# {manifest.name} {manifest.version}",
-        manifest.description.strip(),
-        f"```\nlm_eval --model hybrid --model_args behaviors={identity} --tasks TASKS\n```",
-        "## Models",
-        _table(
-            ("role", "model", "revision", "architecture", "hidden size", "layers"),
-            [
-                (role, model.id, model.revision or "-", model.architecture, model.hidden_size, model.layers)
-                for role, model in (("base", manifest.base), ("thinking", manifest.thinking))
-            ],
-        ),
-        "## Behaviors",
-        _table(
-            ("key", "latent", "norm", "behavior", "example"),
-            [
-                (b.key, b.latent, f"{b.norm:.3g}", f"{b.title}: {b.description}", *(b.examples[:1] or ("-",)))
-                for b in manifest.behaviors
-            ],
-        ),
-        "## Steering",
-        f"The base model is steered after layer {steering.layer} with coefficients "
-        f"{_series(f'{a:g}' for a in steering.coefficients)} over windows of "
-        f"{_series(str(w) if w else 'all' for w in steering.windows)} positions; "
-        f"gate `{steering.gate}`, select `{steering.select}`. "
-        f"The category is read from the thinking model after layer {sae.layer} by a sparse autoencoder of "
-        f"{sae.latents} latents (k = {sae.k}). "
-        f"The thinking model's prompt is `{manifest.prompt.thinking}`.",
-    ]
-    if manifest.results:
-        sections += ["## Results", _results(manifest.results)]
-    sections += [
-        "## Training",
-        _table(
-            ("recipe", "seed", "code version", "data", "data sha256"),
-            [(training.recipe, training.seed, training.code_version, training.data, training.data_sha256)],
-        ),
-    ]
-    if training.holdout:
-        figures = [(name, f"{value:.4g}") for name, value in training.holdout.items()]
-        sections.append(_table(("held-out figure", "value"), figures))
-    sections += ["## Licence and citation", f"{manifest.license}. By {_series(manifest.authors)}."]
-    if manifest.citation.strip():
-        sections.append(manifest.citation.strip())
-    return "\n\n".join(sections) + "\n"
+    arms = list(dict.fromkeys(arm for result in manifest.results for arm in result.scores))
+    return _template().render(m=manifest, arms=arms, front_matter=_front_matter(manifest))
 
 
 def gap(result: Result) -> str:
     """Gap recovered with its interval, in percent: `71% [62, 80]`, or `undefined`."""
-    if result.gap_recovered is None or result.gap_interval is None:
+    if result.gap_recovered is None:
         return "undefined"
+    if result.gap_interval is None:
+        return f"{result.gap_recovered:.0%} [no interval]"
     low, high = result.gap_interval
     return f"{result.gap_recovered:.0%} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
-def _results(results: Sequence[Result]) -> str:
-    arms = list(dict.fromkeys(arm for result in results for arm in result.scores))
-    header = ("task", "documents", *arms, "gap recovered", "steered", "changed", "harness")
-    rows = [
-        (
-            result.task,
-            result.documents,
-            *(f"{result.scores[arm]:.1%}" if arm in result.scores else "-" for arm in arms),
-            gap(result),
-            f"{result.steered_fraction:.1%}",
-            f"{result.changed_fraction:.1%}",
-            result.harness_version,
-        )
-        for result in results
-    ]
-    return _table(header, rows)
+def _front_matter(manifest: Manifest) -> str:
+    models = [model.id for model in (manifest.base, manifest.thinking) if _HUB_ID.fullmatch(model.id)]
+    fields = {
+        "library_name": "lm-eval-hybrid",
+        "license": manifest.license.lower(),
+        **({"base_model": models} if models else {}),
+        "tags": list(TAGS),
+    }
+    return yaml.safe_dump(fields, sort_keys=False)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(_cell(value) for value in line)} |" for line in lines)
+@functools.cache
+def _template() -> Template:
+    # The template is ours, but the words in it are not: a sandbox costs nothing.
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(autoescape=False, keep_trailing_newline=True)
+    environment.filters |= {
+        "cell": _cell,
+        "gap": gap,
+        "number": lambda value: f"{value:g}",
+        "window": lambda positions: str(positions) if positions else "all",
+        "percent": lambda share: f"{share:.1%}" if isinstance(share, float) else "-",
+    }
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
 
 
 def _cell(value: object) -> str:
-    # A cell is one line, and a bar in it would end it.
-    return " ".join(str(value).split()).replace("\\", "\\\\").replace("|", "\\|")
-
-
-def _series(values: Iterable[str]) -> str:
-    return ", ".join(values)
+    # A cell is one line, and a bar in it would end it. What is unknown or undefined is left open.
+    text = " ".join(str(value).split()) if value is not None else ""
+    return text.replace("\\", "\\\\").replace("|", "\\|") or "-"

@@ -3,6 +3,8 @@
 A manifest is plain data. It is checked completely when it is built (types, ranges, and what the parts say
 about each other), unknown keys are rejected, and it is frozen afterwards; so whoever holds a `Manifest` holds
 a sound one. Needs pydantic and yaml only: bundles are listed without importing torch.
+
+What is written below a field is its text in docs/behavior-yaml.md and in the published JSON schema.
 """
 
 from __future__ import annotations
@@ -15,59 +17,66 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lm_eval_hybrid.behaviors import migrations, strict_yaml, versions
+from lm_eval_hybrid.behaviors.files import read_regular
 from lm_eval_hybrid.errors import HybridError
 
 MANIFEST_FILE = "behavior.yaml"
-SCHEMA_VERSION = 1
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
 KEY_PATTERN = r"^[a-z0-9]+([-_][a-z0-9]+)*$"
 FILE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # a plain name: no separators, not hidden, never `..`
-# Semantic versioning without build metadata: that has no precedence, and the highest version must be one.
-VERSION_PATTERN = (
-    r"^(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)"
-    r"(-(0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)(\.(0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*))*)?$"
-)
 
 Gate = Literal["disagreement", "never", "always", "random"]
 Select = Literal["guardrail", "fixed", "mlp", "random"]
-Count = Annotated[int, Field(ge=1)]
-Index = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, le=1 << 24)]
+Index = Annotated[int, Field(ge=0, le=1 << 24)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Words = Annotated[str, Field(min_length=1)]
+Short = Annotated[str, Field(min_length=1, max_length=100)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-FileName = Annotated[str, Field(pattern=FILE_PATTERN)]
+FileName = Annotated[str, Field(pattern=FILE_PATTERN, max_length=100)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ModelCard(_Part):
-    """A model the bundle was made with. `id` is a hub id or path; `tokenizer_sha256` see compatibility."""
+    """A model the bundle was made with. What is null was not known: a bundle can be imported without the models."""
 
     id: Words
+    """Hub id, or a path."""
     revision: str | None = None
-    architecture: Words
+    """Commit of the hub's repository; null for a path, or for whatever is newest."""
+    architecture: Words | None = None
+    """Class of the model, such as `Qwen2ForCausalLM`."""
     hidden_size: Count
-    layers: Count
-    tokenizer_sha256: Sha256
+    """Width of the residual stream."""
+    layers: Count | None = None
+    """Number of layers."""
+    tokenizer_sha256: Sha256 | None = None
+    """sha256 of the vocabulary: the sorted (token, id) pairs as ASCII JSON without spaces."""
 
 
 class Steering(_Part):
-    """How the base model is steered: after which layer (0-based), how strongly, and over how many positions.
-
-    `windows` counts the last positions steered, 0 meaning all. `gate_rate` is the share of positions at which
-    the gate opened on held-out data, the rate that the random gate matches.
-    """
+    """How the base model is steered."""
 
     layer: Index
+    """The layer, from 0, after which the vectors are added."""
     site: Literal["residual_post"] = "residual_post"
-    coefficients: Annotated[tuple[float, ...], Field(min_length=1)]
-    windows: Annotated[tuple[Index, ...], Field(min_length=1)]
+    """What they are added to: the layer's output."""
+    coefficients: Annotated[tuple[float, ...], Field(min_length=1, max_length=1000)]
+    """Multiples of (bias + vector) that are tried, in this order."""
+    windows: Annotated[tuple[Index, ...], Field(min_length=1, max_length=1000)]
+    """How many of the last positions are steered, each with each coefficient; 0 means all."""
     gate: Gate = "disagreement"
+    """Where it steers: where the models' choices differ, nowhere, everywhere, or at random."""
     select: Select = "guardrail"
+    """Which candidate's token is taken: the one likeliest under the thinking model, the only one, one whose
+    coefficient a network computes, or one at random."""
     gate_rate: Fraction | None = None
+    """Share of positions at which the gate opened on held-out data: the rate that a random gate matches."""
 
     @model_validator(mode="after")
     def _check(self) -> Steering:
@@ -84,12 +93,16 @@ class Steering(_Part):
 
 
 class Sae(_Part):
-    """The sparse autoencoder that names the category, reading the thinking model after `layer` (0-based)."""
+    """The sparse autoencoder that names the category: the latent that answers most strongly."""
 
     layer: Index
+    """The thinking model's layer, from 0, after which it reads."""
     latents: Count
+    """Its latents, of which behaviors name some or all."""
     k: Count
-    normalization: Literal["unit"] = "unit"
+    """How many were active at once in its training."""
+    normalization: Literal["unit", "none"] = "unit"
+    """What it reads: the residual less `sae.mean`, scaled to length 1 (unit) or as it is (none)."""
 
     @model_validator(mode="after")
     def _check(self) -> Sae:
@@ -99,15 +112,22 @@ class Sae(_Part):
 
 
 class Behavior(_Part):
-    """A named latent and its steering vector; `norm` is the vector's L2 norm (filled in by `Bundle.save`)."""
+    """A named latent and its steering vector."""
 
-    key: Annotated[str, Field(pattern=KEY_PATTERN)]
+    key: Annotated[str, Field(pattern=KEY_PATTERN, max_length=100)]
+    """The name in arguments and records."""
     latent: Index
+    """The latent of the SAE that calls for it."""
     title: Words
+    """A few words for tables."""
     description: str
+    """What such sentences do."""
     examples: tuple[str, ...]
-    tensor: str
+    """Sentences at which the latent is strongest."""
+    tensor: Annotated[str, Field(max_length=120)]
+    """Its vector in tensors.safetensors: `vector.` and the key."""
     norm: Annotated[float, Field(ge=0)] = 0.0
+    """L2 norm of the vector; filled in when the bundle is saved."""
 
     @model_validator(mode="after")
     def _check(self) -> Behavior:
@@ -120,64 +140,96 @@ class Behavior(_Part):
 
 
 class Prompt(_Part):
-    """How the thinking model is given the context: as it is, or as a user turn; then `prefix`."""
+    """How the thinking model is given the context."""
 
     thinking: Literal["raw", "chat"]
+    """As it is, or as a user turn of its chat template."""
     prefix: str = ""
+    """What follows it, such as `<think>` and a line break."""
 
 
 class Training(_Part):
-    """What made the tensors: enough to make them again."""
+    """What made the tensors: enough to make them again, as far as it is known."""
 
     recipe: Words
-    seed: int
+    """The recipe, as JSON or by name; for an import, where the tensors are from and what is known of them."""
+    seed: int | None = None
+    """Of everything random in it."""
     code_version: Words
+    """The program that made the tensors, and its version."""
     data: Words
-    data_sha256: Sha256
+    """What they were made from."""
+    data_sha256: Sha256 | None = None
+    """sha256 of that."""
     holdout: dict[str, float]
+    """Figures on data held out."""
 
 
 class Result(_Part):
-    """A measured evaluation. `scores` by arm; the gap is signed, None where thinking does not beat base."""
+    """A measured evaluation."""
 
     task: Words
+    """The harness's name of the task."""
     scores: dict[str, float]
+    """Share of documents answered right, by arm."""
     gap_recovered: float | None
+    """(hybrid - base) / (thinking - base), signed; null where thinking is not above base."""
     gap_interval: tuple[float, float] | None
+    """Its 95% interval, by paired bootstrap over the documents; null where it is not defined."""
     steered_fraction: Fraction
+    """Share of the hybrid's tokens taken from a steered candidate."""
     changed_fraction: Fraction
+    """Share of the hybrid's tokens that also differ from the base's choice."""
     documents: Count
+    """How many were answered."""
     seed: int
+    """Of the decoding."""
     harness_version: Words
+    """Of lm-evaluation-harness."""
 
     @model_validator(mode="after")
     def _check(self) -> Result:
-        if (self.gap_recovered is None) != (self.gap_interval is None):
-            raise ValueError("gap_recovered and gap_interval must both be given or both be null")
+        if self.gap_recovered is None and self.gap_interval is not None:
+            raise ValueError("gap_interval must be null where gap_recovered is")
         if self.gap_interval and self.gap_interval[0] > self.gap_interval[1]:
             raise ValueError(f"gap_interval must be [low, high]; found {list(self.gap_interval)}")
         return self
 
 
 class Manifest(_Part):
-    """All that a bundle says about itself; `files` gives the sha256 of every other file, by name."""
+    """All that a bundle says about itself."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
-    name: Annotated[str, Field(pattern=NAME_PATTERN)]
-    version: Annotated[str, Field(pattern=VERSION_PATTERN)]
+    schema_version: Literal[2] = migrations.LATEST
+    """Of this schema; manifests of older ones are read as well."""
+    written_by: Short | None = None
+    """The lm-eval-hybrid that wrote the file; filled in when the bundle is saved."""
+    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
+    """The bundle's name, the same for all its versions."""
+    version: Annotated[str, Field(pattern=versions.PATTERN, max_length=100)]
+    """Semantic: major = other models, layers or meaning; minor = retrained tensors or another policy; patch = words."""
+    supersedes: Short | None = None
+    """The version it was made from, as name@version#digest."""
     description: Words
+    """What it is."""
     license: Words
+    """SPDX identifier of the licence, such as `MIT`."""
     authors: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Who made it."""
     citation: str
+    """What to cite."""
     base: ModelCard
+    """The model that is steered."""
     thinking: ModelCard
+    """The model that says when and which."""
     steering: Steering
     sae: Sae
     behaviors: Annotated[tuple[Behavior, ...], Field(min_length=1)]
     prompt: Prompt
     training: Training
     results: tuple[Result, ...] = ()
+    """Evaluations of these very tensors."""
     files: dict[FileName, Sha256] = Field(default_factory=dict)
+    """sha256 of every other file, by name; filled in when the bundle is saved."""
 
     @model_validator(mode="after")
     def _check(self) -> Manifest:
@@ -185,7 +237,7 @@ class Manifest(_Part):
             (self.steering.layer, self.base, "steering.layer"),
             (self.sae.layer, self.thinking, "sae.layer"),
         ):
-            if layer >= model.layers:
+            if model.layers is not None and layer >= model.layers:
                 raise ValueError(f"{which} must be below {model.layers}, the layers of {model.id}; found {layer}")
         for name in ("key", "latent"):
             values = [getattr(behavior, name) for behavior in self.behaviors]
@@ -201,61 +253,56 @@ class Manifest(_Part):
 
 def parse(data: bytes, source: Path) -> Manifest:
     """The manifest in the YAML bytes `data`. HybridError, which begins with `source`, where it is unsound."""
-    fields = mapping(data, f"{source}: a manifest", "restore the file")
+    fields = strict_yaml.load(data, f"{source}: a manifest", "restore the file")
     try:
-        return Manifest.model_validate(fields)
+        return Manifest.model_validate(migrations.migrate(fields, str(source)))
     except ValidationError as error:
-        advice = "mend it, or use the lm-eval-hybrid that wrote it"
-        raise HybridError(f"{source}: {first_problem(error)}; {advice}") from None
+        raise HybridError(f"{source}: {first_problem(error)}; mend it, or restore the file") from error
 
 
 def dump(manifest: Manifest) -> bytes:
     """The YAML bytes of `manifest`: equal manifests give equal bytes, and `parse` undoes it."""
     fields = manifest.model_dump(mode="json")
-    # ASCII, because yaml writes some Unicode line breaks in a way that it does not read back.
-    return yaml.safe_dump(fields, sort_keys=False, width=110).encode()
+    # ASCII, because yaml writes some Unicode line breaks in a way that it does not read back; and no anchors.
+    return yaml.dump(fields, Dumper=_Dumper, sort_keys=False, width=110).encode()
 
 
 def read(folder: Path) -> tuple[Manifest, bytes]:
     """The manifest of the bundle in `folder`, and its bytes. HybridError where there is no sound one."""
-    path = folder / MANIFEST_FILE
-    try:
-        data = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+    data = read_bytes(folder)
+    return parse(data, folder / MANIFEST_FILE), data
+
+
+def read_bytes(folder: Path) -> bytes:
+    """The bytes of the manifest in `folder`. HybridError where there is none."""
+    if not (folder / MANIFEST_FILE).exists():
         raise HybridError(
             f"{folder}: a bundle's folder must hold {MANIFEST_FILE}; found none; "
             "give a version's folder, or NAME@VERSION"
-        ) from None
-    return parse(data, path), data
+        )
+    return read_regular(folder / MANIFEST_FILE, strict_yaml.MAX_BYTES)
 
 
-def mapping(data: bytes, what: str, advice: str) -> dict[str, Any]:
-    """The mapping in YAML bytes. HybridError, which begins with `what` and ends in `advice`, where there is none."""
-    try:
-        fields = yaml.safe_load(data)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise HybridError(f"{what} must be YAML; found {' '.join(str(error).split())}; {advice}") from None
-    if not isinstance(fields, dict):
-        raise HybridError(f"{what} must be a mapping; found {type(fields).__name__}; {advice}")
-    return fields
+def problems(error: ValidationError) -> list[str]:
+    """What pydantic found, a line each."""
+    return [_problem(dict(found)) for found in error.errors(include_url=False)]
 
 
 def first_problem(error: ValidationError) -> str:
     """The first of the problems that pydantic found, in one line, and how many more there are."""
-    problems = error.errors(include_url=False)
-    first = problems[0]
-    where = ".".join(str(part) for part in first["loc"]) or "manifest"
-    text = first["msg"].removeprefix("Value error, ")
+    found = problems(error)
+    return found[0] + (f" ({len(found) - 1} more)" if len(found) > 1 else "")
+
+
+def _problem(found: dict[str, Any]) -> str:
+    where = ".".join(str(part) for part in found["loc"]) or "manifest"
+    text = found["msg"].removeprefix("Value error, ")
     # What was found: own checks say it themselves, and a whole mapping says nothing.
-    if first["type"] not in ("value_error", "missing") and not isinstance(first["input"], (dict, list)):
-        text += f"; found {reprlib.repr(first['input'])}"
-    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{where}: {text}{more}"
+    if found["type"] not in ("value_error", "missing") and not isinstance(found["input"], (dict, list)):
+        text += f"; found {reprlib.repr(found['input'])}"
+    return " ".join(f"{where}: {text}".split())
 
 
-def version_key(version: str) -> tuple[Any, ...]:
-    """A sort key for semantic versions: 1.0.0-rc.1 < 1.0.0 < 1.0.1 (semver.org, section 11)."""
-    numbers, _, pre = version.partition("-")
-    # Numeric identifiers sort below words; a version without pre-release above all its pre-releases.
-    parts = tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in pre.split(".") if part)
-    return (*(int(number) for number in numbers.split(".")), not parts, parts)
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: object) -> bool:
+        return True

@@ -1,8 +1,9 @@
-"""Where bundles are: a name, name@version or path becomes a bundle's folder.
+"""Where bundles are: a path, a name with or without version, or an address becomes a bundle's folder.
 
 Searched in order: a path; the folder LM_EVAL_HYBRID_BEHAVIORS; the platform's data folder; the bundles that
 come with the package. A folder of bundles holds <name>/<version>/behavior.yaml. `name` alone is its highest
-version in all of them; where two folders hold the same version, the first one counts. Manifests are read,
+version in all of them, `name@1` the highest that begins so (see `versions.best`); where two folders hold the
+same version, the first one counts. `hub:` and `https:` addresses are fetched, see `remote`. Manifests are read,
 tensors are not.
 """
 
@@ -16,14 +17,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lm_eval_hybrid.behaviors.manifest import (
-    MANIFEST_FILE,
-    NAME_PATTERN,
-    VERSION_PATTERN,
-    Manifest,
-    read,
-    version_key,
-)
+from lm_eval_hybrid.behaviors import remote, versions
+from lm_eval_hybrid.behaviors.manifest import MANIFEST_FILE, NAME_PATTERN, Manifest, read
 from lm_eval_hybrid.errors import HybridError
 from lm_eval_hybrid.paths import bundles_dir
 
@@ -46,11 +41,16 @@ def folders() -> tuple[Path, ...]:
     return (*([_path(own)] if own else []), _data_home() / "lm-eval-hybrid" / "behaviors", bundles_dir())
 
 
+def user_folder() -> Path:
+    """The folder that bundles of one's own go to: the first that is searched."""
+    return folders()[0]
+
+
 def listing() -> list[Listed]:
     """The bundles that can be named, by name, highest version first; those that are unsound are logged."""
     found = []
     available = _available()
-    for name, version in sorted(available, key=lambda key: version_key(key[1]), reverse=True):
+    for name, version in sorted(available, key=lambda key: versions.key(key[1]), reverse=True):
         path = available[name, version]
         try:
             found.append(Listed(_read_as(path, name, version), path))
@@ -62,14 +62,16 @@ def listing() -> list[Listed]:
 def resolve(spec: str) -> Path:
     """The folder of the bundle that `spec` means.
 
-    spec: the path of a version's folder or of the folder that holds its versions, `name`, or `name@version`.
+    spec: the path of a version's folder or of the folder that holds its versions; `name`, `name@1`, `name@1.2` or
+    `name@1.2.3`; `hub:org/repo@revision`; `https://...#sha256=...`. Which folder it is is logged.
     Raises HybridError where there is none, saying what there is.
     """
-    if spec.startswith(("hub:", "https:", "http:")):
-        raise HybridError(
-            f"behaviors={spec}: bundles are taken from a path, or by NAME or NAME@VERSION; "
-            "found a remote address; download the folder and give its path"
-        )
+    path = remote.fetch(spec) if remote.is_address(spec) else _here(spec)
+    logger.info("behaviors=%s is the bundle in %s", spec, path)
+    return path
+
+
+def _here(spec: str) -> Path:
     if path := _at_path(spec):
         return path
     # What can only be a path must be one; but a folder that happens to have a bundle's name does not hide it.
@@ -79,17 +81,17 @@ def resolve(spec: str) -> Path:
             f"behaviors={spec}: a bundle's folder must hold {MANIFEST_FILE} (or versions that do); "
             f"found {found}; mend the path, or see `lm-eval-hybrid behaviors list`"
         )
-    name, at, version = spec.partition("@")
+    name, at, wanted = spec.partition("@")
     available = _available()
-    versions = sorted((v for n, v in available if n == name), key=version_key)
-    if not versions:
+    found = sorted((v for n, v in available if n == name), key=versions.key)
+    if not found:
         raise HybridError(_unknown(spec, name, sorted({n for n, _ in available})))
-    if at and version not in versions:
+    version = versions.best(found, wanted) if wanted or not at else None
+    if version is None:
         raise HybridError(
-            f"behaviors={spec}: no version {version or '(empty)'} of {name}; found {', '.join(versions)}; "
+            f"behaviors={spec}: no version {wanted or '(empty)'} of {name}; found {', '.join(found)}; "
             f"use one of these, or {name} for the highest"
         )
-    version = version or versions[-1]
     path = available[name, version]
     _read_as(path, name, version)
     return path
@@ -109,7 +111,7 @@ def _available() -> dict[tuple[str, str], Path]:
 def _versions(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
-    named = (path for path in folder.iterdir() if re.fullmatch(VERSION_PATTERN, path.name))
+    named = (path for path in folder.iterdir() if versions.is_version(path.name))
     return {path.name: path for path in named if (path / MANIFEST_FILE).is_file()}
 
 
@@ -119,8 +121,9 @@ def _at_path(spec: str) -> Path | None:
     path = _path(spec)
     if (path / MANIFEST_FILE).is_file():
         return path
-    versions = _versions(path)
-    return versions[max(versions, key=version_key)] if versions else None
+    found = _versions(path)
+    highest = versions.best(found)
+    return found[highest] if highest else None
 
 
 def _read_as(path: Path, name: str, version: str) -> Manifest:

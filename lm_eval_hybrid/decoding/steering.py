@@ -1,8 +1,8 @@
-"""What a bundle steers with: bias, behavior vectors, the encoder that names a behavior, the coefficient network."""
+"""What a suite of bundles steers with: bias, vectors, the encoder that names a behavior, the coefficient network."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +14,8 @@ from lm_eval_hybrid.errors import HybridError
 
 if TYPE_CHECKING:
     from lm_eval_hybrid.behaviors.bundle import Bundle
+    from lm_eval_hybrid.behaviors.manifest import Behavior
+    from lm_eval_hybrid.behaviors.suite import Part, Suite
 
 
 def normalize(residual: Tensor, mean: Tensor) -> Tensor:
@@ -31,12 +33,21 @@ class SparseEncoder:
         decoder_bias: [d_thinking], subtracted after it.
         weight: [latents, d_thinking].
         bias: [latents].
+        unit: whether the residual is centred and scaled to unit length at all; else it is read as it is.
     """
 
     mean: Tensor
     decoder_bias: Tensor
     weight: Tensor
     bias: Tensor
+    unit: bool = True
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> SparseEncoder:
+        """The encoder of a bundle's SAE."""
+        names = ("sae.mean", "sae.decoder.bias", "sae.encoder.weight", "sae.encoder.bias")
+        unit = bundle.manifest.sae.normalization == "unit"
+        return cls(*(bundle.tensors[name] for name in names), unit)
 
     def category(self, residual: Tensor) -> Tensor:
         """The strongest latent: residual [rows, d_thinking] float32 -> [rows] int64."""
@@ -44,10 +55,30 @@ class SparseEncoder:
 
     def codes(self, residual: Tensor) -> Tensor:
         """How strongly each latent answers: residual [rows, d_thinking] float32 -> [rows, latents]."""
-        return linear(normalize(residual, self.mean) - self.decoder_bias, self.weight, self.bias)
+        read = normalize(residual, self.mean) if self.unit else residual
+        return linear(read - self.decoder_bias, self.weight, self.bias)
+
+    def rows(self, latents: list[int]) -> SparseEncoder:
+        """The same encoder with these latents only, in this order."""
+        return replace(self, weight=self.weight[latents], bias=self.bias[latents])
 
     def to(self, device: torch.device) -> SparseEncoder:
-        return SparseEncoder(*(t.to(device) for t in (self.mean, self.decoder_bias, self.weight, self.bias)))
+        tensors = (self.mean, self.decoder_bias, self.weight, self.bias)
+        return SparseEncoder(*(t.to(device) for t in tensors), self.unit)
+
+
+@dataclass(frozen=True)
+class JoinedEncoder:
+    """Encoders of several SAEs over one residual stream, their latents numbered one after the other."""
+
+    parts: tuple[SparseEncoder, ...]
+
+    def category(self, residual: Tensor) -> Tensor:
+        """The strongest latent of all: residual [rows, d_thinking] float32 -> [rows] int64."""
+        return torch.cat([part.codes(residual) for part in self.parts], dim=-1).argmax(-1)
+
+    def to(self, device: torch.device) -> JoinedEncoder:
+        return JoinedEncoder(tuple(part.to(device) for part in self.parts))
 
 
 @dataclass(frozen=True)
@@ -91,31 +122,36 @@ class Steering:
     vectors: Tensor
     keys: tuple[str, ...]
     sae_layer: int
-    encoder: SparseEncoder
+    encoder: SparseEncoder | JoinedEncoder
     network: CoefficientNetwork | None = None
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle) -> Steering:
-        """The steering tensors of a loaded bundle."""
-        tensors, manifest = bundle.tensors, bundle.manifest
-        encoder = SparseEncoder(
-            mean=tensors["sae.mean"],
-            decoder_bias=tensors["sae.decoder.bias"],
-            weight=tensors["sae.encoder.weight"],
-            bias=tensors["sae.encoder.bias"],
-        )
-        network = None
-        if "coefficient.trunk.weight" in tensors:
-            names = ("trunk.weight", "trunk.bias", "heads.weight", "heads.bias")
-            network = CoefficientNetwork(*(tensors[f"coefficient.{name}"] for name in names))
+    def from_suite(cls, suite: Suite) -> Steering:
+        """The steering tensors of loaded bundles."""
+        frame, *added = suite.parts
+        bundle, manifest = frame.bundle, suite.manifest
+        keys = [f"latent-{latent}" for latent in range(manifest.sae.latents)]
+        vectors = bundle.bias.new_zeros(len(keys), bundle.bias.shape[0])
+        encoders = [SparseEncoder.from_bundle(bundle)]
+        for part in suite.parts:
+            if not part.own_latents:
+                for behavior in part.behaviors:
+                    keys[behavior.latent] = behavior.key
+                    vectors[behavior.latent] = _row(part, behavior, bundle)
+        for part in added:
+            if part.own_latents and part.behaviors:
+                encoders.append(SparseEncoder.from_bundle(part.bundle).rows([b.latent for b in part.behaviors]))
+                keys += [behavior.key for behavior in part.behaviors]
+                rows = [_row(part, behavior, bundle) for behavior in part.behaviors]
+                vectors = torch.cat([vectors, torch.stack(rows)])
         return cls(
             layer=manifest.steering.layer,
             bias=bundle.bias,
-            vectors=bundle.vectors,
-            keys=bundle.keys,
+            vectors=vectors,
+            keys=tuple(keys),
             sae_layer=manifest.sae.layer,
-            encoder=encoder,
-            network=network,
+            encoder=encoders[0] if len(encoders) == 1 else JoinedEncoder(tuple(encoders)),
+            network=None if added else _network(bundle),
         )
 
     def directions(self, kind: Directions, seed: int) -> tuple[Tensor, Tensor]:
@@ -135,5 +171,18 @@ class Steering:
             HybridError: where the bundle has none.
         """
         if self.network is None:
-            raise HybridError("select=mlp needs a bundle with coefficient.* tensors; found none; use another select")
+            raise HybridError("select=mlp needs one bundle, with coefficient.* tensors; found none; use another select")
         return self.network
+
+
+def _row(part: Part, behavior: Behavior, frame: Bundle) -> Tensor:
+    """A row of `Steering.vectors`: what the frame's bias is added to, so that the sum is the part's own."""
+    vector = part.vector(behavior)
+    return vector if part.bundle is frame else vector + (part.bundle.bias - frame.bias)
+
+
+def _network(bundle: Bundle) -> CoefficientNetwork | None:
+    names = ("trunk.weight", "trunk.bias", "heads.weight", "heads.bias")
+    if "coefficient.trunk.weight" not in bundle.tensors:
+        return None
+    return CoefficientNetwork(*(bundle.tensors[f"coefficient.{name}"] for name in names))

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lm_eval_hybrid.behaviors.manifest import Count, Index, Words, first_problem, mapping
+from lm_eval_hybrid.behaviors import strict_yaml
+from lm_eval_hybrid.behaviors.manifest import Count, Index, Words, first_problem
 from lm_eval_hybrid.discovery.sae import SaeRecipe
 from lm_eval_hybrid.discovery.vectors import VectorRecipe
 from lm_eval_hybrid.errors import HybridError
@@ -56,7 +57,7 @@ def load(name: str, **changes: Any) -> Recipe:
         raise HybridError(f"a recipe must be one of {known}, or a YAML file; found {name!r}; name one") from None
     except OSError as error:
         raise HybridError(f"{path}: a recipe must be a readable file; found {error.strerror}; name another") from None
-    fields = mapping(data, f"{path}: a recipe", f"mend it; {RECIPES} has examples")
+    fields = strict_yaml.load(data, f"{path}: a recipe", f"mend it; {RECIPES} has examples")
     try:
         return Recipe.model_validate(fields | changes)
     except ValidationError as error:

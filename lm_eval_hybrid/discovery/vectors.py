@@ -144,7 +144,7 @@ def read_gates(base: LocalBackend, encoder: SparseEncoder, traces: Sequence[Read
     ids = torch.stack([F.pad(trace.ids, (0, width - len(trace.ids))) for trace in traces]).to(base.device)
     cache, hook, model = DynamicCache(), base.layers[layer], base.model
     # Padded on the right: no gate looks there.
-    with model.trace(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1):
+    with model.trace(input_ids=ids, use_cache=True, logits_to_keep=1, **{base.cache_argument: cache}):
         residual = hook.output.save()
     positions = [trace.gates() for trace in traces]
     owner = torch.cat([torch.full_like(p, i) for i, p in enumerate(positions)]).to(base.device)
@@ -177,7 +177,7 @@ def steered_logits(base: LocalBackend, gates: Gates, steering: Tensor, layer: in
         "input_ids": gates.target[:, None],  # of the right shape; what they embed to is skipped
         "attention_mask": mask,
         "position_ids": gates.position[:, None],
-        "past_key_values": cache,
+        base.cache_argument: cache,
     }
     steered = (gates.residual + steering)[:, None]
     model, skipped = base.model, base.layers[: layer + 1]

@@ -69,6 +69,7 @@ class ArmRun:
     Attributes:
         task: the harness's name; followed by ":<filter>" where the task scores several filters.
         date: of the results file, as in its name.
+        tensors: sha256 of the bundle's tensors; None where not recorded, or not those of one bundle as it is.
         base, thinking: what identifies the models; None where not recorded, or not run.
         settings: how it steers, where that is the bundle's or the user's choice and not the arm's; empty where it
             does not steer.
@@ -84,6 +85,7 @@ class ArmRun:
     task: str
     date: str
     bundle: str | None
+    tensors: str | None
     base: str | None
     thinking: str | None
     settings: dict[str, str]
@@ -244,6 +246,7 @@ def _runs(output: _Output) -> Iterator[ArmRun]:
             task=output.task if len(by_filter) == 1 else f"{output.task}:{name}",
             date=output.date,
             bundle=config.get("hybrid_bundle"),
+            tensors=config.get("hybrid_tensors"),
             base=config.get("hybrid_base"),
             thinking=config.get("hybrid_thinking"),
             settings=_settings(output.arm, config.get("hybrid_policy") or {}),

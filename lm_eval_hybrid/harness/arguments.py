@@ -1,24 +1,30 @@
 """Our own model arguments, told apart from those of the harness's HFLM.
 
-Lists are separated by colons, `coefficients=0.5:1:2`, since commas separate arguments; a real list, from Python, JSON
-or a YAML config, does as well. (In a YAML config write the list: YAML itself reads `8:0` as a number in base 60.)
+Numbers are separated by colons, `coefficients=0.5:1:2`, since commas separate arguments; names are in brackets,
+`only=[check,restate]`, where the command line leaves commas alone. A real list, from Python, JSON or a YAML config,
+does as well. (In a YAML config write the list: YAML itself reads `8:0` as a number in base 60.)
 """
 
 import difflib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 
+from lm_eval_hybrid.behaviors.bundle import Bundle
+from lm_eval_hybrid.behaviors.compatibility import LEVELS
 from lm_eval_hybrid.behaviors.manifest import Steering
+from lm_eval_hybrid.behaviors.resolve import resolve
+from lm_eval_hybrid.behaviors.suite import POLICY, Choice, Suite, compose
 from lm_eval_hybrid.decoding.arms import ARMS, policy_for
 from lm_eval_hybrid.decoding.policy import Policy
 from lm_eval_hybrid.errors import HybridError
 
 Numbers = str | int | float | Sequence[float]
+Names = str | Sequence[str]
 
 THINKING_PROMPTS = ("auto", "raw", "chat")
 
@@ -39,7 +45,10 @@ class HybridArguments:
     """Which system to run. What is None is as the bundle says.
 
     Attributes:
-        behaviors: the bundle, as a path, NAME or NAME@VERSION.
+        behaviors: the bundle, as a path, NAME, NAME@VERSION or an address; or several, as [FIRST,SECOND].
+        only, without: keys of behaviors, as [KEY,KEY]: those that are used, or those that are not.
+        scale: factors of behaviors' vectors, as [KEY*FACTOR], or a mapping from Python or a config.
+        strict: how well the models must match the bundle's: `exact`, `architecture` or `width`.
         base, thinking: models (hub id or path) to use in place of the bundle's.
         arm: one of `lm_eval_hybrid.decoding.arms.ARMS`.
         coefficients, windows, gate, select, seed: see `lm_eval_hybrid.decoding.policy.Policy`.
@@ -47,10 +56,14 @@ class HybridArguments:
             (chat), or as the bundle says (auto).
 
     Raises:
-        HybridError: an unknown arm or thinking_prompt, or a seed that is no whole number.
+        HybridError: an unknown arm, thinking_prompt or strict, or a seed that is no whole number.
     """
 
-    behaviors: str | Path = "embedded"
+    behaviors: Names | Path = "embedded"
+    only: Names | None = None
+    without: Names | None = None
+    scale: Names | Mapping[str, float] | None = None
+    strict: str = "width"
     base: str | Path | None = None
     thinking: str | Path | None = None
     arm: str = "hybrid"
@@ -62,7 +75,7 @@ class HybridArguments:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, choices in (("arm", ARMS), ("thinking_prompt", THINKING_PROMPTS)):
+        for name, choices in (("arm", ARMS), ("thinking_prompt", THINKING_PROMPTS), ("strict", LEVELS)):
             if getattr(self, name) not in choices:
                 known = ", ".join(choices)
                 raise HybridError(f"{name} must be one of {known}; found {getattr(self, name)!r}; choose one")
@@ -88,6 +101,22 @@ class HybridArguments:
                 raise HybridError(f"model hybrid knows no argument {name}; found {name}={value}; write {near[0]}=")
         chosen = {name: value for name, value in given.items() if name in ours and value is not None}
         return cls(**chosen), {name: value for name, value in given.items() if name not in ours | _UNFIT.keys()}
+
+    def suite(self) -> Suite:
+        """The bundles, loaded and put together.
+
+        Raises:
+            HybridError: for a bundle that cannot be found or is unsound, and where they do not go together.
+        """
+        bundles = [Bundle.load(resolve(name)) for name in _names("behaviors", self.behaviors)]
+        if not bundles:
+            raise HybridError("behaviors must name a bundle; found none; write behaviors=NAME")
+        choice = Choice(
+            only=None if self.only is None else tuple(_names("only", self.only)),
+            without=tuple(_names("without", self.without or ())),
+            scales=_scales(self.scale or {}),
+        )
+        return compose(bundles, choice, settled=[name for name in POLICY if getattr(self, name) is not None])
 
     def policy(self, steering: Steering) -> Policy:
         """The policy of this arm: the bundle's, with what the arguments say instead.
@@ -128,4 +157,27 @@ def _numbers(name: str, given: Numbers) -> list[float]:
     except (TypeError, ValueError) as error:
         raise HybridError(
             f"{name} must be numbers separated by colons; found {given!r}; write for example {name}=1:2"
+        ) from error
+
+
+def _names(name: str, given: Names | Path) -> list[str]:
+    if isinstance(given, (str, Path)):
+        text = str(given).strip()
+        # A folder may have a comma in its name, a list is in brackets.
+        listed = text.startswith("[") and text.endswith("]")
+        return [part.strip() for part in text[1:-1].split(",") if part.strip()] if listed else [text]
+    if isinstance(given, Sequence) and all(isinstance(part, (str, Path)) for part in given):
+        return [str(part) for part in given]
+    raise HybridError(f"{name} must be names; found {given!r}; write for example {name}=[first,second]")
+
+
+def _scales(given: Names | Mapping[str, float]) -> dict[str, float]:
+    if not isinstance(given, Mapping):
+        pairs = [text.rpartition("*") for text in _names("scale", given)]
+        given = {name.strip(): factor for name, _, factor in pairs}
+    try:
+        return {str(name): float(factor) for name, factor in given.items()}
+    except (TypeError, ValueError) as error:
+        raise HybridError(
+            f"scale must give behaviors factors; found {given!r}; write for example scale=[check*0.5,restate*2]"
         ) from error

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from lm_eval_hybrid.behaviors.bundle import Bundle, tensor_shapes
+from lm_eval_hybrid.behaviors.bundle import Bundle
+from lm_eval_hybrid.behaviors.contents import tensor_shapes
 from lm_eval_hybrid.behaviors.manifest import Manifest
 
 
@@ -13,7 +14,6 @@ from lm_eval_hybrid.behaviors.manifest import Manifest
 def fields() -> dict:
     """The fields of a sound manifest, free to be changed."""
     model = {"revision": None, "architecture": "LlamaForCausalLM", "tokenizer_sha256": "a" * 64}
-    behavior = {"description": "Says it again.", "examples": ["So there are 3 | 4 apples."]}
     return {
         "name": "tiny",
         "version": "1.2.0",
@@ -26,8 +26,8 @@ def fields() -> dict:
         "steering": {"layer": 2, "coefficients": [0.5, 1.0], "windows": [1, 0], "gate_rate": 0.1},
         "sae": {"layer": 1, "latents": 4, "k": 2},
         "behaviors": [
-            {**behavior, "key": "restate", "latent": 0, "title": "Restating", "tensor": "vector.restate"},
-            {**behavior, "key": "check", "latent": 2, "title": "Checking", "tensor": "vector.check"},
+            _behavior("restate", 0, "Restating"),
+            _behavior("check", 2, "Checking"),
         ],
         "prompt": {"thinking": "raw", "prefix": "<think>\n"},
         "training": {
@@ -52,6 +52,11 @@ def fields() -> dict:
             }
         ],
     }
+
+
+def _behavior(key: str, latent: int, title: str) -> dict:
+    words = {"title": title, "description": "Says it again.", "examples": ["So there are 3 | 4 apples."]}
+    return {**words, "key": key, "latent": latent, "tensor": f"vector.{key}"}
 
 
 @pytest.fixture

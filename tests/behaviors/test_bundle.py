@@ -77,16 +77,6 @@ def test_identity_is_of_the_manifest_as_it_lies_in_the_file(saved: Path) -> None
     assert Bundle.load(saved).identity == f"tiny@1.2.0#{hashlib.sha256(text).hexdigest()[:12]}"
 
 
-def test_vectors_and_keys_go_by_latent(make_bundle: Make) -> None:
-    bundle = make_bundle()
-    assert bundle.keys == ("restate", "latent-1", "check", "latent-3")
-    assert bundle.vectors.shape == (4, 6)
-    assert torch.equal(bundle.vectors[0], bundle.tensors["vector.restate"])
-    assert torch.equal(bundle.vectors[2], bundle.tensors["vector.check"])
-    assert not bundle.vectors[[1, 3]].any()
-    assert bundle.bias.shape == (6,)
-
-
 def test_views_of_shared_memory_are_saved(make_bundle: Make, tmp_path: Path) -> None:
     bundle = make_bundle()
     pool = torch.randn(6, 3)
@@ -147,7 +137,7 @@ def test_any_changed_byte_is_noticed(saved: Path, data: st.DataObject) -> None:
 
 def test_a_missing_file_is_named(saved: Path) -> None:
     (saved / "README.md").unlink()
-    with pytest.raises(HybridError, match=r"README\.md: the manifest lists this file; found none"):
+    with pytest.raises(HybridError, match=r"README\.md: this file is needed; found none"):
         Bundle.load(saved)
 
 

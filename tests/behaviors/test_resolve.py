@@ -100,7 +100,7 @@ def test_an_unknown_name_where_there_are_none(shelves: dict[str, Path]) -> None:
         resolve("tiny")
 
 
-@pytest.mark.parametrize("version", ["2.0.0", "1.0", "latest", "", "../1.0.0"])
+@pytest.mark.parametrize("version", ["2.0.0", "1.2", "latest", "", "../1.0.0"])
 def test_an_unknown_version_says_which_there_are(shelves: dict[str, Path], put: Put, version: str) -> None:
     put(shelves["own"], "tiny", "1.0.0")
     put(shelves["own"], "tiny", "1.1.0")
@@ -118,10 +118,18 @@ def test_odd_specs_are_user_errors(shelves: dict[str, Path], spec: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("spec", ["hub:org/repo@main", "https://example.org/tiny.zip"])
-def test_remote_specs_say_to_download(shelves: dict[str, Path], spec: str) -> None:
-    with pytest.raises(HybridError, match="download the folder and give its path"):
-        resolve(spec)
+def test_a_beginning_of_a_version_is_enough(shelves: dict[str, Path], put: Put) -> None:
+    for version in ("1.2.0", "1.2.1", "1.10.0", "2.0.0-rc.1"):
+        put(shelves["own"], "tiny", version)
+    names = {spec: resolve(spec).name for spec in ("tiny", "tiny@1", "tiny@1.2", "tiny@1.2.0", "tiny@2")}
+    assert list(names.values()) == ["1.10.0", "1.10.0", "1.2.1", "1.2.0", "2.0.0-rc.1"]
+
+
+def test_what_a_name_meant_is_logged(shelves: dict[str, Path], put: Put, caplog: pytest.LogCaptureFixture) -> None:
+    path = put(shelves["own"], "tiny", "1.0.0")
+    with caplog.at_level("INFO"):
+        resolve("tiny@1")
+    assert f"behaviors=tiny@1 is the bundle in {path}" in caplog.text
 
 
 def test_a_folder_must_be_named_as_its_manifest(shelves: dict[str, Path], put: Put) -> None:

@@ -3,6 +3,7 @@ import torch
 
 from lm_eval_hybrid.behaviors.bundle import Bundle
 from lm_eval_hybrid.behaviors.manifest import Manifest
+from lm_eval_hybrid.behaviors.suite import compose
 from lm_eval_hybrid.decoding.steering import CoefficientNetwork, SparseEncoder, Steering
 from lm_eval_hybrid.errors import HybridError
 from tests.oracle import naive
@@ -104,7 +105,7 @@ def test_from_a_bundle(with_network: bool) -> None:
             "coefficient.heads.bias": (3,),
         }
     tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
-    steering = Steering.from_bundle(Bundle(manifest, tensors))
+    steering = Steering.from_suite(compose([Bundle(manifest, tensors)]))
     assert (steering.layer, steering.sae_layer) == (2, 3)
     assert steering.keys == ("latent-0", "check", "latent-2")
     assert torch.equal(steering.vectors[1], tensors["vector.check"])

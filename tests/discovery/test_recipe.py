@@ -25,7 +25,7 @@ def test_unknown_names_list_the_known_ones() -> None:
     ("text", "said"),
     [
         ("- a list", "must be a mapping; found list"),
-        ("a: [", "must be YAML"),
+        ("a: [", "must be plain YAML"),
         ("surprise: 1", "description: Field required"),
     ],
 )
@@ -68,7 +68,7 @@ def test_fields_out_of_range_are_named(change: dict[str, Any], said: str) -> Non
 def test_files_that_are_no_yaml_are_refused_in_one_line(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "mine.yaml"
     path.write_bytes(data)
-    with pytest.raises(HybridError, match=r"mine\.yaml: a recipe must be YAML") as error:
+    with pytest.raises(HybridError, match=r"mine\.yaml: a recipe must be plain YAML") as error:
         load(str(path))
     assert "\n" not in str(error.value)
 

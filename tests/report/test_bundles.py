@@ -2,9 +2,11 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from lm_eval_hybrid.behaviors.contents import tensor_shapes
 from lm_eval_hybrid.behaviors.manifest import parse
 from lm_eval_hybrid.behaviors.resolve import Listed
 from lm_eval_hybrid.report.bundles import print_bundle, print_listing
@@ -37,15 +39,23 @@ def listed() -> Listed:
     return Listed(parse(MANIFEST.encode(), Path("behavior.yaml")), Path("shelf/tiny/1.2.0"))
 
 
-def printed(show: Callable[..., None], what: object) -> str:
-    console = Console(file=io.StringIO(), width=150)
-    show(console, what)
+def printed(show: Callable[..., None], *what: object, width: int = 150) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    show(console, *what)
     return console.file.getvalue()
+
+
+def shown(bundle: Listed, width: int = 150) -> str:
+    rng = np.random.default_rng(0)
+    shapes = tensor_shapes(bundle.manifest)
+    tensors = {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+    tensors["vector.check"] = -2 * tensors["vector.restate"]
+    return printed(print_bundle, bundle, tensors, width=width)
 
 
 def test_the_listing_has_a_row_for_each_bundle(listed: Listed) -> None:
     text = printed(print_listing, [listed, listed])
-    row = ["tiny", "1.2.0", "org/base", "org/thinking", "2", "gsm8k_embedded", "-50%", "[-70,", "-20]"]
+    row = ["tiny", "1.2.0", "org/base", "org/thinking", "2", "-50%", "[-70,", "-20]", "gsm8k_embedded", "0", "kB"]
     assert [line.split() for line in text.splitlines()[1:]] == [row, row]
 
 
@@ -54,7 +64,7 @@ def test_an_empty_listing_says_so() -> None:
 
 
 def test_a_bundle_is_shown_with_its_words_untouched(listed: Listed) -> None:
-    text = printed(print_bundle, listed)
+    text = shown(listed)
     assert "Keeps [bold]brackets[/bold]." in text
     assert "[/] fits" in text
     assert "org/thinking@abc (Llama, 3 layers, width 8)" in text
@@ -75,13 +85,34 @@ def test_control_characters_of_a_manifest_do_nothing(listed: Listed) -> None:
         "results": tuple(result.model_copy(update={"task": escape}) for result in listed.manifest.results),
     }
     hostile = Listed(listed.manifest.model_copy(update=changes), listed.path)
-    text = printed(print_bundle, hostile) + printed(print_listing, [hostile])
+    text = shown(hostile) + printed(print_listing, [hostile])
     assert "\x1b" not in text and "\x07" not in text
     assert "\ufffd[2J\ufffd" in text
 
 
 def test_a_narrow_terminal_keeps_every_key(listed: Listed) -> None:
-    console = Console(file=io.StringIO(), width=60)
-    print_bundle(console, listed)
-    assert all(len(line) <= 60 for line in console.file.getvalue().splitlines())
-    assert "restate" in console.file.getvalue()
+    text = shown(listed, width=60)
+    assert all(len(line) <= 60 for line in text.splitlines())
+    assert "restate" in text
+
+
+def test_the_likeness_of_vectors_is_shown_by_latent(listed: Listed) -> None:
+    lines = shown(listed).splitlines()
+    start = next(i for i, line in enumerate(lines) if "cosine similarity" in line)
+    header, bias, restate, check = (line.strip("│ ").split() for line in lines[start + 1 : start + 5])
+    assert header == ["bias", "0", "2"]
+    assert restate[0] == "0" and restate[2:] == ["100", "-100"]
+    assert check[0] == "2" and check[2:] == ["-100", "100"]
+    assert bias[1] == "100" and bias[2] == restate[1]
+
+
+def test_the_best_gap_is_of_those_that_are_defined(listed: Listed) -> None:
+    (result,) = listed.manifest.results
+    changes = [{"gap_recovered": None, "gap_interval": None}, {"task": "better", "gap_recovered": 0.2}, {}]
+    results = tuple(result.model_copy(update=change) for change in changes)
+    assert "20% [-70, -20] better" in printed(print_listing, [with_results(listed, results)])
+    assert " - " in printed(print_listing, [with_results(listed, results[:1])])
+
+
+def with_results(listed: Listed, results: tuple) -> Listed:
+    return Listed(listed.manifest.model_copy(update={"results": results}), listed.path)
