@@ -29,7 +29,7 @@ def page() -> str:
         "# behavior.yaml",
         f"The manifest of a behavior bundle, schema version {migrations.LATEST}. Made from the code by `make docs`; "
         "`lm-eval-hybrid behaviors schema` prints it as JSON schema ([behavior.schema.json](behavior.schema.json)). "
-        "Unknown keys, anchors, tags and keys given twice are refused. Manifests of older schema versions are read.",
+        "Unknown keys, aliases, tags and keys given twice are refused. Manifests of older schema versions are read.",
         _table("The manifest", schema),
         *(_table(name, part) for name, part in schema["$defs"].items()),
     ]

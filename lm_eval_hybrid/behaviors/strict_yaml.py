@@ -1,6 +1,6 @@
-"""YAML from strangers: plain data only, small and shallow, no anchors or tags, every key once."""
+"""YAML from strangers: plain data only, small and shallow, no aliases or tags, every key once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -10,22 +10,9 @@ from lm_eval_hybrid.errors import HybridError
 MAX_BYTES = 1 << 20  # fifteen behaviors with their sentences take a thirtieth of it
 _MAX_DEPTH = 16
 
-# libyaml's parser, where pyyaml has it: ten times as fast, which a list of a hundred bundles needs.
+# libyaml's parser, where pyyaml has it: many times as fast, which a list of a hundred bundles needs.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-class _StrictLoader(_Loader):  # type: ignore[misc, valid-type]
-    """A safe loader that refuses a key given twice, of which YAML loaders take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(None, None, "a key that is no plain scalar", key.start_mark)
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
+_CORE = "tag:yaml.org,2002:"
 
 
 def load(data: bytes, what: str, advice: str) -> dict[str, Any]:
@@ -37,26 +24,66 @@ def load(data: bytes, what: str, advice: str) -> dict[str, Any]:
     if len(data) > MAX_BYTES:
         raise HybridError(f"{what} must have at most {MAX_BYTES:,} bytes; found {len(data):,}; {advice}")
     try:
-        # Before anything is built from it: what a few bytes can unfold into has no bound.
-        problem = next(_problems(data), None)
-        fields = yaml.load(data, Loader=_StrictLoader) if problem is None else None
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
-        problem = " ".join(str(error).split())
-    if problem is not None:
-        raise HybridError(f"{what} must be plain YAML; found {problem}; {advice}")
+        fields = _Reader(data).value()
+    except (yaml.YAMLError, _Refused, ValueError, RecursionError, OverflowError) as error:
+        raise HybridError(f"{what} must be plain YAML; found {' '.join(str(error).split())}; {advice}") from None
     if not isinstance(fields, dict):
         raise HybridError(f"{what} must be a mapping; found {type(fields).__name__}; {advice}")
     return fields
 
 
-def _problems(data: bytes) -> Iterator[str]:
-    depth = 0
-    for event in yaml.parse(data, Loader=_Loader):
-        where = f"line {event.start_mark.line + 1}"
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            yield f"an anchor or alias in {where}"
-        if getattr(event, "tag", None) is not None:
-            yield f"the tag {event.tag} in {where}"
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+class _Refused(Exception):
+    """What is YAML, but not plain."""
+
+
+class _Reader:
+    """Builds values from the nodes of one document. Nodes take no more room than the bytes: aliases are the same node."""
+
+    def __init__(self, data: bytes) -> None:
+        self._loader = _Loader(data)
+        self._seen: set[int] = set()
+        self._scalars: dict[str, Callable[[yaml.ScalarNode], Any]] = {
+            "str": lambda node: node.value,
+            "int": self._loader.construct_yaml_int,
+            "float": self._loader.construct_yaml_float,
+            "bool": self._loader.construct_yaml_bool,
+            "null": lambda node: None,
+        }
+
+    def value(self) -> Any:
+        try:
+            root = self._loader.get_single_node()
+            return None if root is None else self._build(root, 1)
+        finally:
+            self._loader.dispose()
+
+    def _build(self, node: yaml.Node, depth: int) -> Any:
         if depth > _MAX_DEPTH:
-            yield f"more than {_MAX_DEPTH} levels in {where}"
+            raise _Refused(f"more than {_MAX_DEPTH} levels in {_line(node)}")
+        if id(node) in self._seen:
+            raise _Refused(f"an alias of what is in {_line(node)}")
+        self._seen.add(id(node))
+        kind = node.tag.removeprefix(_CORE)
+        if isinstance(node, yaml.MappingNode) and kind == "map":
+            return self._mapping(node, depth)
+        if isinstance(node, yaml.SequenceNode) and kind == "seq":
+            return [self._build(item, depth + 1) for item in node.value]
+        if isinstance(node, yaml.ScalarNode) and kind in self._scalars:
+            return self._scalars[kind](node)
+        # Whatever looks like a date is one to YAML.
+        found = "a date, which must be in quotes," if kind == "timestamp" else f"the tag {node.tag}"
+        raise _Refused(f"{found} in {_line(node)}")
+
+    def _mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Any]:
+        fields: dict[str, Any] = {}
+        for name, value in node.value:
+            if not isinstance(name, yaml.ScalarNode) or name.tag != f"{_CORE}str":
+                raise _Refused(f"a key that is no text in {_line(name)}")
+            if name.value in fields:
+                raise _Refused(f"key {name.value!r} twice, again in {_line(name)}")
+            fields[name.value] = self._build(value, depth + 1)
+        return fields
+
+
+def _line(node: yaml.Node) -> str:
+    return f"line {node.start_mark.line + 1}"
