@@ -43,8 +43,6 @@ def write(bundle: Bundle, chosen: Chosen, target: Path, format: str) -> list[str
     Raises:
         HybridError: where the target is there already, or the format needs a choice that was not made.
     """
-    if target.exists():
-        raise HybridError(f"{target}: an export needs a new file or folder; found one there; choose another path")
     writer: Callable[[Bundle, Chosen, Path], list[str]] = _module(format).write
     return writer(bundle, chosen, target)
 
