@@ -190,6 +190,14 @@ def test_the_harness_knows_an_editable_install(editable: Environment, stock: dic
     check_known(editable.probe(), stock, tree / "tasks")
 
 
+def test_a_regular_install_can_save_a_bundle(regular: Environment, tmp_path: Path) -> None:
+    code = (
+        "from lm_eval_hybrid.behaviors.bundle import Bundle; from lm_eval_hybrid.behaviors.resolve import resolve; "
+        f"print(Bundle.load(resolve('embedded')).save({str(tmp_path / 'copy')!r}).identity)"
+    )
+    assert regular.run("-c", code).stdout.startswith("embedded@")
+
+
 @pytest.mark.parametrize("kind", ["regular", "editable"])
 def test_the_command_line_lists_our_tasks(kind: str, request: pytest.FixtureRequest) -> None:
     listed = request.getfixturevalue(kind).run("-m", "lm_eval", "ls", "tasks").stdout

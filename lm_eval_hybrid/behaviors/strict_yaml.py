@@ -37,7 +37,7 @@ class _Refused(Exception):
 
 
 class _Reader:
-    """Builds values from the nodes of one document. Nodes take no more room than the bytes: aliases are the same node."""
+    """Builds values from one document's nodes, which take no more room than its bytes: an alias is the same node."""
 
     def __init__(self, data: bytes) -> None:
         self._loader = _Loader(data)

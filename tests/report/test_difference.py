@@ -1,4 +1,5 @@
 import io
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -38,7 +39,7 @@ def test_moved_vectors_are_shown_by_cosine_and_norm(make_bundle: Make) -> None: 
 
 
 def test_only_what_differs_of_a_recipe_is_shown(make_bundle: Make, fields: dict) -> None:  # noqa: F811
-    recipes = ['{"seed":%d,"sae":{"k":3,"latents":%d},"long":"the same"}' % pair for pair in ((0, 16), (1, 16))]
+    recipes = [json.dumps({"seed": seed, "sae": {"k": 3, "latents": 16}, "long": "the same"}) for seed in (0, 1)]
     before, after = (make_bundle(training={**fields["training"], "recipe": recipe}) for recipe in recipes)
     assert row(printed(before, after), "training.recipe")[1:3] == ["seed 0", "seed 1"]
 
