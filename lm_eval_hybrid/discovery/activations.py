@@ -9,10 +9,21 @@ from tqdm import tqdm
 
 from lm_eval_hybrid.backends.local import LocalBackend
 from lm_eval_hybrid.discovery.sentences import Sentence, split
+from lm_eval_hybrid.discovery.thoughts import thought
 from lm_eval_hybrid.discovery.traces import Trace, prompt_ids
 
 BATCH = 32
 LOGITS = 2**30  # bytes of float32 logits at once, unless one row alone has more
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A trace as token ids, prompt and end token included: where the trace begins, and its sentences, whose spans index
+    `ids`."""
+
+    ids: list[int]
+    begin: int
+    sentences: tuple[Sentence, ...]
 
 
 @dataclass(frozen=True)
@@ -53,13 +64,13 @@ class ReadTrace:
 
 def read(thinking: LocalBackend, base: LocalBackend, traces: Sequence[Trace], layer: int) -> list[ReadTrace]:
     """Runs both models over the traces; `layer` is the SAE's, in the thinking model. Vocabularies must be the same."""
-    encoded = [_encode(trace, thinking) for trace in traces]
-    sequences = [ids for ids, _, _ in encoded]
+    encoded = [encode(trace, thinking) for trace in traces]
+    sequences = [one.ids for one in encoded]
     seen = zip(encoded, forward(thinking, sequences, layer), forward(base, sequences, layer=None), strict=True)
     bar = tqdm(seen, total=len(traces), desc="activations")
     return [
-        ReadTrace(torch.tensor(ids), begin, sentences, residual, choice, base_choice)
-        for (ids, begin, sentences), (residual, choice), (_, base_choice) in bar
+        ReadTrace(torch.tensor(one.ids), one.begin, one.sentences, residual, choice, base_choice)
+        for one, (residual, choice), (_, base_choice) in bar
     ]
 
 
@@ -95,10 +106,13 @@ def _batches(sequences: Sequence[list[int]], vocabulary: int) -> Iterator[Sequen
         first += len(some)
 
 
-def _encode(trace: Trace, backend: LocalBackend) -> tuple[list[int], int, tuple[Sentence, ...]]:
+def encode(trace: Trace, backend: LocalBackend) -> Encoded:
+    """A trace in a model's tokens."""
     tokenizer = backend.tokenizer
     prompt = prompt_ids(tokenizer, trace.prompt)
     answer = tokenizer(trace.text, add_special_tokens=False, return_offsets_mapping=True)
-    spans = split(trace.text, [end for _, end in answer.offset_mapping])
+    span = thought(trace.text, trace.prompt)
+    ends = [end for _, end in answer.offset_mapping]
+    spans = [] if span is None else split(trace.text, ends, span.begin, span.end)
     moved = tuple(Sentence(s.text, s.begin + len(prompt), s.end + len(prompt)) for s in spans)
-    return [*prompt, *answer.input_ids, tokenizer.eos_token_id], len(prompt), moved
+    return Encoded([*prompt, *answer.input_ids, tokenizer.eos_token_id], len(prompt), moved)

@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="samples_*.jsonl of the thinking model (--log_samples): take the traces from there, decode none",
+        help="take the traces from there, decode none: samples_*.jsonl of the thinking model (--log_samples), or jsonl "
+        "with a prompt, question or problem and a response or text a line",
     )
     parser.add_argument(
         "--work",
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Runs discovery and writes the bundle to `args.out`."""
     from lm_eval_hybrid.behaviors.bundle import check_target
-    from lm_eval_hybrid.discovery import pipeline, traces
+    from lm_eval_hybrid.discovery import pipeline, sources, traces
     from lm_eval_hybrid.discovery.recipe import load
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     recipe = load(args.recipe, **named)
     name, version, samples = out.parent.name, out.name, tuple(args.samples or ())
     # All that can be wrong is read and checked before the long work begins.
-    given = traces.read_samples(samples) if samples else _prompts(recipe.prompts, recipe.seed)
+    given = sources.read(samples) if samples else _prompts(recipe.prompts, recipe.seed)
     base, thinking = (_load(role, getattr(recipe, role), args.device) for role in ("base", "thinking"))
     pipeline.check(base, thinking, recipe, name, version)
     if samples:

@@ -20,7 +20,6 @@ from lm_eval_hybrid.errors import HybridError
 
 BATCH = 50
 _OTHERWISE = "delete it or name another --work folder"
-_SAMPLES = "give samples_*.jsonl of a generate_until task, written with --log_samples"
 SEEN = 256  # values of each weight that tell models apart
 
 
@@ -62,17 +61,6 @@ def read_prompts(path: Path) -> list[str]:
     return list(dict.fromkeys(prompts))
 
 
-def read_samples(paths: Sequence[Path]) -> list[Trace]:
-    """The traces in the harness's samples files (`--log_samples`) of a thinking model's run.
-
-    Each trace once: the harness repeats a document for every filter of its task.
-
-    Raises:
-        HybridError: for a line that is no sample of a generate_until task, or one without prompt.
-    """
-    return list(dict.fromkeys(_sample(row, f"{path}:{number}") for path in paths for number, row in jsonl.rows(path)))
-
-
 def write(path: Path, backend: LocalBackend, prompts: Sequence[str], max_new_tokens: int) -> list[Trace]:
     """The traces of `prompts`, decoded greedily by the thinking model, kept in `path` (jsonl) as they come.
 
@@ -81,7 +69,7 @@ def write(path: Path, backend: LocalBackend, prompts: Sequence[str], max_new_tok
     Raises:
         HybridError: where `path` holds something else than traces of this model and these prompts.
     """
-    made_by = {"max_new_tokens": max_new_tokens, "weights": _fingerprint(backend)}
+    made_by = {"max_new_tokens": max_new_tokens, "weights": fingerprint(backend)}
     if not path.exists() or not path.stat().st_size:
         path.write_text(json.dumps(made_by) + "\n")
     traces = _kept(path, made_by)
@@ -101,23 +89,6 @@ def write(path: Path, backend: LocalBackend, prompts: Sequence[str], max_new_tok
             traces += new
             bar.update(len(new))
     return traces
-
-
-def _sample(row: Any, where: str) -> Trace:
-    try:
-        request, text = row["arguments"]["gen_args_0"], row["resps"][0][0]
-        prompt, settings = request["arg_0"], request["arg_1"]
-    except (KeyError, IndexError, TypeError):
-        raise HybridError(
-            f"{where}: a sample must hold arguments.gen_args_0 (arg_0 and arg_1) and resps[0][0]; found only part of "
-            f"it; {_SAMPLES}"
-        ) from None
-    # The second argument of a log-likelihood is its continuation; a rolling one has none.
-    if not isinstance(text, str) or not isinstance(settings, dict):
-        raise HybridError(f"{where}: a sample's response must be text; found {text!r:.60}; {_SAMPLES}")
-    if not _filled(prompt):
-        raise HybridError(f"{where}: a sample's prompt must be text, not empty; found {prompt!r:.60}; remove the line")
-    return Trace(prompt, text)
 
 
 def _kept(path: Path, made_by: dict[str, Any]) -> list[Trace]:
@@ -140,7 +111,7 @@ def _cut_torn_line(path: Path) -> None:
         file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def _fingerprint(backend: LocalBackend) -> str:
+def fingerprint(backend: LocalBackend) -> str:
     """sha256 (hex) of the names, shapes and first values of a model's weights: cheap, and training changes it."""
     content = hashlib.sha256()
     for name, weight in backend.model._module.named_parameters():

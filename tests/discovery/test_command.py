@@ -37,7 +37,7 @@ def test_a_bundle_is_found_and_its_traces_stay_in_the_current_folder(recipe: Pat
     [
         (["--out", "mine/v1"], "version: "),
         (["--out", "mine/1.0.0", "--prompts", "absent.jsonl"], "absent.jsonl: must be a readable jsonl file"),
-        (["--out", "mine/1.0.0", "--samples", "prompts.jsonl"], "prompts.jsonl:1: a sample must hold"),
+        (["--out", "mine/1.0.0", "--samples", "prompts.jsonl"], "prompts.jsonl:1: a trace must have"),
         (["--out", "mine/1.0.0", "--work", "mine.yaml"], "--work must be a folder"),
     ],
 )

@@ -1,13 +1,12 @@
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from lm_eval_hybrid.backends.local import LocalBackend
 from lm_eval_hybrid.discovery.activations import read
-from lm_eval_hybrid.discovery.traces import Trace, digest, prompt_ids, read_prompts, read_samples, write
+from lm_eval_hybrid.discovery.traces import Trace, digest, prompt_ids, read_prompts, write
 from lm_eval_hybrid.errors import HybridError
 from tests.discovery.conftest import Studied, bos_tokenizer
 from tests.tiny_system import tiny_tokenizer
@@ -67,33 +66,6 @@ def test_foreign_files_are_refused_and_left_alone(studied: Studied, tmp_path: Pa
         write(path, studied.thinking, ["a"], max_new_tokens=40)
 
 
-def sample(prompt: Any = "Q:", settings: Any = None, text: Any = "So.") -> str:
-    arguments = {"arg_0": prompt, "arg_1": {} if settings is None else settings}
-    return json.dumps({"arguments": {"gen_args_0": arguments}, "resps": [[text]]}) + "\n"
-
-
-def test_samples_of_the_harness_are_read_once_whatever_their_filters(tmp_path: Path) -> None:
-    path = tmp_path / "samples.jsonl"
-    path.write_text((sample() + sample(text="Then.")) * 2)
-    assert read_samples([path, path]) == [Trace("Q:", "So."), Trace("Q:", "Then.")]
-
-
-@pytest.mark.parametrize(
-    ("bad", "said"),
-    [
-        (sample(settings=" yes", text=["-1.5", "False"]), "response must be text"),
-        (sample(settings=" yes", text="-1.5"), "response must be text"),
-        (sample(prompt=""), "prompt must be text, not empty"),
-        (sample(prompt=["Q"]), "prompt must be text, not empty"),
-    ],
-)
-def test_samples_without_trace_are_named_with_their_line(tmp_path: Path, bad: str, said: str) -> None:
-    path = tmp_path / "samples.jsonl"
-    path.write_text(sample() + bad)
-    with pytest.raises(HybridError, match=rf"samples\.jsonl:2: a sample's {said}"):
-        read_samples([path])
-
-
 def test_prompts_begin_as_the_tokenizer_begins_texts_but_not_twice() -> None:
     tokenizer = bos_tokenizer()
     plain = tiny_tokenizer()("Q").input_ids
@@ -124,8 +96,6 @@ def test_bad_files_are_named_with_their_line(tmp_path: Path) -> None:
     path.write_text('{"prompt": "a"}\n{"promt": "b"}\n')
     with pytest.raises(HybridError, match=r"rows\.jsonl:2: must be an object with a non-empty string `prompt`"):
         read_prompts(path)
-    with pytest.raises(HybridError, match=r"rows\.jsonl:1: a sample must hold"):
-        read_samples([path])
     with pytest.raises(HybridError, match="must be a readable jsonl file"):
         read_prompts(tmp_path / "absent.jsonl")
 
