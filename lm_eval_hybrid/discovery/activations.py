@@ -1,4 +1,4 @@
-"""What both models make of the traces: a residual for each sentence, and the positions where they disagree."""
+"""What both models make of the traces, token by token: residuals, and the positions where they disagree."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -45,14 +45,6 @@ class ReadTrace:
     residual: Tensor
     thinking_choice: Tensor
     base_choice: Tensor
-
-    def onsets(self) -> Tensor:
-        """[sentences, d_thinking]: the residual just before each sentence's first token.
-
-        That is where a behavior is chosen and where decoding asks for one. The mean over the whole sentence, which
-        the paper takes, is dominated by what is said, and its latents mislead at the positions that steering asks for.
-        """
-        return self.residual[[sentence.begin - 1 for sentence in self.sentences]]
 
     def gates(self) -> Tensor:
         """[g] int64: positions, from the last of the prompt on, at which the two models' next tokens differ."""

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--work",
         type=Path,
         metavar="DIR",
-        help="keeps the traces, so that a run resumes (default: NAME-VERSION.discover in the current folder)",
+        help="keeps traces and activations for a run to go on from (default: NAME-VERSION.discover in the current folder)",
     )
     parser.add_argument("--device", default="cpu", help="of both models (default: cpu)")
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle that is there")
@@ -62,12 +62,9 @@ def run(args: argparse.Namespace) -> None:
     given = sources.read(samples) if samples else _prompts(recipe.prompts, recipe.seed)
     base, thinking = (_load(role, getattr(recipe, role), args.device) for role in ("base", "thinking"))
     pipeline.check(base, thinking, recipe, name, version)
-    if samples:
-        found = given
-    else:
-        work = _folder(args.work or Path(f"{name}-{version}.discover"))
-        found = traces.write(work / "traces.jsonl", thinking, given, recipe.max_new_tokens)
-    bundle = pipeline.discover(base, thinking, found, recipe, name, version, samples)
+    work = _folder(args.work or Path(f"{name}-{version}.discover"))
+    found = given if samples else traces.write(work / "traces.jsonl", thinking, given, recipe.max_new_tokens)
+    bundle = pipeline.discover(base, thinking, found, recipe, name, version, work, samples)
     logging.info("%s written to %s", bundle.save(out, args.overwrite).identity, out)
 
 

@@ -19,6 +19,7 @@ from lm_eval_hybrid.discovery import naming, sae, vectors
 from lm_eval_hybrid.discovery.activations import ReadTrace, read
 from lm_eval_hybrid.discovery.recipe import Recipe
 from lm_eval_hybrid.discovery.sae import Sae
+from lm_eval_hybrid.discovery.store import collect
 from lm_eval_hybrid.discovery.traces import Trace, digest
 from lm_eval_hybrid.errors import HybridError
 
@@ -41,11 +42,13 @@ def discover(
     recipe: Recipe,
     name: str,
     version: str,
+    work: Path,
     samples: Sequence[Path] = (),
 ) -> Bundle:
     """Finds the behaviors in `traces` and fits their vectors to the frozen base; the bundle is not saved yet.
 
     Args:
+        work: folder that keeps the sentences' activations, so that a run resumes.
         samples: the harness's samples files that the traces are from, where they are not of the recipe's prompts.
 
     Raises:
@@ -55,11 +58,15 @@ def discover(
     if len(traces) < 2:
         raise HybridError(f"discovery needs traces to learn from and to measure on; found {len(traces)}; give more")
     torch.manual_seed(recipe.seed)
-    some = split(read(thinking, base, traces, recipe.sae.layer), recipe.holdout)
+    layer = recipe.sae.layer
+    store = collect(work / "activations", thinking, traces, [layer])
+    some = split(read(thinking, base, traces, layer), recipe.holdout)
     _require("to learn from", some.learned, recipe.sae.latents)
     _require("held out", some.held_out, 2)  # the variance of one is none
     sentences = [sentence.text for trace in some.learned for sentence in trace.sentences]
-    onsets = torch.cat([trace.onsets() for trace in some.learned])
+    learned = store.sentences()[:, 0] < len(some.learned)
+    onsets = store.onsets(layer)
+    onsets, others = onsets[learned], onsets[~learned]
     log.info("training the sparse autoencoder on %d sentences", len(sentences))
     found = sae.train(onsets, recipe.sae, recipe.seed)
     bias, rows = vectors.fit(base, found.encoder, some.learned, recipe.vectors, recipe.seed)
@@ -67,14 +74,14 @@ def discover(
     training = {
         "data": f"{len(traces)} traces of {recipe.thinking} {source}",
         "data_sha256": digest(traces),
-        "holdout": measure(base, found, some.held_out, recipe.vectors.layer, bias, rows),
+        "holdout": measure(base, found, some.held_out, others, recipe.vectors.layer, bias, rows),
     }
-    learned = {
+    parts = {
         "steering": Steering(**dict(card.steering) | {"gate_rate": round(gate_rate(some.held_out), 4)}),
         "behaviors": naming.name(sentences, found.codes(onsets)),
         "training": Training(**dict(card.training) | training),
     }
-    card = Manifest(**dict(card) | learned)
+    card = Manifest(**dict(card) | parts)
     return Bundle(card, _tensors(found, bias, rows, card))
 
 
@@ -127,10 +134,19 @@ def gate_rate(traces: Sequence[ReadTrace]) -> float:
 
 
 def measure(
-    base: LocalBackend, found: Sae, traces: Sequence[ReadTrace], layer: int, bias: Tensor, rows: Tensor
+    base: LocalBackend,
+    found: Sae,
+    traces: Sequence[ReadTrace],
+    onsets: Tensor,
+    layer: int,
+    bias: Tensor,
+    rows: Tensor,
 ) -> dict[str, float]:
-    """The manifest's held-out figures: what the SAE explains, and how often steering yields the thinking token."""
-    onsets = torch.cat([trace.onsets() for trace in traces])
+    """The manifest's held-out figures: what the SAE explains, and how often steering yields the thinking token.
+
+    Args:
+        onsets: [sentences, d_thinking], of the traces.
+    """
     hits = vectors.hit_rates(base, found.encoder, traces, layer, bias, rows)
     figures = {"explained_variance": found.explained(onsets), "gate_rate": gate_rate(traces)}
     figures |= {"hit_rate_bias_only": hits["bias"], "hit_rate": hits["vectors"]}

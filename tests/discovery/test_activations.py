@@ -33,13 +33,6 @@ def test_gates_are_the_disagreements_within_the_trace(studied: Studied) -> None:
     assert total > 20
 
 
-def test_onsets_are_where_a_sentences_first_token_is_predicted(studied: Studied) -> None:
-    for trace in studied.read:
-        for sentence, onset in zip(trace.sentences, trace.onsets(), strict=True):
-            assert torch.equal(onset, trace.residual[sentence.begin - 1])
-            assert trace.ids[sentence.begin] == trace.thinking_choice[sentence.begin - 1]
-
-
 def test_sentences_point_into_the_whole_sequence(studied: Studied) -> None:
     for trace, source in zip(studied.read, studied.traces, strict=True):
         decoded = [studied.base.tokenizer.decode(trace.ids[s.begin : s.end]) for s in trace.sentences]

@@ -33,15 +33,15 @@ RECIPE = Recipe(
 )
 
 
-def test_the_bundle_says_where_it_is_from(studied: Studied, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bundle_says_where_it_is_from(studied: Studied, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(studied.thinking.config, "_commit_hash", "c0ffee", raising=False)
     pair = (studied.base, studied.thinking)
-    card = pipeline.discover(*pair, studied.traces, RECIPE, "mine", "0.1.0").manifest
+    card = pipeline.discover(*pair, studied.traces, RECIPE, "mine", "0.1.0", tmp_path).manifest
     assert (card.name, card.version, card.base.revision, card.thinking.revision) == ("mine", "0.1.0", None, "c0ffee")
     assert card.training.data == "12 traces of the/thinking on prompts mine.jsonl"
     assert 0 < card.training.holdout["gate_rate"] == card.steering.gate_rate < 1
     files = (Path("far/samples_a.jsonl"), Path("samples_b.jsonl"))
-    card = pipeline.discover(*pair, studied.traces, RECIPE, "mine", "0.1.0", samples=files).manifest
+    card = pipeline.discover(*pair, studied.traces, RECIPE, "mine", "0.1.0", tmp_path, files).manifest
     assert card.training.data == "12 traces of the/thinking in samples_a.jsonl, samples_b.jsonl"
 
 
@@ -71,21 +71,21 @@ def test_the_vocabularies_must_be_one(studied: Studied) -> None:
         pipeline.check(other, studied.thinking, RECIPE, "mine", "1.0.0")
 
 
-def test_models_that_agree_are_refused(studied: Studied) -> None:
+def test_models_that_agree_are_refused(studied: Studied, tmp_path: Path) -> None:
     with pytest.raises(HybridError, match="must disagree somewhere in the traces to learn from"):
-        pipeline.discover(studied.thinking, studied.thinking, studied.traces, RECIPE, "mine", "1.0.0")
+        pipeline.discover(studied.thinking, studied.thinking, studied.traces, RECIPE, "mine", "1.0.0", tmp_path)
 
 
-def test_held_out_traces_that_show_nothing_are_refused(studied: Studied) -> None:
+def test_held_out_traces_that_show_nothing_are_refused(studied: Studied, tmp_path: Path) -> None:
     silent = [*studied.traces, *(Trace("Q:", "") for _ in range(4))]
     with pytest.raises(HybridError, match="traces held out must have at least 2 sentences; found 0 in 3 traces"):
-        pipeline.discover(studied.base, studied.thinking, silent, RECIPE, "mine", "1.0.0")
+        pipeline.discover(studied.base, studied.thinking, silent, RECIPE, "mine", "1.0.0", tmp_path)
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_too_few_traces_are_refused(studied: Studied, count: int) -> None:
+def test_too_few_traces_are_refused(studied: Studied, count: int, tmp_path: Path) -> None:
     with pytest.raises(HybridError, match=rf"found {count}; give more"):
-        pipeline.discover(studied.base, studied.thinking, studied.traces[:count], RECIPE, "mine", "1.0.0")
+        pipeline.discover(studied.base, studied.thinking, studied.traces[:count], RECIPE, "mine", "1.0.0", tmp_path)
 
 
 @pytest.mark.parametrize("holdout", [0.01, 0.5, 0.99])
@@ -93,3 +93,13 @@ def test_both_sides_of_a_split_have_a_trace(studied: Studied, holdout: float) ->
     some = [replace(trace) for trace in studied.read[:2]]
     parts = pipeline.split(some, holdout)
     assert len(parts.learned) == len(parts.held_out) == 1
+
+
+def test_activations_are_kept_for_the_next_run(studied: Studied, tmp_path: Path) -> None:
+    pair = (studied.base, studied.thinking)
+    first = pipeline.discover(*pair, studied.traces, RECIPE, "mine", "1.0.0", tmp_path)
+    shard = tmp_path / "activations" / "shard-00000.safetensors"
+    written = shard.stat().st_mtime_ns
+    again = pipeline.discover(*pair, studied.traces, RECIPE, "mine", "1.0.0", tmp_path)
+    assert again.identity == first.identity
+    assert shard.stat().st_mtime_ns == written
