@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--work",
         type=Path,
         metavar="DIR",
-        help="keeps traces and activations for a run to go on from (default: NAME-VERSION.discover in the current folder)",
+        help="keeps traces and activations, to go on from (default: NAME-VERSION.discover in the current folder)",
     )
     parser.add_argument("--device", default="cpu", help="of both models (default: cpu)")
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle that is there")
