@@ -149,7 +149,8 @@ def test_discovery_reproduces_the_shipped_bundle(tmp_path: Path) -> None:
 
     main(["discover", "--recipe", "embedded", "--out", str(tmp_path / "embedded" / "1.0.0")])
     made, shipped = (Bundle.load(folder / "embedded" / "1.0.0") for folder in (tmp_path, ROOT / "behaviors"))
-    assert made.manifest.behaviors == shipped.manifest.behaviors
+    words = [[b.model_copy(update={"norm": 0.0}) for b in bundle.manifest.behaviors] for bundle in (made, shipped)]
+    assert words[0] == words[1]
     for name, tensor in shipped.tensors.items():
         difference = (made.tensors[name] - tensor).norm() / tensor.norm()
         assert difference < 0.05, f"{name}: {difference}"
