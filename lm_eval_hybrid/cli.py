@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lm_eval_hybrid import __version__
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.errors import HybridError, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,7 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             args = _parser(argv).parse_args(argv)
             return args.run(args) or 0
     except HybridError as error:
-        print(f"lm-eval-hybrid: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"lm-eval-hybrid: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        where = "a file" if error.filename is None else error.filename
+        print(
+            one_line(
+                f"lm-eval-hybrid: error: {where}: must be there, or take what is written; found "
+                f"{error.strerror or error}; mend the path, or make room"
+            ),
+            file=sys.stderr,
+        )
         return 2
     return 0
 

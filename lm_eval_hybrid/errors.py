@@ -7,6 +7,15 @@ from types import TracebackType
 class HybridError(ValueError):
     """A user's mistake. The message is one line: what was required; what was found; what to do."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """Words as one line that no terminal obeys: what cannot be printed is written as an escape."""
+    shown = (c if c.isprintable() or c.isspace() else ascii(c)[1:-1] for c in text)
+    return " ".join("".join(shown).split())
+
 
 def show_plainly() -> None:
     """Print an uncaught `HybridError` as one line on stderr instead of a stack trace; exit status stays 1.

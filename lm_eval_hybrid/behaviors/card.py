@@ -24,7 +24,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 def render(manifest: Manifest) -> str:
     """The bundle's card as Markdown; a function of the manifest alone, its `files` excepted."""
-    arms = list(dict.fromkeys(arm for result in manifest.results for arm in result.scores))
+    arms = list(dict.fromkeys(arm for result in manifest.results for arm in result.scores))[:64]
     return _template().render(m=manifest, arms=arms, front_matter=_front_matter(manifest))
 
 

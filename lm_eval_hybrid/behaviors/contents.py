@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 TENSORS_FILE = "tensors.safetensors"
 CARD_FILE = "README.md"
+_MAX_HEADER_BYTES = 1 << 20  # a thousand behaviors take a tenth of it
 MAX_BYTES = 1 << 29  # all files of a bundle together; fifteen behaviors of a 32B model take a few million
 
 
@@ -132,6 +133,10 @@ def parse_tensors(data: bytes) -> dict[str, np.ndarray]:
     import numpy as np
     import safetensors
 
+    if int.from_bytes(data[:8], "little") > _MAX_HEADER_BYTES:
+        raise HybridError(
+            f"the header must have at most {_MAX_HEADER_BYTES:,} bytes; found more; copy the bundle again"
+        )
     try:
         entries = sorted(safetensors.deserialize(data), key=itemgetter(0))  # it gives them in no order
     except safetensors.SafetensorError as error:
@@ -139,6 +144,10 @@ def parse_tensors(data: bytes) -> dict[str, np.ndarray]:
     for name, entry in entries:
         if entry["dtype"] != "F32":
             raise HybridError(f"tensor {name} must be float32; found {entry['dtype']}; convert it")
+        if len(entry["shape"]) > 2 or max(entry["shape"], default=0) > 1 << 24:
+            raise HybridError(
+                f"tensor {name} must be a vector or a matrix; found {entry['shape']}; copy the bundle again"
+            )
     return {name: np.frombuffer(entry["data"], np.float32).reshape(entry["shape"]) for name, entry in entries}
 
 

@@ -160,7 +160,8 @@ def _moved(before: Bundle, after: Bundle) -> Iterator[Moved]:
     old, new = _by_key(before), _by_key(after)
     for key, behavior in old.items():
         vector = before.tensors[behavior.tensor]
-        cosines = {other: _cosine(vector, after.tensors[found.tensor]) for other, found in new.items()}
+        others = {key: new[key]} if key in new else new
+        cosines = {other: _cosine(vector, after.tensors[found.tensor]) for other, found in others.items()}
         match = key if key in new else max(cosines, key=cosines.__getitem__)
         other = after.tensors[new[match].tensor]
         detector = _cosine_of_rows(before, behavior, after, new[match])

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from lm_eval_hybrid.behaviors import migrations, strict_yaml, versions
 from lm_eval_hybrid.behaviors.files import read_regular
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.errors import HybridError, one_line
 
 MANIFEST_FILE = "behavior.yaml"
 
@@ -223,10 +223,10 @@ class Manifest(_Part):
     """The model that says when and which."""
     steering: Steering
     sae: Sae
-    behaviors: Annotated[tuple[Behavior, ...], Field(min_length=1)]
+    behaviors: Annotated[tuple[Behavior, ...], Field(min_length=1, max_length=1000)]
     prompt: Prompt
     training: Training
-    results: tuple[Result, ...] = ()
+    results: Annotated[tuple[Result, ...], Field(max_length=1000)] = ()
     """Evaluations of these very tensors."""
     files: dict[FileName, Sha256] = Field(default_factory=dict)
     """sha256 of every other file, by name; filled in when the bundle is saved."""
@@ -300,7 +300,7 @@ def _problem(found: dict[str, Any]) -> str:
     # What was found: own checks say it themselves, and a whole mapping says nothing.
     if found["type"] not in ("value_error", "missing") and not isinstance(found["input"], (dict, list)):
         text += f"; found {reprlib.repr(found['input'])}"
-    return " ".join(f"{where}: {text}".split())
+    return one_line(f"{where}: {text}")
 
 
 class _Dumper(yaml.SafeDumper):

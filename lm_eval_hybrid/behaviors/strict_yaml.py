@@ -9,6 +9,8 @@ from lm_eval_hybrid.errors import HybridError
 
 MAX_BYTES = 1 << 20  # fifteen behaviors with their sentences take a thirtieth of it
 _MAX_DEPTH = 16
+_MAX_NODES = 1 << 15  # fifteen behaviors take a hundredth of it
+_MAX_DIGITS = 40
 
 # libyaml's parser, where pyyaml has it: many times as fast, which a list of a hundred bundles needs.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -44,8 +46,8 @@ class _Reader:
         self._seen: set[int] = set()
         self._scalars: dict[str, Callable[[yaml.ScalarNode], Any]] = {
             "str": lambda node: node.value,
-            "int": self._loader.construct_yaml_int,
-            "float": self._loader.construct_yaml_float,
+            "int": self._number,
+            "float": self._number,
             "bool": self._loader.construct_yaml_bool,
             "null": lambda node: None,
         }
@@ -63,6 +65,8 @@ class _Reader:
         if id(node) in self._seen:
             raise _Refused(f"an alias of what is in {_line(node)}")
         self._seen.add(id(node))
+        if len(self._seen) > _MAX_NODES:
+            raise _Refused(f"more than {_MAX_NODES:,} values")
         kind = node.tag.removeprefix(_CORE)
         if isinstance(node, yaml.MappingNode) and kind == "map":
             return self._mapping(node, depth)
@@ -73,6 +77,13 @@ class _Reader:
         # Whatever looks like a date is one to YAML.
         found = "a date, which must be in quotes," if kind == "timestamp" else f"the tag {node.tag}"
         raise _Refused(f"{found} in {_line(node)}")
+
+    def _number(self, node: yaml.ScalarNode) -> int | float:
+        # In base 60, which YAML reads as well, a long one takes minutes; in base 16 it cannot be shown.
+        if len(node.value) > _MAX_DIGITS or ":" in node.value:
+            raise _Refused(f"a number of {len(node.value):,} characters, or with colons, in {_line(node)}")
+        whole = node.tag.endswith(":int")
+        return self._loader.construct_yaml_int(node) if whole else self._loader.construct_yaml_float(node)
 
     def _mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Any]:
         fields: dict[str, Any] = {}

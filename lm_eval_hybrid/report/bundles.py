@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+_MANY = 64  # rows and columns, more than a screen
+
+
 def print_listing(console: Console, bundles: Sequence[Listed]) -> None:
     """One row a bundle: name, version, the two models, number of behaviors, best gap recovered, size."""
     if not bundles:
@@ -102,6 +105,8 @@ def _cosines(manifest: Manifest, tensors: Mapping[str, np.ndarray]) -> list[Rend
     import numpy as np
 
     named = sorted(manifest.behaviors, key=lambda behavior: behavior.latent)
+    if len(named) > _MANY:
+        return [Text(f"cosine similarities are shown of up to {_MANY} behaviors")]
     rows = np.stack([tensors["bias"], *(tensors[behavior.tensor] for behavior in named)]).astype(np.float64)
     norms = np.linalg.norm(rows, axis=1)
     cosines = rows @ rows.T / np.where(np.outer(norms, norms) > 0, np.outer(norms, norms), 1)
@@ -119,7 +124,7 @@ def _shade(cosine: float) -> str:
 
 
 def _results(manifest: Manifest) -> Table:
-    arms = list(dict.fromkeys(arm for result in manifest.results for arm in result.scores))
+    arms = list(dict.fromkeys(arm for result in manifest.results for arm in result.scores))[:_MANY]
     table = plain_table("task", *arms, "gap recovered", "steered", "changed", "documents")
     for result in manifest.results:
         scores = [f"{result.scores[arm]:.1%}" if arm in result.scores else "" for arm in arms]

@@ -9,6 +9,7 @@ end: a few bytes would keep it busy for ever. Of the format only what a control 
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 import tempfile
@@ -159,9 +160,12 @@ class _File:
             )
         entries = [self._tensor() for _ in range(tensors)]
         alignment = fields.get("general.alignment", 32)
-        if alignment not in (1 << power for power in range(3, 17)):
+        if not isinstance(alignment, int) or alignment not in (1 << power for power in range(3, 17)):
             raise _Broken(f"an alignment of {str(alignment)[:80]}")
         start = -(-self._at // alignment) * alignment
+        # Tensors that share bytes would become many times the file.
+        if sum(4 * math.prod(shape) for _, shape, _, _ in entries) > 2 * len(self._data):
+            raise _Broken("tensors that are larger than the file")
         directions: dict[int, np.ndarray] = {}
         for name, shape, kind, offset in entries:
             if found := _NAME.fullmatch(name):

@@ -165,7 +165,7 @@ def _tensors(source: Path, places: Mapping[str, _Place], digests: dict[str, str]
     import safetensors
     from safetensors.torch import load
 
-    left = MAX_BYTES
+    left, made = MAX_BYTES, 0
     for file in dict.fromkeys(place.file for place in places.values()):
         path = source / file
         if not path.exists():
@@ -175,13 +175,17 @@ def _tensors(source: Path, places: Mapping[str, _Place], digests: dict[str, str]
         digests[file] = sha256(data)
         try:
             held = load(data)
-        except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
             raise HybridError(
                 f"{path}: must be a safetensors file; found {' '.join(str(error).split())[:120]}; copy it again"
             ) from None
         for name, place in places.items():
             if place.file == file:
-                yield name, _at(path, name, place, held)
+                tensor = _at(path, name, place, held)
+                made += tensor.numel() * tensor.element_size()
+                if made > MAX_BYTES:
+                    raise HybridError(f"{path}: tensors must have at most {MAX_BYTES:,} bytes; found more; name fewer")
+                yield name, tensor
 
 
 def _at(path: Path, name: str, place: _Place, held: Mapping[str, Tensor]) -> Tensor:

@@ -4,9 +4,11 @@ import functools
 import logging
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from lm_eval_hybrid import paths
 from lm_eval_hybrid.behaviors.compatibility import model_card
-from lm_eval_hybrid.behaviors.manifest import ModelCard
+from lm_eval_hybrid.behaviors.manifest import ModelCard, first_problem
 from lm_eval_hybrid.errors import HybridError
 
 log = logging.getLogger(__name__)
@@ -35,7 +37,10 @@ def card(role: str, id: str, hidden_size: int | None = None) -> ModelCard:
         )
     if found is None:
         log.warning("no configuration of %s at hand: its layers and vocabulary are left open in the bundle", id)
-        return ModelCard(id=id, hidden_size=hidden_size)
+        try:
+            return ModelCard(id=id, hidden_size=hidden_size)
+        except ValidationError as error:
+            raise HybridError(f"the {role} model: {first_problem(error)}; name another, or other vectors") from None
     if hidden_size is not None and found.hidden_size != hidden_size:
         raise HybridError(
             f"the {role} model must have the vectors' width, {hidden_size}; found {found.hidden_size} in {id}; "
@@ -54,8 +59,8 @@ def _look_up(id: str) -> ModelCard | None:
         if not here and not _on_hub(name):
             break
         try:
-            config = AutoConfig.from_pretrained(name, local_files_only=here)
-            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=here)
+            config = AutoConfig.from_pretrained(name, local_files_only=here, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=here, trust_remote_code=False)
         # Whatever keeps transformers from reading them: no network, no such model, code that it would have to run.
         except Exception as error:
             log.debug("no configuration of %s (local: %s): %s", id, here, error)

@@ -18,7 +18,7 @@ from lm_eval_hybrid.behaviors.formats.reference_files import json_object
 from lm_eval_hybrid.behaviors.manifest import first_problem
 from lm_eval_hybrid.errors import HybridError
 
-_MAX_BYTES = 1 << 26  # all numbers of latents of a layer take a megabyte
+_MAX_BYTES = 1 << 23  # all numbers of latents of a layer take a megabyte
 _EXAMPLES = 3
 
 

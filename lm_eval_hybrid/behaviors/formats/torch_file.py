@@ -35,8 +35,10 @@ _ALLOWED = (
     | {"torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter", "collections.OrderedDict"}
     | {"_codecs.encode"}  # how protocol 2 writes an array's bytes: as text and its encoding
 )
-# Encodings of bytes into more bytes: called on their own results, they fill the memory.
-_GROWING = frozenset({"base64", "bz2", "hex", "quopri", "uu", "zlib"})
+# Encodings that make more bytes of bytes: called on their own results, they fill the memory; or that take hours.
+_GROWING = frozenset({"base64", "bz2", "hex", "idna", "punycode", "quopri", "uu", "zlib"})
+_MAX_OPCODES = 1 << 20
+_MAX_MADE = 1 << 32  # calls times bytes times 16: a pickle may call each time with all that it holds
 
 
 class Unread:
@@ -84,7 +86,7 @@ def as_float32(value: Any, what: str) -> Tensor:
         raise HybridError(f"{what} must be a tensor; found {type(value).__name__}; use another file")
     floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     # A view of one value can have any shape, and a copy of it any size.
-    if value.layout != torch.strided or value.dtype not in floats or value.numel() > _MAX_VALUES:
+    if value.layout != torch.strided or value.dtype not in floats or value.numel() > _MAX_VALUES or _repeats(value):
         raise HybridError(
             f"{what} must be a dense tensor of floating-point numbers, at most {_MAX_VALUES:,}; found {value.dtype} "
             f"{list(value.shape)}; convert it"
@@ -96,6 +98,11 @@ def as_float32(value: Any, what: str) -> Tensor:
             f"{what} must be finite as float32; found {bad} NaN or infinite of {copy.numel()} values; use another file"
         )
     return copy
+
+
+def _repeats(value: Tensor) -> bool:
+    """Whether a tensor shows bytes more than once: a small file would become a large tensor."""
+    return value.is_meta or value.numel() * value.element_size() > value.untyped_storage().nbytes()
 
 
 @contextmanager
@@ -117,9 +124,10 @@ def _check(path: Path, data: bytes) -> None:
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
         parts = archive.infolist()
-        pickles = [part for part in parts if part.filename.rsplit("/", 1)[-1] == "data.pkl"]
+        pickles = [part for part in parts if part.filename.casefold().endswith("data.pkl")]
         packed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
-        if packed or len(pickles) != 1 or sum(part.file_size for part in parts) > len(data):
+        names = {part.filename.casefold() for part in parts}  # torch does not tell A from a
+        if packed or len(pickles) != 1 or len(names) < len(parts) or sum(part.file_size for part in parts) > len(data):
             raise HybridError(f"{path}: must be as torch.save writes it; found another archive; save it again")
         problem = _problem(archive.read(pickles[0]))
     except HybridError:
@@ -134,7 +142,11 @@ def _check(path: Path, data: bytes) -> None:
 
 def _problem(pickle: bytes) -> str | None:
     """What in the bytes of a pickle is not on the list, without running it."""
-    for opcode, argument, _ in pickletools.genops(pickle):
+    calls = 0
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(pickle)):
+        calls += opcode.name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "BUILD")
+        if number > _MAX_OPCODES or 16 * calls * len(pickle) > _MAX_MADE:
+            return "far more than tensors need"
         if opcode.name == "GLOBAL":
             name = str(argument).replace(" ", ".", 1)
             if name not in _ALLOWED:

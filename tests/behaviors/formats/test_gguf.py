@@ -184,7 +184,7 @@ def tensor(name: bytes = b"direction.1", shape: tuple[int, ...] = (8,), kind: in
         (header() + text(b"a") + struct.pack("<IIQ", 9, 8, 1 << 62), "a list of"),
         (header() + text(b"a") + struct.pack("<IIQ", 9, 9, 1), "a value of type 9"),
         (header() + ARCHITECTURE + tensor(shape=(1,) * 5), "5 dimensions"),
-        (header() + ARCHITECTURE + tensor(shape=(1 << 60,)), "end beyond the file"),
+        (header() + ARCHITECTURE + tensor(shape=(1 << 60,)), "larger than the file"),
         (header() + ARCHITECTURE + tensor(offset=1 << 60) + bytes(64), "end beyond the file"),
         (header(2) + ARCHITECTURE + tensor() + tensor() + bytes(128), "direction.1 twice"),
         (header(0, 2) + ARCHITECTURE + text(b"general.alignment") + struct.pack("<II", 4, 0), "an alignment of 0"),

@@ -198,7 +198,7 @@ def test_unsound_mappings_are_refused_in_one_line(folder: Path, fields: dict, ch
     ("text", "found"),
     [
         ("a: 1\na: 2\n", "key 'a' twice"),
-        ("a: &x 1\nb: *x\n", "an anchor or alias"),
+        ("a: &x 1\nb: *x\n", "an alias of what is in line 1"),
         ("!!python/object/apply:os.system ['true']\n", "the tag"),
         ("- 1\n", "must be a mapping; found list"),
     ],
