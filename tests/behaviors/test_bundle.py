@@ -152,7 +152,7 @@ def test_tensors_without_a_digest_are_not_read(saved: Path) -> None:
 def test_a_pickle_is_not_loaded(saved: Path, tmp_path: Path) -> None:
     torch.save({"bias": torch.zeros(6)}, tmp_path / "pickle.pt")
     rewrite(saved, "tensors.safetensors", (tmp_path / "pickle.pt").read_bytes())
-    with pytest.raises(HybridError, match="must be a safetensors file"):
+    with pytest.raises(HybridError, match=r"header must have at most 1,048,576 bytes; found more"):
         Bundle.load(saved)
 
 

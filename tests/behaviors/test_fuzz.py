@@ -18,7 +18,7 @@ from lm_eval_hybrid.errors import HybridError
 from tests.behaviors.formats import layout
 from tests.behaviors.fuzzing import place as place_module
 from tests.behaviors.fuzzing.bombs import BOMBS
-from tests.behaviors.fuzzing.place import Place, forget_peak, peak_bytes
+from tests.behaviors.fuzzing.place import Place, check_line, forget_peak, peak_bytes
 from tests.behaviors.fuzzing.running import KINDS, QUICK, SLOW, outcome
 
 
@@ -67,8 +67,8 @@ def refuse(message: str, leaving: Path | None = None) -> None:
 @pytest.mark.parametrize(
     ("found", "act"),
     [
-        ("more than a line", lambda place: refuse("a\nb")),
-        ("control characters", lambda place: refuse("\x1b[2J")),
+        ("more than a line", lambda place: check_line("a\nb")),
+        ("control characters", lambda place: check_line("\x1b[2J")),
         ("was left by what was refused", lambda place: refuse("a", leaving=place.out / "a")),
         ("was left by what was written", lambda place: (place.out / ".a.new").mkdir()),
         ("written outside", lambda place: place.mark.mkdir()),
