@@ -38,7 +38,9 @@ _ALLOWED = (
 # Encodings that make more bytes of bytes: called on their own results, they fill the memory; or that take hours.
 _GROWING = frozenset({"base64", "bz2", "hex", "idna", "punycode", "quopri", "uu", "zlib"})
 _MAX_OPCODES = 1 << 20
-_MAX_MADE = 1 << 32  # calls times bytes times 16: a pickle may call each time with all that it holds
+# Calls times what each may be given, which is all that a pickle holds: 16 bytes for each of its own, 128 for each of
+# its values, which a dictionary of them takes.
+_MAX_MADE = 1 << 32
 
 
 class Unread:
@@ -145,7 +147,7 @@ def _problem(pickle: bytes) -> str | None:
     calls = 0
     for number, (opcode, argument, _) in enumerate(pickletools.genops(pickle)):
         calls += opcode.name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "BUILD")
-        if number > _MAX_OPCODES or 16 * calls * len(pickle) > _MAX_MADE:
+        if number > _MAX_OPCODES or calls * (16 * len(pickle) + 128 * number) > _MAX_MADE:
             return "far more than tensors need"
         if opcode.name == "GLOBAL":
             name = str(argument).replace(" ", ".", 1)
