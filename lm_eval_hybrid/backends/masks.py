@@ -25,7 +25,7 @@ class Branches:
 
     Attributes:
         columns: [m, T] int64, their positions; below 0 where a window is longer than the row.
-        branch: [T] int64, which branch a token belongs to.
+        branch: [T] int64, which branch a token belongs to; or [m, T], where rows have branches of their own.
         ends: [C] int64, index of each branch's last token.
         forks: [m, T] int64, position at which a token's branch leaves the row.
         shared: columns of the rows' past that any branch sees.
@@ -100,7 +100,7 @@ class Masks:
         past_distance = columns[:, :, None] - past
         own_distance = columns[:, :, None] - columns[:, None, :]
         sees_past = past < branches.forks[:, :, None]
-        sees_own = (branch[:, None] == branch) & (own_distance >= 0) & (columns >= 0)[:, None, :]
+        sees_own = (branch[..., :, None] == branch[..., None, :]) & (own_distance >= 0) & (columns >= 0)[:, None, :]
         return self._masks(torch.cat([sees_past, sees_own], 2), torch.cat([past_distance, own_distance], 2))
 
     def _masks(self, seen: Tensor, distance: Tensor) -> Mask:

@@ -147,6 +147,11 @@ class Prompt(_Part):
     prefix: str = ""
     """What follows it, such as `<think>` and a line break."""
 
+    def prefixed(self, text: str) -> str:
+        """`text` and the prefix, which is not repeated where a chat template has written it already."""
+        written = self.prefix.strip() and text.rstrip().endswith(self.prefix.strip())
+        return text if written else text + self.prefix
+
 
 class Training(_Part):
     """What made the tensors: enough to make them again, as far as it is known."""

@@ -45,6 +45,10 @@ class Bridge:
         """A base token as thinking ids, none where it does not cross."""
         return self._to_thinking.crossings.get(token, ())
 
+    def back(self, token: int) -> Crossing:
+        """A thinking token as base ids, none where it does not cross."""
+        return self._to_base.crossings.get(token, ())
+
     def to_thinking(self, ids: Tensor) -> Tensor:
         """Base ids -> the first thinking id of each, int64 of any shape, -1 where one does not cross."""
         return self._to_thinking.look_up(ids)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, linear
+from torch.nn.functional import gelu, linear, softplus
 
 from lm_eval_hybrid.decoding.policy import Directions
 from lm_eval_hybrid.errors import HybridError
@@ -95,9 +95,9 @@ class CoefficientNetwork:
     heads_bias: Tensor
 
     def coefficient(self, residual: Tensor, category: Tensor) -> Tensor:
-        """residual [rows, d_base] float32, category [rows] int64 -> [rows] float32."""
+        """residual [rows, d_base] float32, category [rows] int64 -> [rows] float32, above 0."""
         features = gelu(linear(residual, self.trunk_weight, self.trunk_bias))
-        return (self.heads_weight[category] * features).sum(-1) + self.heads_bias[category]
+        return softplus((self.heads_weight[category] * features).sum(-1) + self.heads_bias[category])
 
     def to(self, device: torch.device) -> CoefficientNetwork:
         tensors = (self.trunk_weight, self.trunk_bias, self.heads_weight, self.heads_bias)

@@ -2,21 +2,22 @@
 
 import argparse
 import logging
-import random
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm_eval_hybrid.errors import HybridError
-
 if TYPE_CHECKING:
     from lm_eval_hybrid.backends.local import LocalBackend
+    from lm_eval_hybrid.backends.sources import Source
+    from lm_eval_hybrid.discovery.pipeline import Plan
+    from lm_eval_hybrid.discovery.ranks import Ranks
 
+STEPS = ("traces", "activations", "sae", "taxonomy", "gates", "vectors", "calibration")
 EXAMPLES = """examples:
-  lm-eval-hybrid discover --recipe embedded --out behaviors/embedded/1.0.0
+  lm-eval-hybrid discover --recipe embedded --out behaviors/mine/1.0.0
+  lm-eval-hybrid discover --recipe r1-qwen-1.5b --out ~/behaviors/r1-qwen-1.5b/0.1.0 --dry-run
   lm-eval-hybrid discover --recipe my.yaml --samples out/samples_gsm8k_*.jsonl --out ~/behaviors/mine/0.1.0
+  torchrun --nproc-per-node 4 -m lm_eval_hybrid.cli discover --recipe my.yaml --out ~/behaviors/mine/0.1.0
 """
-EMBEDDED_PROMPTS = 600
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the bundle's new folder, NAME/VERSION")
     parser.add_argument("--base", help="base model, in place of the recipe's")
     parser.add_argument("--thinking", help="thinking model, in place of the recipe's")
-    parser.add_argument("--prompts", metavar="FILE", help="jsonl with a `prompt` a line, in place of the recipe's")
     parser.add_argument(
         "--samples",
         nargs="+",
@@ -40,61 +40,107 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--work",
         type=Path,
         metavar="DIR",
-        help="keeps traces and activations, to go on from (default: NAME-VERSION.discover in the current folder)",
+        help="keeps every stage's work, to go on from, and findings.html (default: NAME-VERSION.discover in the "
+        "current folder)",
     )
-    parser.add_argument("--device", default="cpu", help="of both models (default: cpu)")
+    parser.add_argument("--dry-run", action="store_true", help="show the stages, their sizes and cost; do nothing")
+    parser.add_argument("--until", choices=STEPS, help="end after this stage")
+    parser.add_argument("--device", default="cpu", help="of both models: cpu, cuda, cuda:1, auto (default: cpu)")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of both (default: float32)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle that is there")
 
 
 def run(args: argparse.Namespace) -> None:
     """Runs discovery and writes the bundle to `args.out`."""
     from lm_eval_hybrid.behaviors.bundle import check_target
-    from lm_eval_hybrid.discovery import pipeline, sources, traces
+    from lm_eval_hybrid.discovery import sources
+    from lm_eval_hybrid.discovery.pipeline import Plan
     from lm_eval_hybrid.discovery.recipe import load
+    from lm_eval_hybrid.discovery.stages import Workshop
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    out = args.out.resolve()
+    out = args.out.expanduser().resolve()
     check_target(out, args.overwrite)
-    named = {key: getattr(args, key) for key in ("base", "thinking", "prompts") if getattr(args, key)}
-    recipe = load(args.recipe, **named)
-    name, version, samples = out.parent.name, out.name, tuple(args.samples or ())
+    recipe = load(args.recipe, **{key: getattr(args, key) for key in ("base", "thinking") if getattr(args, key)})
     # All that can be wrong is read and checked before the long work begins.
-    given = sources.read(samples) if samples else _prompts(recipe.prompts, recipe.seed)
-    base, thinking = (_load(role, getattr(recipe, role), args.device) for role in ("base", "thinking"))
-    pipeline.check(base, thinking, recipe, name, version)
-    work = _folder(args.work or Path(f"{name}-{version}.discover"))
-    found = given if samples else traces.write(work / "traces.jsonl", thinking, given, recipe.max_new_tokens)
-    bundle = pipeline.discover(base, thinking, found, recipe, name, version, work, samples)
-    logging.info("%s written to %s", bundle.save(out, args.overwrite).identity, out)
+    samples = tuple(sources.read(args.samples)) if args.samples else ()
+    models = {role: _source(role, getattr(recipe, role)) for role in ("base", "thinking")}
+    configs = {role: _config(source) for role, source in models.items()}
+    workshop = Workshop(args.work or Path(f"{out.parent.name}-{out.name}.discover"))
+    identities = {role: f"{source.identity(configs[role])} {args.dtype}" for role, source in models.items()}
+    plan = Plan(recipe, workshop, identities, samples)
+    if args.dry_run:
+        from lm_eval_hybrid.report.plan import show
+
+        show(plan, configs)
+        return
+    _make(args, out, plan, models)
 
 
-def _folder(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HybridError(f"--work must be a folder; found {path}: {error.strerror}; name another") from None
-    return path
+def _make(args: argparse.Namespace, out: Path, plan: "Plan", models: "dict[str, Source]") -> None:
+    from contextlib import nullcontext
+
+    from lm_eval_hybrid.discovery import bundling, findings, summary
+    from lm_eval_hybrid.discovery.pair import Pair
+    from lm_eval_hybrid.discovery.pipeline import Run
+    from lm_eval_hybrid.discovery.ranks import Ranks
+    from lm_eval_hybrid.report import findings_page
+
+    name, version, recipe = out.parent.name, out.name, plan.recipe
+    ranks = Ranks.from_environment()
+
+    def load() -> Pair:
+        base, thinking = (_load(models[role], args.device, args.dtype, ranks) for role in ("base", "thinking"))
+        pair = Pair(base, thinking, recipe.prompt)
+        bundling.check(pair, recipe, name, version)
+        return pair
+
+    pair = load()
+    with plan.workshop.held() if ranks.first else nullcontext():
+        run = Run(plan, pair, ranks)
+        found = run.run(args.until)
+        if found is None:
+            return
+        bundle = bundling.bundle(found, pair, recipe, name, version, tuple(args.samples or ())).save(
+            out, args.overwrite
+        )
+        shown = summary.summarise(found, bundle)
+        findings.write(shown, plan.workshop.folder / "findings.json")
+        findings_page.write(shown, plan.workshop.folder / "findings.html")
+    logging.info(
+        "%s written to %s; what was found, to look at: %s", bundle.identity, out, plan.workshop.folder / "findings.html"
+    )
 
 
-def _prompts(source: str, seed: int) -> list[str]:
-    from lm_eval_hybrid.discovery.traces import read_prompts
+def _source(role: str, name: str) -> "Source":
+    from lm_eval_hybrid.backends.sources import Source
 
-    if source != "embedded":
-        return read_prompts(Path(source))
-    from lm_eval_hybrid.embedded.corpus import prompt, unseen
-
-    return [prompt(problem) for problem in islice(unseen(random.Random(f"discover:{seed}")), EMBEDDED_PROMPTS)]
+    return Source.named(role, name)
 
 
-def _load(role: str, name: str, device: str) -> "LocalBackend":
+def _config(source: "Source") -> object:
+    from transformers import AutoConfig
+
+    with source.loading():
+        return AutoConfig.from_pretrained(source.name, revision=source.revision)
+
+
+def _load(source: "Source", device: str, dtype: str, ranks: "Ranks") -> "LocalBackend":
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from lm_eval_hybrid.backends.local import LocalBackend
-    from lm_eval_hybrid.backends.sources import Source
 
-    source = Source.named(role, name)
+    # Several processes take a GPU each.
+    device = f"cuda:{ranks.local}" if device == "cuda" and ranks.world > 1 else device
+    placed = {"device_map": "auto"} if device == "auto" else {}
     with source.loading():
         tokenizer = AutoTokenizer.from_pretrained(source.name, revision=source.revision)
-        model = AutoModelForCausalLM.from_pretrained(source.name, revision=source.revision, dtype=torch.float32)
-    return LocalBackend(model.to(device).eval(), tokenizer)
+        model = AutoModelForCausalLM.from_pretrained(
+            source.name, revision=source.revision, dtype=getattr(torch, dtype), **placed
+        )
+        if device != "auto":
+            model = model.to(device)
+    return LocalBackend(model.eval(), tokenizer)

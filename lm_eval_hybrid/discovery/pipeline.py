@@ -1,185 +1,442 @@
-"""Traces -> sentences -> activations -> SAE -> vectors -> bundle."""
+"""The stages of a discovery run, in their order: traces, activations, SAEs, taxonomy, gates, vectors, calibration.
 
+`Plan` says which stages there are and what decides each; it needs no models. `Run` makes what is not there yet.
+"""
+
+import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
-from pydantic import ValidationError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from lm_eval_hybrid import __version__
-from lm_eval_hybrid.backends.local import LocalBackend
-from lm_eval_hybrid.behaviors.bundle import Bundle
-from lm_eval_hybrid.behaviors.compatibility import model_card
-from lm_eval_hybrid.behaviors.manifest import Behavior, Manifest, ModelCard, Prompt, Steering, Training, first_problem
-from lm_eval_hybrid.behaviors.manifest import Sae as SaeCard
-from lm_eval_hybrid.discovery import naming, sae, vectors
-from lm_eval_hybrid.discovery.activations import ReadTrace, read
+from lm_eval_hybrid.behaviors.files import write_file
+from lm_eval_hybrid.behaviors.manifest import Behavior
+from lm_eval_hybrid.decoding.steering import CoefficientNetwork, Steering
+from lm_eval_hybrid.discovery import calibration, effects, gates, generating, naming, sources, store, vectors
+from lm_eval_hybrid.discovery.calibration import Calibration
+from lm_eval_hybrid.discovery.descent import Point
+from lm_eval_hybrid.discovery.effects import Effects
+from lm_eval_hybrid.discovery.gates import Gates
+from lm_eval_hybrid.discovery.grading import Grades
+from lm_eval_hybrid.discovery.pair import Encoded, Pair
+from lm_eval_hybrid.discovery.pasts import Pasts
+from lm_eval_hybrid.discovery.problems import Problem, draw
+from lm_eval_hybrid.discovery.ranks import Ranks
 from lm_eval_hybrid.discovery.recipe import Recipe
-from lm_eval_hybrid.discovery.sae import Sae
-from lm_eval_hybrid.discovery.store import collect
+from lm_eval_hybrid.discovery.segments import Segment
+from lm_eval_hybrid.discovery.shards import Shards
+from lm_eval_hybrid.discovery.stages import Stage, Workshop
+from lm_eval_hybrid.discovery.sweep import Entry, LayerSweep, Sweep, sweep_layer
 from lm_eval_hybrid.discovery.traces import Trace, digest
+from lm_eval_hybrid.discovery.vectors import Fitted, Material
 from lm_eval_hybrid.errors import HybridError
 
 log = logging.getLogger(__name__)
-_UNKNOWN = Behavior(key="latent-0", latent=0, title="Latent 0", description="", examples=(), tensor="vector.latent-0")
+READ = 8192  # sentences' activations that are encoded at once
+TRACES_FILE, GRADES_FILE, VECTORS_FILE = "traces.jsonl", "grades.json", "vectors.safetensors"
 
 
 @dataclass(frozen=True)
-class Split:
-    """Traces to learn from, and others to measure on."""
+class Plan:
+    """Which stages a run has.
 
-    learned: tuple[ReadTrace, ...]
-    held_out: tuple[ReadTrace, ...]
+    Attributes:
+        models: what identifies base and thinking model, by role.
+        samples: the traces given, where none are decoded.
+    """
+
+    recipe: Recipe
+    workshop: Workshop
+    models: Mapping[str, str]
+    samples: tuple[Trace, ...] = ()
+
+    @cached_property
+    def traces(self) -> Stage:
+        recipe = self.recipe
+        decides: dict[str, Any] = {"samples": digest(self.samples)}
+        if not self.samples:
+            problems = [source.model_dump() for source in recipe.problems]
+            settings = {"count": recipe.traces.count, "max_new_tokens": recipe.traces.max_new_tokens}
+            prompt = recipe.prompt.model_dump()
+            thinking = self.models["thinking"]
+            decides = {"thinking": thinking, "prompt": prompt, "problems": problems, "seed": recipe.seed, **settings}
+        return self.workshop.stage("traces", 1, decides)
+
+    @cached_property
+    def activations(self) -> Stage:
+        decides = {"layers": self.recipe.sae.layers, "models": self.models, "prompt": self.recipe.prompt.model_dump()}
+        return self.workshop.stage("activations", 1, decides, self.traces)
+
+    @cached_property
+    def saes(self) -> tuple[Stage, ...]:
+        """One for each layer."""
+        settings = asdict(self.recipe.sae)
+        del settings["layers"]
+        settings |= {"seed": self.recipe.seed, "holdout": self.recipe.traces.holdout, "of": self.recipe.activation}
+        return tuple(
+            self.workshop.stage(f"sae-{layer}", 1, {"layer": layer, **settings}, self.activations)
+            for layer in self.recipe.sae.layers
+        )
+
+    @cached_property
+    def taxonomy(self) -> Stage:
+        # Not what only says how replies are fetched.
+        how = {"timeout", "retries", "concurrency", "key_variable", "price_in", "price_out"}
+        judge = self.recipe.judge and {k: v for k, v in asdict(self.recipe.judge).items() if k not in how}
+        return self.workshop.stage("taxonomy", 1, {"judge": judge, "seed": self.recipe.seed}, *self.saes)
+
+    @cached_property
+    def gates(self) -> Stage:
+        return self.workshop.stage("gates", 1, {"models": self.models}, *self.saes)
+
+    @cached_property
+    def vectors(self) -> tuple[Stage, ...]:
+        """One for each seed."""
+        settings = asdict(self.recipe.vectors)
+        del settings["seeds"]
+        seeds = range(self.recipe.seed, self.recipe.seed + self.recipe.vectors.seeds)
+        return tuple(
+            self.workshop.stage(f"vectors-{seed}", 1, {"seed": seed, **settings}, self.gates) for seed in seeds
+        )
+
+    @cached_property
+    def calibration(self) -> Stage:
+        recipe = self.recipe
+        problems = [source.model_dump() for source in recipe.problems]
+        decides = {**asdict(recipe.calibration), "seed": recipe.seed, "from": problems, "traces": recipe.traces.count}
+        return self.workshop.stage("calibration", 1, decides, *self.vectors)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return (
+            self.traces,
+            self.activations,
+            *self.saes,
+            self.taxonomy,
+            self.gates,
+            *self.vectors,
+            self.calibration,
+        )
 
 
-def discover(
-    base: LocalBackend,
-    thinking: LocalBackend,
-    traces: Sequence[Trace],
-    recipe: Recipe,
-    name: str,
-    version: str,
-    work: Path,
-    samples: Sequence[Path] = (),
-) -> Bundle:
-    """Finds the behaviors in `traces` and fits their vectors to the frozen base; the bundle is not saved yet.
+@dataclass(frozen=True)
+class Found:
+    """All that a bundle and its page are made of.
+
+    Attributes:
+        traces: that were read.
+        owner: [sentences] int64, the trace of each sentence.
+        sentences: what they say.
+        held_out: [sentences] bool.
+        activations: [sentences, d_thinking] float32, at the chosen layer; a `sae.Rows`.
+        codes: [sentences, latents] float32.
+        fits: one for each seed; `fitted` and `effects` are of the chosen one.
+    """
+
+    traces: list[Trace]
+    owner: Tensor
+    sentences: list[str]
+    held_out: Tensor
+    activations: Any
+    codes: Tensor
+    sweep: Sweep
+    chosen: Entry
+    grades: Grades | None
+    behaviors: tuple[Behavior, ...]
+    gates: Gates
+    fits: tuple[Fitted, ...]
+    calibration: Calibration
+    effects: Effects
+
+    @property
+    def fitted(self) -> Fitted:
+        return self.fits[self.calibration.fit]
+
+
+class Run:
+    """Makes the stages of a plan.
 
     Args:
-        work: folder that keeps the sentences' activations, so that a run resumes.
-        samples: the harness's samples files that the traces are from, where they are not of the recipe's prompts.
-
-    Raises:
-        HybridError: see `check`; or where the traces are too few or too short, or the models agree on all of them.
+        ranks: the processes that work side by side.
     """
-    card = check(base, thinking, recipe, name, version)
-    if len(traces) < 2:
-        raise HybridError(f"discovery needs traces to learn from and to measure on; found {len(traces)}; give more")
-    torch.manual_seed(recipe.seed)
-    layer = recipe.sae.layer
-    store = collect(work / "activations", thinking, traces, [layer])
-    some = split(read(thinking, base, traces, layer), recipe.holdout)
-    _require("to learn from", some.learned, recipe.sae.latents)
-    _require("held out", some.held_out, 2)  # the variance of one is none
-    sentences = [sentence.text for trace in some.learned for sentence in trace.sentences]
-    learned = store.sentences()[:, 0] < len(some.learned)
-    onsets = store.onsets(layer)
-    onsets, others = onsets[learned], onsets[~learned]
-    log.info("training the sparse autoencoder on %d sentences", len(sentences))
-    found = sae.train(onsets, recipe.sae, recipe.seed)
-    bias, rows = vectors.fit(base, found.encoder, some.learned, recipe.vectors, recipe.seed)
-    source = f"in {', '.join(path.name for path in samples)}" if samples else f"on prompts {recipe.prompts}"
-    training = {
-        "data": f"{len(traces)} traces of {recipe.thinking} {source}",
-        "data_sha256": digest(traces),
-        "holdout": measure(base, found, some.held_out, others, recipe.vectors.layer, bias, rows),
-    }
-    parts = {
-        "steering": Steering(**dict(card.steering) | {"gate_rate": round(gate_rate(some.held_out), 4)}),
-        "behaviors": naming.name(sentences, found.codes(onsets)),
-        "training": Training(**dict(card.training) | training),
-    }
-    card = Manifest(**dict(card) | parts)
-    return Bundle(card, _tensors(found, bias, rows, card))
 
+    def __init__(self, plan: Plan, pair: Pair, ranks: Ranks = Ranks()) -> None:  # noqa: B008  (frozen)
+        self._plan, self.pair, self._ranks = plan, pair, ranks
+        self._recipe = plan.recipe
 
-def check(base: LocalBackend, thinking: LocalBackend, recipe: Recipe, name: str, version: str) -> Manifest:
-    """The bundle's manifest, as far as it is known before the work; what will be found has stand-ins.
+    def run(self, until: str | None = None) -> Found | None:
+        """Makes all stages, or those up to the one of this name. None for the latter, and in all processes but one.
 
-    Raises:
-        HybridError: where the two vocabularies differ, a model lacks a layer, or a bundle cannot have that name.
-    """
-    if base.tokenizer.get_vocab() != thinking.tokenizer.get_vocab():
-        raise HybridError(
-            "discovery needs models that share their vocabulary; found two different ones; choose another pair"
+        Raises:
+            HybridError: where traces, sentences or disagreements are too few to learn from and to measure on.
+        """
+        steps: dict[str, Callable[[], object]] = {
+            "traces": lambda: self.traces,
+            "activations": lambda: self.store,
+            "sae": lambda: self.sweep if self._ranks.first else None,
+            "taxonomy": lambda: self.grades if self._ranks.first else None,
+            "gates": lambda: self.gates,
+            "vectors": lambda: self.fits if self._ranks.first else None,
+            "calibration": lambda: self.calibration if self._ranks.first else None,
+        }
+        for name, step in steps.items():
+            step()
+            self._ranks.wait()
+            if name == until:
+                return None
+        return self._found() if self._ranks.first else None
+
+    @cached_property
+    def problems(self) -> list[Problem]:
+        """Those of the traces, then those of calibration."""
+        recipe = self._recipe
+        return draw(recipe.problems, recipe.traces.count + recipe.calibration.problems, recipe.seed)
+
+    @cached_property
+    def traces(self) -> list[Trace]:
+        plan, recipe = self._plan, self._recipe
+        if plan.samples:
+            found = list(plan.samples)
+        else:
+
+            def decode(folder: Path) -> None:
+                prompts = [problem.prompt for problem in self.problems[: recipe.traces.count]]
+                generating.generate(folder / TRACES_FILE, self.pair, prompts, recipe.traces.max_new_tokens)
+
+            if self._ranks.first:
+                plan.traces.run(decode)
+            self._ranks.wait()
+            found = sources.read([plan.traces.folder / TRACES_FILE])
+        if len(found) < 2:
+            raise HybridError(f"discovery needs traces to learn from and to measure on; found {len(found)}; give more")
+        return found
+
+    @cached_property
+    def held_out_traces(self) -> Tensor:
+        """[traces] bool: the last ones, at least one, not all."""
+        count = len(self.traces)
+        kept = count - min(max(1, round(self._recipe.traces.holdout * count)), count - 1)
+        return torch.arange(count) >= kept
+
+    @cached_property
+    def encoded(self) -> list[Encoded]:
+        found = [self.pair.encode(trace) for trace in self.traces]
+        if cut := sum(one.cut for one in found):
+            log.warning("%d traces go on beyond the models' contexts; what is beyond is left out", cut)
+        if silent := sum(not one.sentences for one in found):
+            log.warning("%d of %d traces have no thought, or none with a sentence in it", silent, len(found))
+        return found
+
+    @cached_property
+    def sentences(self) -> list[str]:
+        return [sentence.text for one in self.encoded for sentence in one.sentences]
+
+    @cached_property
+    def store(self) -> store.Store:
+        def collect(folder: Path) -> None:
+            store.collect(folder, self.pair, self.traces, self._recipe.sae.layers, self._ranks)
+            self._ranks.wait()
+
+        return store.Store(Shards(self._plan.activations.run(collect), len(self.traces)))
+
+    @cached_property
+    def owner(self) -> Tensor:
+        """[sentences] int64: the trace of each."""
+        owner = self.store.sentences()[:, 0]
+        for side, wanted, least in (("learn from", False, max(self._recipe.sae.sizes)), ("measure on", True, 2)):
+            count = int((self.held_out_traces[owner] == wanted).sum())
+            if count < least:
+                raise HybridError(
+                    f"the traces to {side} must have at least {least} sentences; found {count}; give more or longer "
+                    "traces, or other sizes"
+                )
+        return owner
+
+    @cached_property
+    def held_out(self) -> Tensor:
+        """[sentences] bool."""
+        return self.held_out_traces[self.owner]
+
+    @cached_property
+    def sweep(self) -> Sweep:
+        sides = [(self.held_out == side).nonzero()[:, 0] for side in (False, True)]
+        recipe = self._recipe
+
+        def make(layer: int) -> Callable[[Path], None]:
+            def train(folder: Path) -> None:
+                rows = [self.store.rows(recipe.activation, layer, side) for side in sides]
+                texts = tuple([self.sentences[i] for i in side.tolist()] for side in sides)
+                sweep_layer(layer, *rows, recipe.sae, recipe.seed, texts).save(folder)
+
+            return train
+
+        stages = zip(self._plan.saes, recipe.sae.layers, strict=True)
+        return Sweep(tuple(LayerSweep.load(stage.run(make(layer))) for stage, layer in stages))
+
+    @cached_property
+    def chosen(self) -> Entry:
+        best = self.sweep.best()
+        log.info("chosen: %d latents at layer %d (score %.3f)", best.size, best.layer, best.figures.score)
+        return best
+
+    @cached_property
+    def codes(self) -> Tensor:
+        """[sentences, latents] float32."""
+        rows = self.store.rows(self._recipe.activation, self.chosen.layer)
+        return torch.cat([self.chosen.sae.codes(rows[i : i + READ].float()) for i in range(0, len(rows), READ)])
+
+    @cached_property
+    def grades(self) -> Grades | None:
+        if self._recipe.judge is None:
+            return None
+
+        def ask(folder: Path) -> None:
+            from lm_eval_hybrid.discovery import grading, judge
+            from lm_eval_hybrid.discovery.judge_cache import CachedJudge
+
+            # Beside the stages: a reply serves all that ask the same.
+            asked = CachedJudge(judge.load(self._recipe.judge), self._plan.workshop.folder)
+            category = self.codes.argmax(-1)
+            sides = [(self.held_out == side).nonzero()[:, 0] for side in (False, True)]
+            texts = [[self.sentences[i] for i in side.tolist()] for side in sides]
+            found = grading.grade(
+                asked,
+                texts[0],
+                category[sides[0]],
+                texts[1],
+                category[sides[1]],
+                {
+                    c: naming.exemplars(texts[0], self.codes[sides[0]], c, self._recipe.judge.examples)
+                    for c in category[sides[0]].unique().tolist()
+                },
+                self._recipe.judge,
+                self._recipe.seed,
+            )
+            write_file(folder / GRADES_FILE, found.to_json().encode())
+
+        return Grades.from_json((self._plan.taxonomy.run(ask) / GRADES_FILE).read_bytes())
+
+    @cached_property
+    def gates(self) -> Gates:
+        entry = self.chosen
+        told = self._plan.gates.digest  # of the autoencoder as well
+
+        def collect(folder: Path) -> None:
+            gates.fill(folder, self.pair, self.traces, entry.sae.encoder, entry.layer, told, self._ranks)
+            self._ranks.wait()
+
+        return gates.load(self._plan.gates.run(collect), len(self.traces))
+
+    @cached_property
+    def material(self) -> Material:
+        for side, wanted in (("learn from", False), ("measure on", True)):
+            if not bool((self.held_out_traces[self.gates.trace] == wanted).any()):
+                raise HybridError(
+                    f"the two models must disagree somewhere in the traces to {side}; found no disagreement; choose "
+                    "another pair, or give more traces"
+                )
+        strongest = self.codes.max(-1)
+        segments = [
+            Segment(trace, begin, targets, category, number)
+            for number, ((trace, begin, targets), category) in enumerate(
+                zip(_base_spans(self.encoded), strongest.indices.tolist(), strict=True)
+            )
+        ]
+        pasts = Pasts(self.pair.base, [one.base for one in self.encoded], self._recipe.vectors.layer)
+        latents = self.codes.shape[1]
+        return Material(pasts, self.gates, segments, strongest.values, self.held_out_traces, latents)
+
+    @cached_property
+    def fits(self) -> tuple[Fitted, ...]:
+        def make(seed: int) -> Callable[[Path], None]:
+            return lambda folder: _write(vectors.fit(self.material, self._recipe.vectors, seed, folder), folder)
+
+        return tuple(_read(stage.run(make(self._recipe.seed + i))) for i, stage in enumerate(self._plan.vectors))
+
+    @cached_property
+    def behaviors(self) -> tuple[Behavior, ...]:
+        learned = (~self.held_out).nonzero()[:, 0]
+        return naming.name([self.sentences[i] for i in learned.tolist()], self.codes[learned], self.grades)
+
+    def steering(self, fitted: Fitted) -> Steering:
+        """A fit as decoding takes it; a latent without a behavior steers by the bias alone, as in the bundle."""
+        keys = [f"latent-{latent}" for latent in range(len(fitted.vectors))]
+        rows = torch.zeros_like(fitted.vectors)
+        for behavior in self.behaviors:
+            keys[behavior.latent] = behavior.key
+            rows[behavior.latent] = fitted.vectors[behavior.latent]
+        layer, entry = self._recipe.vectors.layer, self.chosen
+        return Steering(layer, fitted.bias, rows, tuple(keys), entry.layer, entry.sae.encoder, fitted.network)
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        recipe = self._recipe.calibration
+        if not recipe.problems:
+            best = min(range(len(self.fits)), key=lambda i: min(p.held_out for p in self.fits[i].curves["vectors"]))
+            return Calibration(best, recipe.settings[0])
+        problems = self.problems[self._recipe.traces.count :]
+        seen = {trace.prompt for trace in self.traces}
+        problems = [problem for problem in problems if problem.prompt not in seen]
+        if not problems:
+            raise HybridError("calibration needs problems that no trace is of; found none; add some, or set it to 0")
+        fits = [self.steering(fitted) for fitted in self.fits]
+
+        def attempt(folder: Path) -> None:
+            calibration.calibrate(self.pair, fits, problems, recipe, self._recipe.seed, folder)
+
+        folder = self._plan.calibration.run(attempt)
+        return calibration.calibrate(self.pair, fits, problems, recipe, self._recipe.seed, folder)
+
+    def _found(self) -> Found:
+        calibrated = self.calibration
+        return Found(
+            traces=self.traces,
+            owner=self.owner,
+            sentences=self.sentences,
+            held_out=self.held_out,
+            activations=self.store.rows(self._recipe.activation, self.chosen.layer),
+            codes=self.codes,
+            sweep=self.sweep,
+            chosen=self.chosen,
+            grades=self.grades,
+            behaviors=self.behaviors,
+            gates=self.gates,
+            fits=self.fits,
+            calibration=calibrated,
+            effects=effects.measure(self.material, self.fits[calibrated.fit]),
         )
-    try:
-        return Manifest(
-            name=name,
-            version=version,
-            description=recipe.description,
-            license=recipe.license,
-            authors=recipe.authors,
-            citation=recipe.citation,
-            base=_model(recipe.base, base),
-            thinking=_model(recipe.thinking, thinking),
-            steering=Steering(layer=recipe.vectors.layer, coefficients=recipe.coefficients, windows=recipe.windows),
-            sae=SaeCard(layer=recipe.sae.layer, latents=recipe.sae.latents, k=recipe.sae.k),
-            behaviors=(_UNKNOWN,),
-            prompt=Prompt(thinking="raw"),
-            training=Training(
-                recipe=recipe.model_dump_json(),
-                seed=recipe.seed,
-                code_version=__version__,
-                data="none yet",
-                data_sha256="0" * 64,
-                holdout={},
-            ),
-        )
-    except ValidationError as error:
-        raise HybridError(f"{name}/{version}: {first_problem(error)}; mend the recipe, or --out NAME/VERSION") from None
 
 
-def split(traces: Sequence[ReadTrace], holdout: float) -> Split:
-    """The last `holdout` share of two or more traces is held out; each side has at least one."""
-    count = min(max(1, round(holdout * len(traces))), len(traces) - 1)
-    return Split(tuple(traces[:-count]), tuple(traces[-count:]))
+def _base_spans(encoded: Sequence[Encoded]) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+    """Of each sentence its trace, its first column in the base's row, and the base tokens that are to follow."""
+    for trace, one in enumerate(encoded):
+        for sentence in one.sentences:
+            begin, end = one.column(sentence.begin - 1), one.column(sentence.end - 1)
+            yield trace, begin, tuple(one.base[begin + 1 : end + 1])
 
 
-def gate_rate(traces: Sequence[ReadTrace]) -> float:
-    """Share of the traces' own tokens, the end token included, at which the two models disagree."""
-    return sum(len(trace.gates()) for trace in traces) / sum(len(trace.ids) - trace.begin for trace in traces)
+def _write(fitted: Fitted, folder: Path) -> None:
+    tensors = {"bias": fitted.bias, "vectors": fitted.vectors}
+    if fitted.network is not None:
+        tensors |= {f"network.{name}": tensor for name, tensor in asdict(fitted.network).items()}
+    curves = {name: [asdict(point) for point in curve] for name, curve in fitted.curves.items()}
+    write_file(folder / "curves.json", json.dumps(curves).encode())
+    write_file(folder / VECTORS_FILE, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
-def measure(
-    base: LocalBackend,
-    found: Sae,
-    traces: Sequence[ReadTrace],
-    onsets: Tensor,
-    layer: int,
-    bias: Tensor,
-    rows: Tensor,
-) -> dict[str, float]:
-    """The manifest's held-out figures: what the SAE explains, and how often steering yields the thinking token.
-
-    Args:
-        onsets: [sentences, d_thinking], of the traces.
-    """
-    hits = vectors.hit_rates(base, found.encoder, traces, layer, bias, rows)
-    figures = {"explained_variance": found.explained(onsets), "gate_rate": gate_rate(traces)}
-    figures |= {"hit_rate_bias_only": hits["bias"], "hit_rate": hits["vectors"]}
-    return {key: round(value, 4) for key, value in figures.items()}
-
-
-def _require(role: str, traces: Sequence[ReadTrace], sentences: int) -> None:
-    count = sum(len(trace.sentences) for trace in traces)
-    if count < sentences:
-        raise HybridError(
-            f"the traces {role} must have at least {sentences} sentences; found {count} in {len(traces)} traces; "
-            "give more or longer traces"
-        )
-    if not any(len(trace.gates()) for trace in traces):
-        raise HybridError(
-            f"the two models must disagree somewhere in the traces {role}; found no disagreement in {len(traces)} "
-            "traces; choose another pair, or give more traces"
-        )
-
-
-def _model(id: str, backend: LocalBackend) -> ModelCard:
-    revision = getattr(backend.config, "_commit_hash", None)  # of a model from the hub
-    return model_card(id, backend.config, backend.tokenizer, revision)
-
-
-def _tensors(found: Sae, bias: Tensor, rows: Tensor, card: Manifest) -> dict[str, Tensor]:
-    encoder = found.encoder
-    return {
-        "bias": bias,
-        **{behavior.tensor: rows[behavior.latent] for behavior in card.behaviors},
-        "sae.encoder.weight": encoder.weight,
-        "sae.encoder.bias": encoder.bias,
-        "sae.decoder.weight": found.decoder,
-        "sae.decoder.bias": encoder.decoder_bias,
-        "sae.mean": encoder.mean,
-    }
+def _read(folder: Path) -> Fitted:
+    tensors = load_file(folder / VECTORS_FILE)
+    named = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
+    curves = json.loads((folder / "curves.json").read_bytes())
+    return Fitted(
+        tensors["bias"],
+        tensors["vectors"],
+        CoefficientNetwork(**named) if named else None,
+        {name: [Point(**point) for point in curve] for name, curve in curves.items()},
+    )

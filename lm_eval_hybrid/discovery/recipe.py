@@ -1,17 +1,36 @@
 """What a discovery run is made of: a YAML file, checked."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import pydantic
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lm_eval_hybrid.behaviors import strict_yaml
-from lm_eval_hybrid.behaviors.manifest import Count, Index, Words, first_problem
-from lm_eval_hybrid.discovery.sae import SaeRecipe
-from lm_eval_hybrid.discovery.vectors import VectorRecipe
+from lm_eval_hybrid.behaviors.manifest import Count, Prompt, Words, first_problem
+from lm_eval_hybrid.discovery.calibration import CalibrationRecipe
+from lm_eval_hybrid.discovery.judge import JudgeRecipe
+from lm_eval_hybrid.discovery.problems import Source
+from lm_eval_hybrid.discovery.sweep import SaeRecipe
+from lm_eval_hybrid.discovery.vectors import Likelihood, VectorRecipe
 from lm_eval_hybrid.errors import HybridError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
+class TracesRecipe:
+    """What is decoded, where no samples are given.
+
+    Attributes:
+        count: traces.
+        max_new_tokens: of each.
+        holdout: share of the traces kept out of all training, on which the manifest's figures are measured.
+    """
+
+    count: Count
+    max_new_tokens: Count
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
 
 class Recipe(BaseModel):
@@ -19,10 +38,11 @@ class Recipe(BaseModel):
 
     Attributes:
         base, thinking: hub ids, folders, or `embedded:base` and `embedded:thinking`.
-        prompts: a jsonl file with a `prompt` a line, or `embedded`: seeded problems of the embedded pair.
-        max_new_tokens: of each trace.
-        holdout: share of the traces kept out of training, on which the manifest's figures are measured.
-        coefficients, windows: candidates that decoding tries by default.
+        prompt: how the thinking model is given what the base reads as it stands.
+        problems: what the traces, and the problems of calibration, are drawn from.
+        activation: what of a sentence the autoencoder reads: the residual at its `onset`, before its first token, where
+            decoding asks for a behavior; or, as the paper does, the `mean` over its tokens.
+        judge: a model that names the behaviors and grades the taxonomy; without one they are named after words.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,14 +53,26 @@ class Recipe(BaseModel):
     citation: str
     base: Words
     thinking: Words
-    prompts: Words
-    max_new_tokens: Count
-    holdout: Annotated[float, Field(gt=0, lt=1)]
+    prompt: Prompt
+    problems: Annotated[tuple[Source, ...], Field(min_length=1)]
+    traces: TracesRecipe
     seed: int
-    coefficients: Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Field(min_length=1)]
-    windows: Annotated[tuple[Index, ...], Field(min_length=1)]
+    activation: Literal["onset", "mean"] = "onset"
     sae: SaeRecipe
+    judge: JudgeRecipe | None = None
     vectors: VectorRecipe
+    calibration: CalibrationRecipe
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        networks = [setting for setting in self.calibration.settings if setting.select == "mlp"]
+        if networks and isinstance(self.vectors, Likelihood):
+            raise ValueError(
+                "select 'mlp' needs vectors.recipe 'disagreement', which makes its network; found likelihood"
+            )
+        if self.calibration.problems and not all(source.answer for source in self.problems):
+            raise ValueError("calibration needs problems with an `answer`; name the field, or set its problems to 0")
+        return self
 
 
 def load(name: str, **changes: Any) -> Recipe:

@@ -1,10 +1,11 @@
-"""A Top-K sparse autoencoder with a small dictionary, trained on the residuals at sentences' onsets.
+"""Top-K sparse autoencoders with small dictionaries over the residuals at sentences' onsets: recipe, rows, result.
 
-The paper (section 3) trains it on sentences' mean residuals; `activations.ReadTrace.onsets` says why this does not.
+The paper (section 3) trains them on sentences' mean residuals; `store.Store` says what speaks for their onsets.
+Training is in `autoencoders`, and the choice among sizes and layers in `sweep`.
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pydantic
 import torch
@@ -14,32 +15,57 @@ from torch.nn import functional as F
 
 from lm_eval_hybrid.behaviors.manifest import Count, Index
 from lm_eval_hybrid.decoding.steering import SparseEncoder, normalize
+from lm_eval_hybrid.discovery.rows import Rows
+from lm_eval_hybrid.errors import HybridError
+
+READ = 4096  # rows read at once where all are read
+
+Baseline = Literal["k-means", "gmm"]
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
 class SaeRecipe:
-    """How the autoencoder is trained.
+    """What is swept: one layer and one size train one autoencoder; of several, the best by its score wins.
 
     Attributes:
-        layer: of the thinking model, after which residuals are read.
-        latents: size of the dictionary.
+        layers: of the thinking model, after which residuals are read.
+        sizes: of the dictionaries, and of the baselines.
         k: latents that may be active at once.
-        restarts: trainings from different starts, of which the one with the smallest error is taken.
-        steps: optimiser steps of each.
-        rate: Adam's learning rate.
+        seeds: trainings of each size, from different starts; with 1, stability is unknown and left out of the score.
+        steps: optimiser steps at most.
+        batch: rows that a step reads; all, where there are no more.
+        rate: Adam's learning rate, which falls as a cosine.
+        tolerance: training ends early once no autoencoder's error falls by this share any more; 0: it never does.
+        baselines: set beside the autoencoders, never chosen.
+        scored: sentences of each side, at most, that figures are of; and that baselines learn from.
+        dimensions: principal components that the Gaussian mixture sees, at most.
     """
 
-    layer: Index
-    latents: Count
-    k: Count
-    restarts: Count = 8
+    layers: Annotated[tuple[Index, ...], Field(min_length=1)]
+    sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (5, 10, 15, 20, 25, 30, 35, 40, 45, 50)
+    k: Count = 3
+    seeds: Count = 3
     steps: Count = 600
-    rate: Annotated[float, Field(gt=0)] = 0.01
+    batch: Count = 1024
+    rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.001
+    baselines: tuple[Baseline, ...] = ("k-means", "gmm")
+    scored: Count = 5000
+    dimensions: Count = 32
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> "SaeRecipe":
-        if self.k > self.latents:
-            raise ValueError(f"k must be at most latents ({self.latents}); found {self.k}")
+        for name in ("layers", "sizes", "baselines"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} must differ; found {values}")
+        if self.k > min(self.sizes):
+            raise ValueError(f"k must be at most the smallest size ({min(self.sizes)}); found {self.k}")
+        for name in ("batch", "scored"):
+            if getattr(self, name) < max(self.sizes):
+                raise ValueError(
+                    f"{name} must be at least the largest size ({max(self.sizes)}); found {getattr(self, name)}"
+                )
         return self
 
 
@@ -64,53 +90,44 @@ class Sae:
         return self.encoder.codes(activations)
 
     def explained(self, activations: Tensor) -> float:
-        """Share of the variance of x that x' explains, over activations [n, d]."""
-        unit = normalize(activations, self.encoder.mean)
-        error = _error(unit, self.encoder.decoder_bias, self.decoder, self.encoder.weight, self.encoder.bias, self.k)
-        return 1 - (error / (unit - unit.mean(0)).square().sum(-1).mean()).item()
+        """Share of the variance of x that x' explains, over activations [n, d]; 0 where x does not vary."""
+        encoder = self.encoder
+        unit = unit_rows(activations, encoder.mean)
+        code = F.linear(unit - encoder.decoder_bias, encoder.weight, encoder.bias)
+        strongest = code.topk(self.k, dim=-1)
+        sparse = torch.zeros_like(code).scatter(-1, strongest.indices, strongest.values.relu())
+        error = (unit - encoder.decoder_bias - sparse @ self.decoder.T).square().sum()
+        total = (unit - unit.mean(0)).square().sum()
+        # Rows that are all the same differ from their mean by rounding.
+        return 1 - float(error / total) if total > 1e-10 * len(unit) else 0.0
 
 
-def train(activations: Tensor, recipe: SaeRecipe, seed: int) -> Sae:
-    """Trains `recipe.restarts` autoencoders on activations [n, d] float32, and returns the one that explains most."""
-    generator = torch.Generator().manual_seed(seed)
-    trained = [_train_one(activations, recipe, generator) for _ in range(recipe.restarts)]
-    return max(trained, key=lambda sae: sae.explained(activations))
+def unit_rows(rows: Tensor, mean: Tensor) -> Tensor:
+    """x [m, d] float32 of activations [m, d]; a row that is the mean itself has no direction and becomes 0."""
+    return normalize(rows.float(), mean).nan_to_num(0.0)
 
 
-def _train_one(activations: Tensor, recipe: SaeRecipe, generator: torch.Generator) -> Sae:
-    mean = activations.mean(0)
-    unit = normalize(activations, mean)
-    decoder_bias = unit.mean(0).clone().requires_grad_()
-    decoder = _spread(unit - unit.mean(0), recipe.latents, generator).T.contiguous().requires_grad_()
-    weight = decoder.detach().T.clone().requires_grad_()
-    bias = torch.zeros(recipe.latents, requires_grad=True)
-    optimizer = torch.optim.Adam([decoder_bias, decoder, weight, bias], lr=recipe.rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
-    for _ in range(recipe.steps):
-        error = _error(unit, decoder_bias, decoder, weight, bias, recipe.k)
-        optimizer.zero_grad()
-        error.backward()
-        optimizer.step()
-        schedule.step()
-        with torch.no_grad():
-            decoder /= decoder.norm(dim=0, keepdim=True)
-    encoder = SparseEncoder(mean, *(t.detach() for t in (decoder_bias, weight, bias)))
-    return Sae(encoder, decoder.detach(), recipe.k)
+def mean_of(activations: Rows) -> Tensor:
+    """[d] float32: the mean of activations [n, d], READ rows at a time.
 
-
-def _error(unit: Tensor, decoder_bias: Tensor, decoder: Tensor, weight: Tensor, bias: Tensor, k: int) -> Tensor:
-    """Mean squared distance between x and x', summed over dimensions."""
-    code = F.linear(unit - decoder_bias, weight, bias)
-    strongest = code.topk(k, dim=-1)
-    sparse = torch.zeros_like(code).scatter(-1, strongest.indices, strongest.values.relu())
-    return (unit - decoder_bias - sparse @ decoder.T).square().sum(-1).mean()
-
-
-def _spread(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` rows of `points` [n, d] far apart (as k-means++ starts), scaled to norm 1: no latent starts dead."""
-    chosen = [int(torch.randint(len(points), (1,), generator=generator))]
-    distance = (points - points[chosen[0]]).square().sum(-1)
-    while len(chosen) < count:
-        chosen.append(int(torch.multinomial(distance, 1, generator=generator)))
-        distance = torch.minimum(distance, (points - points[chosen[-1]]).square().sum(-1))
-    return F.normalize(points[chosen], dim=-1)
+    Raises:
+        HybridError: where there are none, or they are not finite, or all the same.
+    """
+    total = squares = torch.zeros((), dtype=torch.float64)
+    broken = 0
+    for first in range(0, len(activations), READ):
+        rows = activations[first : first + READ].double()
+        broken += int((~rows.isfinite().all(-1)).sum())
+        total, squares = total + rows.sum(0), squares + rows.square().sum(0)
+    count = len(activations)
+    if not count:
+        raise HybridError("activations must have a row a sentence; found none; give more traces")
+    if broken:
+        raise HybridError(
+            f"activations must be finite numbers; found {broken} of {count} rows with others; read them again"
+        )
+    mean = total / count
+    # What a constant's variance is not zero by is rounding, some 1e-16 of its square.
+    if not ((squares / count - mean.square()) > 1e-12 * squares / count).any():
+        raise HybridError(f"activations must differ; found {count} rows that are all the same; give other traces")
+    return mean.float()

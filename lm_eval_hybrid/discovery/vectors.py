@@ -1,215 +1,268 @@
-"""Bias and behavior vectors, by gradient descent on the frozen base at the positions where the two models disagree.
+"""Bias, behavior vectors and coefficient network, fitted to the frozen base by one of two recipes.
 
-The loss is the cross-entropy of the thinking model's token under the base, steered at that position alone (window 1)
-over an unsteered past: what decoding will ask of the vectors. The bias is fitted first, for all positions; then it is
-frozen, and one vector for each latent is fitted on top, at the positions where that latent is the strongest.
+- `likelihood` (paper, 2025): a vector makes the base write the thinking model's sentences. The loss is the
+  cross-entropy of a sentence given what is before it, the vector added at each of its tokens.
+- `disagreement` (paper, 2026): a vector, times the coefficient that a small network computes from the base's residual,
+  makes the base say what the thinking model would have said where the two differ. The loss is the Kullback-Leibler
+  divergence there from the thinking model's likeliest tokens to the base's distribution.
+
+Both fit the bias first, on all that there is; then it is frozen, and one vector for each latent is fitted on top, all
+in the same passes: each token's gradient goes to the vector of its own category.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
 
 import pydantic
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
-from transformers import DynamicCache
 
-from lm_eval_hybrid.backends.local import LocalBackend
 from lm_eval_hybrid.behaviors.manifest import Count, Index
-from lm_eval_hybrid.decoding.steering import SparseEncoder
-from lm_eval_hybrid.discovery.activations import ReadTrace
+from lm_eval_hybrid.decoding.steering import CoefficientNetwork
+from lm_eval_hybrid.discovery.descent import Descent, Point, Rules, Task
+from lm_eval_hybrid.discovery.gates import NONE, TOP, Gates
+from lm_eval_hybrid.discovery.pasts import Pasts
+from lm_eval_hybrid.discovery.segments import Pack, Segment, pack, steered_logits
 
-MEASURED = 16  # traces read at once when measuring
-COPIED = 2**30  # bytes of past and logits at once when measuring, unless one gate alone has more
+_CLOSED = {"frozen": True, "config": pydantic.ConfigDict(extra="forbid")}
+_ONE = 0.5413  # ln(e - 1): where softplus is 1, so that a network begins with coefficient 1
+Positive = Annotated[float, Field(gt=0)]
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
-class VectorRecipe:
-    """How the vectors are fitted.
+@pydantic.dataclasses.dataclass(**_CLOSED)
+class _Fitting:
+    """What both recipes need.
 
     Attributes:
-        layer: of the base model, after which they are added.
-        bias_epochs, epochs: passes over the traces for the bias, and for the vectors.
+        layer: of the base model, after which the vectors are added.
+        bias_epochs, epochs: passes over the data, at most, for the bias and for the vectors.
         rate: Adam's learning rate, for a residual stream of norm 1; it is scaled by the norm found.
         batch: traces in a step.
+        patience: epochs without a better held-out loss after which a fit ends.
+        seeds: fits, of which calibration chooses.
     """
 
     layer: Index
-    bias_epochs: Index = 2
-    epochs: Index = 8
-    rate: Annotated[float, Field(gt=0)] = 0.02
+    bias_epochs: Index = 3
+    epochs: Index = 12
+    rate: Positive = 0.02
     batch: Count = 16
+    patience: Count = 3
+    seeds: Count = 1
+
+
+@pydantic.dataclasses.dataclass(**_CLOSED)
+class Likelihood(_Fitting):
+    """See the module.
+
+    Attributes:
+        examples: sentences of each category that are learned from, at most. Of the twice as many that the latent
+            answers to most strongly, those which the base finds least likely.
+    """
+
+    recipe: Literal["likelihood"] = "likelihood"
+    examples: Count = 2048
+
+
+@pydantic.dataclasses.dataclass(**_CLOSED)
+class Disagreement(_Fitting):
+    """See the module.
+
+    Attributes:
+        top: of the thinking model's tokens, how many the base is to follow.
+        hidden: width of the network's trunk, which all categories share.
+        network_rate: Adam's learning rate for it.
+    """
+
+    recipe: Literal["disagreement"] = "disagreement"
+    seeds: Count = 3
+    top: Annotated[int, Field(ge=1, le=TOP)] = 3
+    hidden: Count = 64
+    network_rate: Positive = 0.005
+
+
+VectorRecipe: TypeAlias = Annotated[Likelihood | Disagreement, Field(discriminator="recipe")]
 
 
 @dataclass(frozen=True)
-class Gates:
-    """The steered positions of some traces, and what the frozen base keeps of the past there.
+class Fitted:
+    """What one seed's fit found, float32 on the CPU.
 
     Attributes:
-        residual: [g, d_base], unsteered, after the steering layer.
-        past: keys and values of each layer, each [traces, heads, n, d_head].
-        trace, position: [g] int64.
-        category: [g] int64.
-        target: [g] int64, the thinking model's token.
+        bias: [d_base]; vectors: [latents, d_base].
+        network: of the recipe `disagreement`.
+        curves: of the bias and of the vectors, an epoch a point.
     """
 
-    residual: Tensor
-    past: tuple[tuple[Tensor, Tensor], ...]
-    trace: Tensor
-    position: Tensor
-    category: Tensor
-    target: Tensor
-
-    def parts(self, size: int) -> Iterator["Gates"]:
-        """The same gates over the same past, up to `size` at a time."""
-        names = ("residual", "trace", "position", "category", "target")
-        for pieces in zip(*(getattr(self, name).split(size) for name in names), strict=True):
-            yield replace(self, **dict(zip(names, pieces, strict=True)))
+    bias: Tensor
+    vectors: Tensor
+    network: CoefficientNetwork | None
+    curves: dict[str, list[Point]]
 
 
-def fit(
-    base: LocalBackend, encoder: SparseEncoder, traces: Sequence[ReadTrace], recipe: VectorRecipe, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Fits (bias [d_base], vectors [latents, d_base]), float32 on the CPU. The base's weights stay as they are.
+@dataclass(frozen=True)
+class Material:
+    """What vectors are fitted to and measured on.
 
-    Some trace must have gates. A step keeps, besides what its gradient needs, a copy of the past and a row of logits
-    for each gate of its traces: where memory does not do for that, make `recipe.batch` smaller.
+    Attributes:
+        pasts: the base's rows of all traces.
+        gates: of all traces.
+        sentences: of all traces: number = its own, category = its strongest latent.
+        activation: [sentences], how strongly that latent answers.
+        held_out: [traces] bool.
+        latents: how many there are.
     """
-    width = base.config.get_text_config().hidden_size
-    scale = _residual_norm(base, encoder, traces, recipe)
-    bias = torch.zeros(width, device=base.device, requires_grad=True)
-    vectors = torch.zeros(len(encoder.bias), width, device=base.device, requires_grad=True)
-    base.model._module.requires_grad_(False)
-    order = torch.Generator().manual_seed(seed)
 
-    def run(name: str, parameter: Tensor, epochs: int) -> None:
-        steps = epochs * -(-len(traces) // recipe.batch)
-        optimizer = torch.optim.Adam([parameter], lr=recipe.rate * scale)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        bar = tqdm(_batches(traces, recipe.batch, epochs, order), total=steps, desc=name)
-        for some in bar:
-            gates = read_gates(base, encoder, some, recipe.layer)
-            steering = bias + vectors[gates.category]
-            logits = steered_logits(base, gates, steering, recipe.layer)
-            loss = F.cross_entropy(logits, gates.target)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            bar.set_postfix(loss=f"{loss.item():.3f}", hits=f"{_hits(logits, gates):.3f}", refresh=False)
+    pasts: Pasts
+    gates: Gates
+    sentences: Sequence[Segment]
+    activation: Tensor
+    held_out: Tensor
+    latents: int
 
-    run("bias", bias, recipe.bias_epochs)
+    def gate_segments(self, held_out: bool) -> list[Segment]:
+        """Each gate of one side as a segment; its number is its own among all gates."""
+        gates = self.gates
+        rows = zip(*(t.tolist() for t in (gates.trace, gates.column, gates.target, gates.category)), strict=True)
+        return [
+            Segment(trace, column, (target,), category, number)
+            for number, (trace, column, target, category) in enumerate(rows)
+            if bool(self.held_out[trace]) == held_out
+        ]
+
+    def sentence_segments(self, held_out: bool) -> list[Segment]:
+        return [segment for segment in self.sentences if bool(self.held_out[segment.row]) == held_out]
+
+
+def fit(material: Material, recipe: Likelihood | Disagreement, seed: int, folder: Path) -> Fitted:
+    """Fits by the recipe; the base's weights stay as they are. An interrupted fit goes on from `folder`.
+
+    There must be gates, and sentences, on either side.
+    """
+    fitter = _likelihood if isinstance(recipe, Likelihood) else _disagreement
+    return fitter(material, recipe, seed, folder)
+
+
+def _likelihood(material: Material, recipe: Likelihood, seed: int, folder: Path) -> Fitted:
+    learned, held_out = (material.sentence_segments(side) for side in (False, True))
+    bias, vectors = _zeros(material)
+    rate = recipe.rate * _residual_norm(material)
+
+    def cross_entropy(logits: Tensor, packed: Pack) -> Tensor:
+        return F.cross_entropy(logits, packed.target[packed.real], reduction="none")
+
+    def descend(name: str, parameter: Tensor, segments: Sequence[Segment], steering: Callable, epochs: int) -> list:
+        task = Task(name, {name: parameter}, {name: rate}, segments, held_out, steering, cross_entropy)
+        rules = Rules(epochs, recipe.batch, recipe.patience, seed)
+        return Descent(material.pasts, task, rules, folder).run()
+
+    curves = {
+        "bias": descend("bias", bias, learned, lambda packed: bias.expand(*packed.target.shape, -1), recipe.bias_epochs)
+    }
     bias.requires_grad_(False)
-    run("vectors", vectors, recipe.epochs)
-    return bias.detach().cpu(), vectors.detach().cpu()
+    chosen = _examples(material, learned, recipe.examples)
+    curves["vectors"] = descend(
+        "vectors", vectors, chosen, lambda packed: bias + vectors[packed.category], recipe.epochs
+    )
+    return Fitted(bias.detach().cpu(), vectors.detach().cpu(), None, curves)
 
 
-def hit_rates(
-    base: LocalBackend,
-    encoder: SparseEncoder,
-    traces: Sequence[ReadTrace],
-    layer: int,
-    bias: Tensor,
-    vectors: Tensor,
-) -> dict[str, float]:
-    """How often the steered base says the thinking token where they disagree: with the bias alone, with both.
+def _disagreement(material: Material, recipe: Disagreement, seed: int, folder: Path) -> Fitted:
+    learned, held_out = (material.gate_segments(side) for side in (False, True))
+    bias, vectors = _zeros(material)
+    norm = _residual_norm(material)
+    network = _network(material, recipe.hidden, norm, seed)
+    rates = {"vectors": recipe.rate * norm, "trunk.weight": recipe.network_rate / norm}
+    rates |= dict.fromkeys(("trunk.bias", "heads.weight", "heads.bias"), recipe.network_rate)
+    wanted = _wanted(material.gates, recipe.top, material.pasts.base.device)
 
-    Some trace must have gates.
-    """
-    bias, vectors = bias.to(base.device), vectors.to(base.device)
-    vocabulary = base.config.get_text_config().vocab_size
-    total, hits = 0, {"bias": 0, "vectors": 0}
-    for some in _with_gates(traces, MEASURED):
-        gates = read_gates(base, encoder, some, layer)
-        total += len(gates.target)
-        past = sum(kept[0].nbytes for pair in gates.past for kept in pair)
-        for part in gates.parts(max(1, COPIED // (past + 4 * vocabulary))):
-            for name, steering in (
-                ("bias", bias.expand(len(part.target), -1)),
-                ("vectors", bias + vectors[part.category]),
-            ):
-                with torch.no_grad():
-                    logits = steered_logits(base, part, steering, layer)
-                hits[name] += int((logits.argmax(-1) == part.target).sum())
-    return {name: count / total for name, count in hits.items()}
+    def divergence(logits: Tensor, packed: Pack) -> Tensor:
+        tokens, logprobs = (tensor[packed.number[packed.real]] for tensor in wanted)
+        ours = logits.log_softmax(-1).gather(1, tokens.clamp(min=0))
+        return (logprobs.exp() * (logprobs - ours)).masked_fill(tokens == NONE, 0.0).sum(-1)
+
+    def steering(packed: Pack) -> Tensor:
+        coefficient = network.coefficient(packed.residual().float(), packed.category)
+        return coefficient[..., None] * (bias + vectors[packed.category])
+
+    rules = Rules(recipe.bias_epochs, recipe.batch, recipe.patience, seed)
+    constant = Task(
+        "bias",
+        {"bias": bias},
+        {"bias": recipe.rate * norm},
+        learned,
+        held_out,
+        lambda packed: bias.expand(*packed.target.shape, -1),
+        divergence,
+    )
+    curves = {"bias": Descent(material.pasts, constant, rules, folder).run()}
+    bias.requires_grad_(False)
+    parameters = {"vectors": vectors, "trunk.weight": network.trunk_weight, "trunk.bias": network.trunk_bias}
+    parameters |= {"heads.weight": network.heads_weight, "heads.bias": network.heads_bias}
+    joint = Task("vectors", parameters, rates, learned, held_out, steering, divergence)
+    curves["vectors"] = Descent(material.pasts, joint, replace(rules, epochs=recipe.epochs), folder).run()
+    found = CoefficientNetwork(*(tensor.detach().cpu() for tensor in list(parameters.values())[1:]))
+    return Fitted(bias.detach().cpu(), vectors.detach().cpu(), found, curves)
 
 
-@torch.no_grad()
-def read_gates(base: LocalBackend, encoder: SparseEncoder, traces: Sequence[ReadTrace], layer: int) -> Gates:
-    """Runs the unsteered base over some traces and keeps what steering at their disagreements needs."""
-    width = max(len(trace.ids) for trace in traces)
-    ids = torch.stack([F.pad(trace.ids, (0, width - len(trace.ids))) for trace in traces]).to(base.device)
-    cache, hook, model = DynamicCache(), base.layers[layer], base.model
-    # Padded on the right: no gate looks there.
-    with model.trace(input_ids=ids, use_cache=True, logits_to_keep=1, **{base.cache_argument: cache}):
-        residual = hook.output.save()
-    positions = [trace.gates() for trace in traces]
-    owner = torch.cat([torch.full_like(p, i) for i, p in enumerate(positions)]).to(base.device)
-    position = torch.cat(positions).to(base.device)
-    read = torch.cat([trace.residual[p] for trace, p in zip(traces, positions, strict=True)])
-    target = torch.cat([trace.thinking_choice[p] for trace, p in zip(traces, positions, strict=True)])
-    return Gates(
-        residual=residual[owner, position],
-        past=tuple((kept.keys, kept.values) for kept in cache.layers),
-        trace=owner,
-        position=position,
-        category=encoder.category(read).to(base.device),
-        target=target.to(base.device),
+def _zeros(material: Material) -> tuple[Tensor, Tensor]:
+    base = material.pasts.base
+    width = base.config.get_text_config().hidden_size
+    return tuple(
+        torch.zeros(size, device=base.device, requires_grad=True) for size in ((width,), (material.latents, width))
     )
 
 
-def steered_logits(base: LocalBackend, gates: Gates, steering: Tensor, layer: int) -> Tensor:
-    """Logits [g, vocab] with steering [g, d_base] added at each gate's own position, over an unsteered past.
-
-    Every gate gets its own copy of its trace's past; so the caller bounds the gates.
-    """
-    cache = DynamicCache()
-    length = gates.past[0][0].shape[2]
-    for index, (keys, values) in enumerate(gates.past):
-        cache.update(keys[gates.trace], values[gates.trace], index)
-    # A gate sees the columns before its position, and itself, which stands after all of the past.
-    before = torch.arange(length, device=base.device) < gates.position[:, None]
-    mask = torch.cat([before, before.new_ones(len(before), 1)], dim=1).long()
-    arguments = {
-        "input_ids": gates.target[:, None],  # of the right shape; what they embed to is skipped
-        "attention_mask": mask,
-        "position_ids": gates.position[:, None],
-        base.cache_argument: cache,
-    }
-    steered = (gates.residual + steering)[:, None]
-    model, skipped = base.model, base.layers[: layer + 1]
-    with model.trace(**arguments, use_cache=True):
-        for below in skipped:
-            below.skip(steered)
-        logits = model.output.logits.save()
-    return logits[:, -1].float()
+def _network(material: Material, hidden: int, norm: float, seed: int) -> CoefficientNetwork:
+    """A network that begins with coefficient 1, its trunk fit for residuals of this norm."""
+    device = material.pasts.base.device
+    width = material.pasts.base.config.get_text_config().hidden_size
+    trunk = torch.randn(hidden, width, generator=torch.Generator().manual_seed(seed)) / norm
+    tensors = (trunk, torch.zeros(hidden), torch.zeros(material.latents, hidden), torch.full((material.latents,), _ONE))
+    return CoefficientNetwork(*(tensor.to(device).requires_grad_() for tensor in tensors))
 
 
-def _batches(
-    traces: Sequence[ReadTrace], size: int, epochs: int, order: torch.Generator
-) -> Iterator[Sequence[ReadTrace]]:
-    for _ in range(epochs):
-        shuffled = torch.randperm(len(traces), generator=order).tolist()
-        yield from _with_gates([traces[i] for i in shuffled], size)
+def _wanted(gates: Gates, top: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The thinking model's likeliest tokens that cross, [g, top], NONE where there are fewer, and log-probabilities
+    that add up to 1 over them."""
+    crosses = gates.top != NONE
+    # Those that cross first, in their order.
+    order = (~crosses).long().argsort(dim=-1, stable=True)[:, :top]
+    tokens = gates.top.gather(1, order)
+    logprobs = gates.top_logprob.gather(1, order).masked_fill(tokens == NONE, -torch.inf).log_softmax(-1)
+    return tokens.to(device), logprobs.masked_fill(tokens == NONE, 0.0).to(device)
 
 
-def _with_gates(traces: Sequence[ReadTrace], size: int) -> Iterator[Sequence[ReadTrace]]:
-    """Batches of traces, but for those without a single gate, which have nothing to steer."""
-    for first in range(0, len(traces), size):
-        some = traces[first : first + size]
-        if any(len(trace.gates()) for trace in some):
-            yield some
+@torch.no_grad()
+def _residual_norm(material: Material) -> float:
+    """Mean norm of the unsteered residual at gates, of some traces."""
+    some = material.gate_segments(held_out=False)[:1000]
+    total = sum(
+        packed.residual()[packed.real].float().norm(dim=-1).sum().item() for packed in pack(material.pasts, some)
+    )
+    return total / len(some)
 
 
-def _residual_norm(
-    base: LocalBackend, encoder: SparseEncoder, traces: Sequence[ReadTrace], recipe: VectorRecipe
-) -> float:
-    some = next(_with_gates(traces, recipe.batch))
-    return read_gates(base, encoder, some, recipe.layer).residual.norm(dim=-1).mean().item()
-
-
-def _hits(logits: Tensor, gates: Gates) -> float:
-    return (logits.argmax(-1) == gates.target).float().mean().item()
+@torch.no_grad()
+def _examples(material: Material, learned: Sequence[Segment], most: int) -> list[Segment]:
+    """Of each category the sentences to learn from; see `Likelihood.examples`."""
+    unlikely = torch.zeros(len(material.sentences))
+    by_category: dict[int, list[Segment]] = {}
+    for segment in sorted(learned, key=lambda s: (-float(material.activation[s.number]), s.number)):
+        by_category.setdefault(segment.category, []).append(segment)
+    some = [segment for segments in by_category.values() for segment in segments[: 2 * most]]
+    if any(len(segments) > most for segments in by_category.values()):
+        for packed in pack(material.pasts, some):
+            still = torch.zeros_like(packed.residual())
+            logits = steered_logits(material.pasts, packed, still)[packed.real]
+            loss = F.cross_entropy(logits, packed.target[packed.real], reduction="none").cpu()
+            unlikely.index_add_(0, packed.number[packed.real].cpu(), loss)
+    found: list[Segment] = []
+    for segments in by_category.values():
+        perplexity = {s.number: float(unlikely[s.number]) / len(s.targets) for s in segments[: 2 * most]}
+        found += sorted(segments[: 2 * most], key=lambda s: (-perplexity[s.number], s.number))[:most]
+    return sorted(found, key=lambda s: s.number)

@@ -25,11 +25,17 @@ def after_thought(text: str) -> str:
     return text.rpartition(THOUGHT_END)[2]
 
 
-def final_answer(text: str) -> str | None:
-    r"""The last `\boxed{}` or `####` answer of `text`, whichever comes later, else its last number, else None."""
+def marked_answer(text: str) -> str | None:
+    r"""The last `\boxed{}` or `####` answer of `text`, whichever comes later, else None."""
     marked = [found for found in (_last_boxed(text), _last_hashes(text)) if found is not None]
-    if marked:
-        return max(marked)[1]
+    return max(marked)[1] if marked else None
+
+
+def final_answer(text: str) -> str | None:
+    """The marked answer of `text` (see `marked_answer`), else its last number, else None."""
+    marked = marked_answer(text)
+    if marked is not None:
+        return marked
     numbers = _NUMBER.findall(text)
     return numbers[-1].strip() if numbers else None
 

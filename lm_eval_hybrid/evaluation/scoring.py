@@ -9,7 +9,7 @@ these, rather than a zero that nobody measured; for the same reason a policy tha
 from collections.abc import Callable
 from typing import Any
 
-from lm_eval_hybrid.decoding.trace import Generation
+from lm_eval_hybrid.decoding.trace import Finish, Generation
 from lm_eval_hybrid.evaluation.answers import (
     THOUGHT_END,
     after_thought,
@@ -31,23 +31,32 @@ def math500(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
 
 
 def thought_unfinished(response: str) -> bool:
-    """Whether the answer ends inside a thought, so that nothing in it is an answer yet.
+    """Whether the answer ends inside a thought, as far as it says how it came to be."""
+    generation: Generation | None = getattr(response, "generation", None)
+    return unfinished(response, getattr(response, "thought_open", False), generation and generation.finish)
+
+
+def unfinished(text: str, opened_by_prompt: bool, finish: Finish | None) -> bool:
+    """Whether an answer ends inside a thought, so that nothing in it is an answer yet.
 
     A thought that the prompt opened, which leaves no mark in the answer, is unfinished where the length limit or a stop
-    string cut it; where the model itself ended, what it wrote counts.
+    string cut it; where the model itself ended, or nobody knows, what it wrote counts.
     """
-    if thought_is_open(response):
+    if thought_is_open(text):
         return True
-    generation: Generation | None = getattr(response, "generation", None)
-    opened_by_prompt = getattr(response, "thought_open", False) and THOUGHT_END not in response
-    return opened_by_prompt and generation is not None and generation.finish != "eos"
+    return opened_by_prompt and THOUGHT_END not in text and finish not in (None, "eos")
+
+
+def is_right(text: str, truth: str | None, same: Callable[[str, str], bool] = same_expression) -> bool:
+    """Whether the answer that a finished thought and what follows it end in is the true one."""
+    answer = final_answer(after_thought(text))
+    return answer is not None and truth is not None and same(answer, truth)
 
 
 def _score(response: str, truth: str | None, same: Callable[[str, str], bool]) -> dict[str, float]:
-    unfinished = thought_unfinished(response)
-    answer = None if unfinished else final_answer(after_thought(response))
-    right = answer is not None and truth is not None and same(answer, truth)
-    scores = {"exact_match": float(right), "thought_unfinished": float(unfinished)}
+    open_still = thought_unfinished(response)
+    right = not open_still and is_right(response, truth, same)
+    scores = {"exact_match": float(right), "thought_unfinished": float(open_still)}
     generation: Generation | None = getattr(response, "generation", None)
     if generation is not None:
         scores["steered_fraction"] = generation.steered_fraction

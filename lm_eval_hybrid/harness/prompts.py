@@ -47,15 +47,10 @@ class ThinkingReader:
         return self.prompt.model_dump()
 
     def text(self, context: str, templated: bool) -> str:
-        """The prompt for `context`, which is left alone where the harness has put it in a chat template already.
-
-        A prefix that the template writes itself is not repeated.
-        """
+        """The prompt for `context`, which is left alone where the harness has put it in a chat template already."""
         wrap = self.prompt.thinking == "chat" and not templated
         text = self.model.apply_chat_template([{"role": "user", "content": context}]) if wrap else context
-        prefix = self.prompt.prefix
-        written = prefix.strip() and text.rstrip().endswith(prefix.strip())
-        return text if written else text + prefix
+        return self.prompt.prefixed(text)
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a prompt; for an empty one the token that the model begins texts with."""

@@ -6,21 +6,29 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from lm_eval_hybrid.backends.local import LocalBackend
-from lm_eval_hybrid.discovery.activations import ReadTrace, read
-from lm_eval_hybrid.discovery.traces import Trace, write
+from lm_eval_hybrid.behaviors.manifest import Prompt
+from lm_eval_hybrid.discovery.generating import generate
+from lm_eval_hybrid.discovery.pair import Pair
+from lm_eval_hybrid.discovery.traces import Trace
 from tests.tiny_system import tiny_model, tiny_tokenizer
 
-SAE_LAYER = 2
+RAW = Prompt(thinking="raw")
 
 
 @dataclass(frozen=True)
 class Studied:
     """A random pair over one vocabulary that disagrees at times, with traces of its thinking model."""
 
-    base: LocalBackend
-    thinking: LocalBackend
+    pair: Pair
     traces: list[Trace]
-    read: list[ReadTrace]
+
+    @property
+    def base(self) -> LocalBackend:
+        return self.pair.base
+
+    @property
+    def thinking(self) -> LocalBackend:
+        return self.pair.thinking
 
 
 def bos_tokenizer() -> PreTrainedTokenizerFast:
@@ -38,7 +46,6 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> Studied:
     with torch.no_grad():
         for weight in thinking.model.parameters():
             weight.add_(torch.randn_like(weight) * 0.01)
-    backends = [LocalBackend(model, tiny_tokenizer()) for model in (base, thinking)]
+    pair = Pair(*(LocalBackend(model, tiny_tokenizer()) for model in (base, thinking)), RAW)
     path = tmp_path_factory.mktemp("traces") / "traces.jsonl"
-    traces = write(path, backends[1], [f"Question {i}: one. two?" for i in range(12)], max_new_tokens=40)
-    return Studied(*backends, traces, read(backends[1], backends[0], traces, SAE_LAYER))
+    return Studied(pair, generate(path, pair, [f"Question {i}: one. two?" for i in range(12)], max_new_tokens=40))

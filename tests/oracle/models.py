@@ -201,7 +201,7 @@ def random_steering(
         trunk_weight=normal(8, base.shape[-1]) / size,
         trunk_bias=0.1 * normal(8),
         heads_weight=0.5 * normal(latents, 8),
-        heads_bias=torch.ones(latents),
+        heads_bias=torch.full((latents,), 0.5),
     )
 
 

@@ -99,7 +99,8 @@ def mlp_coefficient(steering: NaiveSteering, hidden: Tensor, category: int) -> f
     """The coefficient that the small network gives to `category` for one base residual `hidden` [d_base]."""
     inner = steering.trunk_weight @ hidden + steering.trunk_bias
     gelu = inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2)))
-    return float(steering.heads_weight[category] @ gelu + steering.heads_bias[category])
+    outer = steering.heads_weight[category] @ gelu + steering.heads_bias[category]
+    return float(torch.log1p(torch.exp(outer)))
 
 
 def preference(candidate: dict[str, Any]) -> tuple[float, float, float]:

@@ -209,10 +209,12 @@ def test_mlp_selection_is_the_network_on_the_unsteered_residual(pair: Pair, stee
         states = pair.base(torch.tensor([PROMPT]), output_hidden_states=True).hidden_states
     inner = torch.nn.functional.linear(states[steering.layer + 1][0, -1], steering.trunk_weight, steering.trunk_bias)
     outer = torch.nn.functional.linear(torch.nn.functional.gelu(inner), steering.heads_weight, steering.heads_bias)
-    assert record["coefficient"] == pytest.approx(float(outer[record["category"]]), rel=1e-5)
+    expected = torch.nn.functional.softplus(outer[record["category"]])
+    assert record["coefficient"] == pytest.approx(float(expected), rel=1e-5)
     hidden = torch.zeros_like(steering.bias)
     silent = replace(steering, trunk_bias=torch.zeros(8))
-    assert mlp_coefficient(silent, hidden, 2) == float(steering.heads_bias[2])
+    # ln(1 + e^b): never below zero.
+    assert mlp_coefficient(silent, hidden, 2) == pytest.approx(math.log(1 + math.exp(steering.heads_bias[2])), rel=1e-6)
 
 
 # Gates, categories, directions

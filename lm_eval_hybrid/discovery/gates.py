@@ -1,0 +1,170 @@
+"""Where the two models disagree in the thinking model's traces: what steering is to bring about there.
+
+At such a place decoding opens its gate. What is kept of it is small, a few numbers, however wide the models are and
+however long the traces.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lm_eval_hybrid.backends.local import LocalBackend
+from lm_eval_hybrid.decoding.steering import SparseEncoder
+from lm_eval_hybrid.discovery.pair import Encoded, Pair
+from lm_eval_hybrid.discovery.ranks import Ranks
+from lm_eval_hybrid.discovery.shards import Shards
+from lm_eval_hybrid.discovery.traces import Trace, digest
+
+SCHEMA = 1
+TOP = 8
+"""Tokens of the thinking model's distribution that are kept."""
+
+LOGITS = 2**28  # float32 logits at once, unless one row alone has more
+NONE = -1
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Places where the two models' choices differ, in the order of traces, g in all.
+
+    Attributes:
+        trace: [g] int64, index of the trace.
+        column: [g] int64, the base's last token there, in its row (`pair.Encoded.base`).
+        target: [g] int64, the thinking model's choice, as a base token.
+        top: [g, TOP] int64, its likeliest tokens as base tokens, NONE where one does not cross.
+        top_logprob: [g, TOP] float32, their log-probabilities.
+        category: [g] int64, the strongest latent there.
+        places: [traces] int64, in how many places of each trace the models were compared.
+    """
+
+    trace: Tensor
+    column: Tensor
+    target: Tensor
+    top: Tensor
+    top_logprob: Tensor
+    category: Tensor
+    places: Tensor
+
+    def of(self, traces: Tensor) -> "Gates":
+        """Those in some traces only, [n] int64; `places` of these traces."""
+        wanted = torch.isin(self.trace, traces)
+        named = ("trace", "column", "target", "top", "top_logprob", "category")
+        return Gates(**{name: getattr(self, name)[wanted] for name in named}, places=self.places[traces])
+
+    @property
+    def rate(self) -> float:
+        """Share of the places compared at which the models differ."""
+        return len(self.trace) / max(1, int(self.places.sum()))
+
+
+def fill(
+    folder: Path,
+    pair: Pair,
+    traces: Sequence[Trace],
+    encoder: SparseEncoder,
+    layer: int,
+    told: str,
+    ranks: Ranks = Ranks(),  # noqa: B008  (frozen)
+) -> None:
+    """Run both models over this process's share of the traces that are missing in `folder`.
+
+    Args:
+        encoder: names the category, of the thinking model's residual stream after `layer`.
+        told: tells the encoder from others.
+    """
+    made_of = {"schema": SCHEMA, "traces": digest(traces), "encoder": told, "layer": layer}
+
+    def read(some: range) -> Mapping[str, Tensor]:
+        return _read(pair, [pair.encode(traces[i]) for i in some], encoder, layer, some.start)
+
+    Shards(folder, len(traces)).fill(made_of | pair.identity(), read, "gates", ranks.rank, ranks.world)
+
+
+def load(folder: Path, traces: int) -> Gates:
+    """What all processes have written there, of so many traces."""
+    shards = Shards(folder, traces)
+    return Gates(**{field.name: shards.tensor(field.name) for field in fields(Gates)})
+
+
+def _read(
+    pair: Pair, encoded: Sequence[Encoded], encoder: SparseEncoder, layer: int, first: int
+) -> Mapping[str, Tensor]:
+    """The tensors of some traces, of which `first` is the first's index."""
+    found: dict[int, dict[str, Tensor]] = {}
+    widest = max(b.config.get_text_config().vocab_size for b in (pair.base, pair.thinking))
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].thinking))
+    for some in in_batches(order, [max(len(e.thinking), len(e.base)) for e in encoded], LOGITS // (4 * widest)):
+        rows = [encoded[i] for i in some]
+        said, residuals = next_logits(pair.thinking, [row.thinking for row in rows], layer)
+        ours, _ = next_logits(pair.base, [row.base for row in rows], None)
+        for row, i in enumerate(some):
+            found[i] = _compare(pair, encoded[i], said[row], ours[row], residuals[row], encoder)
+            found[i]["trace"] = torch.full_like(found[i]["column"], first + i)
+    return {name: torch.cat([found[i][name] for i in range(len(encoded))]) for name in found[0]}
+
+
+def _compare(
+    pair: Pair, encoded: Encoded, said: Tensor, ours: Tensor, residual: Tensor, encoder: SparseEncoder
+) -> dict[str, Tensor]:
+    """One trace.
+
+    Args:
+        said, ours: [n, vocab], what each model says after each of its tokens.
+        residual: [n, d], the thinking model's.
+    """
+    bridge = pair.bridge
+    first, last = encoded.begin - 1, len(encoded.thinking) - 1  # after the last token nothing is said any more
+    columns = torch.tensor(encoded.columns[: last - first], dtype=torch.int64)
+    theirs = bridge.thinking_logits(said[first:last]).argmax(-1)
+    choice = bridge.base_logits(ours[columns.to(ours.device)]).argmax(-1)
+    differ = ~bridge.agree(choice, theirs.to(choice.device)).cpu()
+    where = differ.nonzero()[:, 0]
+    there = bridge.thinking_logits(said[first:last][where.to(said.device)].float())
+    top = there.log_softmax(-1).topk(TOP)
+    read = residual[first:last][where.to(residual.device)].float().cpu()
+    return {
+        "column": columns[where],
+        "target": bridge.to_base(theirs).cpu()[where],
+        "top": bridge.to_base(top.indices).cpu(),
+        "top_logprob": top.values.cpu(),
+        "category": encoder.category(read),
+        "places": torch.tensor([len(columns)]),
+    }
+
+
+@torch.no_grad()
+def next_logits(backend: LocalBackend, rows: Sequence[Sequence[int]], layer: int | None) -> tuple[Tensor, Tensor]:
+    """One pass over rows of tokens: logits [rows, n, vocab], and residuals [rows, n, d] after `layer` (None: the last).
+
+    Beyond a row's end both mean nothing.
+    """
+    arguments = padded(backend, rows)
+    hook = backend.layers[-1 if layer is None else layer]
+    residual, logits = backend.read_pass(backend.model, hook, {**arguments, "use_cache": False})
+    return logits.to(backend.device), residual.to(backend.device)
+
+
+def padded(backend: LocalBackend, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Rows as input ids and mask, padded on the right, where causal attention never looks."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=backend.device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=backend.device)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def in_batches(order: Sequence[int], lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Indices in order, as many together as `tokens` holds when padded to the longest of them; at least one."""
+    some: list[int] = []
+    longest = 0
+    for index in order:
+        longest = max(longest, lengths[index])
+        if some and (len(some) + 1) * longest > tokens:
+            yield some
+            some, longest = [], lengths[index]
+        some.append(index)
+    if some:
+        yield some

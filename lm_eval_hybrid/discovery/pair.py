@@ -1,0 +1,144 @@
+"""The two models that discovery looks at, and what each reads of a trace.
+
+A trace is the thinking model's own: it is in that model's tokens, after that model's prompt. The base reads the same
+text after the prompt as it stands (DESIGN, section 4), token by token as decoding would have handed it over: so where
+the vocabularies differ in special tokens, as those of distilled models do, or altogether, a place in the one row has
+its place in the other.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+
+from transformers import PreTrainedTokenizerBase
+
+from lm_eval_hybrid.backends.local import LocalBackend
+from lm_eval_hybrid.behaviors.manifest import Prompt
+from lm_eval_hybrid.decoding import request
+from lm_eval_hybrid.decoding.bridge import Bridge
+from lm_eval_hybrid.discovery.sentences import Sentence, split
+from lm_eval_hybrid.discovery.thoughts import thought
+from lm_eval_hybrid.discovery.traces import Trace
+from lm_eval_hybrid.errors import HybridError
+
+SEEN = 256  # values of each weight that tell models apart
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A trace as token ids of both models, prompts and end tokens included.
+
+    Attributes:
+        thinking, base: ids of each model.
+        begin: where the trace begins in `thinking`; the token before it is the prompt's last.
+        columns: of each place in `thinking`, from `begin` - 1 on: the last token in `base` of what was read there.
+        sentences: of the trace's thought; their spans index `thinking`.
+        cut: whether the trace goes on beyond what a model can read.
+    """
+
+    thinking: list[int]
+    base: list[int]
+    begin: int
+    columns: list[int]
+    sentences: tuple[Sentence, ...]
+    cut: bool
+
+    def column(self, place: int) -> int:
+        """The base's place for one of the thinking model's, from the prompt's last on."""
+        return self.columns[place - (self.begin - 1)]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both models, and how the thinking model is given a prompt.
+
+    Attributes:
+        prompt: as it stands (`raw`) or as a user turn of the chat template (`chat`), then a prefix.
+    """
+
+    base: LocalBackend
+    thinking: LocalBackend
+    prompt: Prompt
+
+    def __post_init__(self) -> None:
+        """Raises HybridError for tokenizers that cannot be aligned, or that do not do what discovery needs."""
+        tokenizer = self.thinking.tokenizer
+        if self.prompt.thinking == "chat" and not tokenizer.chat_template:
+            raise HybridError(
+                f"a chat prompt needs a tokenizer with a chat template; found none in {tokenizer.name_or_path}; "
+                "set prompt.thinking to raw"
+            )
+        if not tokenizer.is_fast:
+            raise HybridError(
+                "discovery needs a thinking model with a fast tokenizer, which says where tokens stand in their text; "
+                f"found {type(tokenizer).__name__}; convert it"
+            )
+        if tokenizer.eos_token_id is None or self.base.tokenizer.eos_token_id is None:
+            raise HybridError("discovery needs tokenizers with an end token; found one without; set eos_token")
+        _ = self.bridge
+
+    @cached_property
+    def bridge(self) -> Bridge:
+        return Bridge(self.base.tokenizer, self.thinking.tokenizer)
+
+    def thinking_text(self, prompt: str) -> str:
+        """What the thinking model reads where the base reads `prompt`."""
+        text = prompt
+        if self.prompt.thinking == "chat":
+            turn = [{"role": "user", "content": prompt}]
+            text = self.thinking.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        return self.prompt.prefixed(text)
+
+    def prompts(self, prompt: str) -> request.Prompt:
+        """A prompt in the tokens of each model, as decoding takes it."""
+        return request.Prompt(
+            prompt_ids(self.base.tokenizer, prompt),
+            prompt_ids(self.thinking.tokenizer, self.thinking_text(prompt)),
+        )
+
+    def encode(self, trace: Trace) -> Encoded:
+        """A trace as both models read it: as much of it as goes into the context of both."""
+        prompts, written = self.prompts(trace.prompt), self.thinking_text(trace.prompt)
+        tokenizer, begin = self.thinking.tokenizer, len(prompts.thinking_ids)
+        answer = tokenizer(trace.text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = [*answer.input_ids, tokenizer.eos_token_id]
+        base, columns = list(prompts.base_ids), [len(prompts.base_ids) - 1]
+        room = self.thinking.context_length - begin
+        for token in ids[: max(0, room)]:
+            crossed = self.bridge.back(token)
+            if len(base) + len(crossed) > self.base.context_length:
+                break
+            base += crossed
+            columns.append(len(base) - 1)
+        kept = len(columns) - 1
+        span = thought(trace.text, written)
+        ends = [end for _, end in answer.offset_mapping]
+        found = [] if span is None else split(trace.text, ends, span.begin, span.end)
+        moved = tuple(Sentence(s.text, s.begin + begin, s.end + begin) for s in found if s.end <= kept)
+        return Encoded([*prompts.thinking_ids, *ids[:kept]], base, begin, columns, moved, kept < len(ids))
+
+    def identity(self) -> dict[str, str | dict[str, str]]:
+        """What everything that is computed from both models depends on, as plain data."""
+        return {
+            "base": fingerprint(self.base),
+            "thinking": fingerprint(self.thinking),
+            "prompt": self.prompt.model_dump(),
+        }
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Token ids of a prompt as decoding reads it: with the tokenizer's special tokens, but no second BOS."""
+    begun = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
+    return tokenizer(prompt, add_special_tokens=not begun).input_ids
+
+
+def fingerprint(backend: LocalBackend) -> str:
+    """sha256 (hex) of a tokenizer's vocabulary and chat template, and of the names, shapes and first values of a
+    model's weights: cheap, and training changes it."""
+    tokenizer = backend.tokenizer
+    content = hashlib.sha256(json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]).encode())
+    for name, weight in backend.model._module.named_parameters():
+        first = weight.detach().reshape(-1)[:SEEN].float().cpu()
+        content.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + first.numpy().tobytes())
+    return content.hexdigest()

@@ -1,0 +1,149 @@
+"""Stretches of the traces that are steered as one, over an unsteered past: a single place, or a whole sentence.
+
+All segments of a trace are read in one pass, each as a branch of its own (`backends/masks.Branches`): it sees the
+trace before it, unsteered, and itself, steered. So whatever the number of segments, a trace's past is there once.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lm_eval_hybrid.backends.masks import Branches
+from lm_eval_hybrid.discovery.pasts import Past, Pasts
+
+IGNORED = -100
+LOGITS = 2**28
+"""Bytes of float32 logits in a pass, unless one segment alone has more; its gradient takes as many again."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Columns [begin, end) of a row that are steered, and the token that is to follow each.
+
+    Attributes:
+        row: which row of `Pasts`.
+        targets: one base token a column.
+        category: the latent whose vector steers it.
+        number: its own, in whatever it is one of.
+    """
+
+    row: int
+    begin: int
+    targets: tuple[int, ...]
+    category: int
+    number: int
+
+    @property
+    def end(self) -> int:
+        return self.begin + len(self.targets)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Segments of some rows, read in one pass: m rows, T tokens each at most.
+
+    Attributes:
+        past: of the rows.
+        branches: [m, T] columns and segments; padding is in column -1.
+        target: [m, T] int64, IGNORED in padding.
+        category: [m, T] int64.
+        number: [m, T] int64, of each token's segment; -1 in padding.
+    """
+
+    past: Past
+    branches: Branches
+    target: Tensor
+    category: Tensor
+    number: Tensor
+
+    @property
+    def real(self) -> Tensor:
+        """[m, T] bool: what is not padding."""
+        return self.target != IGNORED
+
+    def residual(self) -> Tensor:
+        """[m, T, d]: unsteered, after the steering layer, at each token."""
+        columns = self.branches.columns.clamp(min=0)
+        rows = torch.arange(len(columns), device=columns.device)[:, None]
+        return self.past.residual[rows, columns]
+
+
+def pack(pasts: Pasts, segments: Sequence[Segment]) -> Iterator[Pack]:
+    """Segments, in passes of bounded size, in an order that depends on them alone."""
+    vocabulary = pasts.base.config.get_text_config().vocab_size
+    room = max(1, LOGITS // (4 * vocabulary))
+    by_row: dict[int, list[Segment]] = {}
+    for segment in segments:
+        by_row.setdefault(segment.row, []).append(segment)
+    some: list[tuple[int, list[Segment]]] = []
+    longest = 0
+    for row, whole in by_row.items():
+        for part in _parts(whole, room):
+            tokens = sum(len(segment.targets) for segment in part)
+            if some and (len(some) + 1) * max(longest, tokens) > room:
+                yield _packed(pasts, some)
+                some, longest = [], 0
+            some.append((row, part))
+            longest = max(longest, tokens)
+    if some:
+        yield _packed(pasts, some)
+
+
+def _parts(segments: Sequence[Segment], room: int) -> Iterator[list[Segment]]:
+    """Of one row, as many segments together as there is room for; at least one."""
+    some: list[Segment] = []
+    tokens = 0
+    for segment in segments:
+        if some and tokens + len(segment.targets) > room:
+            yield some
+            some, tokens = [], 0
+        some.append(segment)
+        tokens += len(segment.targets)
+    yield some
+
+
+def _packed(pasts: Pasts, rows: Sequence[tuple[int, Sequence[Segment]]]) -> Pack:
+    device = pasts.base.device
+    past = pasts.read([row for row, _ in rows])
+    width = max(sum(len(segment.targets) for segment in part) for _, part in rows)
+    size = (len(rows), width)
+    columns, branch, target, number = (torch.full(size, fill) for fill in (-1, -1, IGNORED, -1))
+    forks, category = torch.zeros(size, dtype=torch.int64), torch.zeros(size, dtype=torch.int64)
+    for i, (_, part) in enumerate(rows):
+        at = 0
+        for order, segment in enumerate(part):
+            there = slice(at, at + len(segment.targets))
+            columns[i, there] = torch.arange(segment.begin, segment.end)
+            branch[i, there], forks[i, there], category[i, there] = order, segment.begin, segment.category
+            target[i, there], number[i, there] = torch.tensor(segment.targets), segment.number
+            at = there.stop
+    moved = (tensor.to(device) for tensor in (columns, branch, forks, target, category, number))
+    columns, branch, forks, target, category, number = moved
+    # What the pass keeps is told by `target`; branches have no one end here.
+    branches = Branches(columns, branch, columns.new_zeros(0), forks, past.residual.shape[1])
+    return Pack(past, branches, target, category, number)
+
+
+def steered_logits(pasts: Pasts, packed: Pack, steering: Tensor) -> Tensor:
+    """Logits [m, T, vocab] float32 of what follows each token, with `steering` [m, T, d] added to its residual.
+
+    Gradients reach `steering` through the layers above; the base's weights must not ask for any.
+    """
+    base, columns = pasts.base, packed.branches.columns
+    residual = packed.residual()
+    steered = residual + steering.to(residual.dtype)
+    ids = columns.clamp(min=0, max=base.context_length - 1)
+    arguments = {
+        "input_ids": torch.zeros_like(ids),  # of the right shape; what they embed to is skipped
+        "attention_mask": base.masks.branching(packed.branches),
+        "position_ids": ids,
+        base.cache_argument: packed.past.cache(pasts.layer + 1),
+    }
+    model, skipped = base.model, base.layers[: pasts.layer + 1]
+    with model.trace(**arguments, use_cache=True):
+        for layer in skipped:
+            layer.skip(steered)
+        logits = model.output.logits.save()
+    return logits.float()

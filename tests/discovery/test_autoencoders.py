@@ -1,0 +1,180 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from lm_eval_hybrid.discovery import autoencoders as module
+from lm_eval_hybrid.discovery import sae
+from lm_eval_hybrid.discovery.autoencoders import Trained, train_many
+from lm_eval_hybrid.discovery.sae import SaeRecipe
+from lm_eval_hybrid.errors import HybridError
+from tests.discovery.clusters import clusters
+
+RECIPE = SaeRecipe(layers=(0,), sizes=(5,), k=1, seeds=2, steps=150, tolerance=0.0)
+
+
+def recipe(**changes: object) -> SaeRecipe:
+    own = {name: getattr(RECIPE, name) for name in ("layers", "sizes", "k", "seeds", "steps", "tolerance")}
+    return SaeRecipe(**own | changes)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def weights(trained: tuple[Trained, ...]) -> Tensor:
+    return torch.cat([one.sae.encoder.weight for one in trained])
+
+
+def test_latents_find_the_directions_without_labels() -> None:
+    points, labels = clusters()
+    for found in train_many(points, RECIPE, seed=0):
+        strongest = found.sae.codes(points).argmax(-1)
+        pairs = {(int(a), int(b)) for a, b in zip(strongest, labels, strict=True)}
+        assert len(pairs) == 5 and len({latent for latent, _ in pairs}) == 5
+        assert found.sae.explained(points) > 0.95
+
+
+def test_every_size_has_its_seeds_in_order() -> None:
+    points, _ = clusters(100)
+    found = train_many(points, recipe(sizes=(7, 4), steps=3), seed=0)
+    assert [(one.size, one.seed, one.steps) for one in found] == [(7, 0, 3), (7, 1, 3), (4, 0, 3), (4, 1, 3)]
+    assert [tuple(one.sae.encoder.weight.shape) for one in found] == [(7, 24), (7, 24), (4, 24), (4, 24)]
+    assert torch.equal(found[0].sae.encoder.mean, points.double().mean(0).float())
+
+
+def test_errors_are_those_of_reconstructions_written_down() -> None:
+    points, _ = clusters(60, noise=1.0)
+    mean = sae.mean_of(points)
+    stack = module._start(points, mean, recipe(sizes=(4, 6), k=2, seeds=2), 0)
+    with torch.no_grad():
+        for tensor in stack.parameters:
+            tensor += 0.1 * torch.randn_like(tensor)
+    unit = sae.unit_rows(points, mean)
+    errors, active = stack.errors(unit)
+    for number, one in enumerate(stack.apart(mean)):
+        code = (unit - one.encoder.decoder_bias) @ one.encoder.weight.T + one.encoder.bias
+        kept = torch.where(code >= code.sort(descending=True).values[:, 1:2], code.relu(), 0.0)
+        guess = kept @ one.decoder.T + one.encoder.decoder_bias
+        torch.testing.assert_close(errors[:, number], (unit - guess).square().sum(-1), rtol=1e-4, atol=1e-5)
+        assert torch.equal(active[:, stack.owner == number], kept > 0)
+
+
+def test_an_autoencoder_is_the_same_in_any_company() -> None:
+    points, _ = clusters(200, noise=0.5)
+    alone = train_many(points, recipe(seeds=1, batch=64), seed=3)
+    among = train_many(points, recipe(seeds=1, batch=64, sizes=(8, 5)), seed=3)
+    assert [one.size for one in among] == [8, 5]
+    torch.testing.assert_close(weights(among[1:]), weights(alone), rtol=1e-3, atol=1e-3)
+
+
+def test_the_same_seed_gives_the_same_bytes() -> None:
+    points, _ = clusters(100)
+    first, again = (weights(train_many(points, recipe(steps=40), seed=1)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, weights(train_many(points, recipe(steps=40), seed=2)))
+
+
+@pytest.mark.usefixtures("threads")
+def test_more_threads_give_the_same_but_for_rounding() -> None:
+    points, _ = clusters(1000, width=64, noise=0.5)
+    shares = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        shares.append([one.sae.explained(points) for one in train_many(points, recipe(steps=20), seed=0)])
+    assert shares[0] == pytest.approx(shares[1], abs=1e-4)
+
+
+def test_more_active_latents_explain_more() -> None:
+    points, _ = clusters(noise=1.0)
+    one, three = (train_many(points, recipe(seeds=1, k=k), seed=0)[0].sae.explained(points) for k in (1, 3))
+    assert three > one + 0.05
+
+
+def test_decoder_columns_have_norm_one() -> None:
+    points, _ = clusters(100)
+    for one in train_many(points, recipe(steps=20), seed=0):
+        assert torch.allclose(one.sae.decoder.norm(dim=0), torch.ones(5), atol=1e-5)
+
+
+def test_a_dead_latent_starts_anew_and_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    points, _ = clusters()
+    start = module._start
+
+    def two_dead(*args: object) -> module._Stack:
+        """Two of five latents answer to no point, so that no gradient ever reaches them."""
+        stack = start(*args)
+        with torch.no_grad():
+            stack.bias[3:] = -10.0
+        return stack
+
+    monkeypatch.setattr(module, "_start", two_dead)
+    (healed,) = train_many(points, recipe(seeds=1, steps=300), seed=0)
+    assert healed.revived >= 2
+    assert len(healed.sae.codes(points).argmax(-1).unique()) == 5
+    monkeypatch.setattr(module, "REVIVING", 0.0)
+    (left,) = train_many(points, recipe(seeds=1, steps=300), seed=0)
+    assert left.revived == 0
+    assert len(left.sae.codes(points).argmax(-1).unique()) < 5
+    assert healed.sae.explained(points) > left.sae.explained(points) + 0.05
+
+
+def test_a_direction_of_no_length_does_not_spread() -> None:
+    """Points whose mean is one of them: as a first direction it has none."""
+    points = torch.cat([torch.eye(4), -torch.eye(4), torch.zeros(1, 4)])
+    for one in train_many(points, recipe(sizes=(9,), steps=60), seed=0):
+        assert one.sae.encoder.weight.isfinite().all() and one.sae.decoder.isfinite().all()
+
+
+def test_training_ends_early_where_nothing_gets_better() -> None:
+    points, _ = clusters()
+    (early,) = train_many(points, recipe(seeds=1, steps=2000, tolerance=0.01), seed=0)
+    assert early.steps < 1000
+    assert early.sae.explained(points) > 0.95
+
+
+def test_no_more_rows_are_read_at_once_than_the_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sae, "READ", 50)
+    monkeypatch.setattr(module, "STARTED", 40)
+    points, _ = clusters(1000)
+    read: list[int] = []
+
+    class Watched:
+        def __len__(self) -> int:
+            return len(points)
+
+        def __getitem__(self, rows: slice | Tensor) -> Tensor:
+            found = points[rows]
+            assert isinstance(rows, slice) or bool((rows.diff() > 0).all())
+            read.append(len(found))
+            return found
+
+    found = train_many(Watched(), recipe(steps=20, batch=30), seed=0)
+    assert max(read) == 50 and sorted(set(read)) == [30, 40, 50]
+    assert torch.equal(weights(found), weights(train_many(points, recipe(steps=20, batch=30), seed=0)))
+
+
+def test_each_row_comes_once_before_any_comes_again() -> None:
+    points = torch.arange(1.0, 13.0)[:, None] * torch.eye(12)  # a direction a row
+    batches = module._minibatches(points, torch.zeros(12), 4, seed=0)
+    for _ in range(3):
+        seen = [int(row) for _ in range(3) for row in next(batches).argmax(-1)]
+        assert sorted(seen) == list(range(12))
+
+
+def test_half_precision_is_read_as_it_is() -> None:
+    points = clusters(200)[0].half()
+    found = train_many(points, recipe(steps=20), seed=0)
+    assert torch.equal(weights(found), weights(train_many(points.float(), recipe(steps=20), seed=0)))
+
+
+def test_too_few_distinct_rows_are_refused() -> None:
+    points = clusters(4)[0].repeat(50, 1)
+    with pytest.raises(HybridError, match="at least 5 distinct rows, one a latent; found 4; give more traces"):
+        train_many(points, RECIPE, seed=0)
+    with pytest.raises(HybridError, match="must be finite numbers; found 1 of 200 rows"):
+        train_many(points.index_fill(0, torch.tensor([3]), float("nan")), RECIPE, seed=0)
