@@ -164,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> tuple[float, Ratio, Entry, f
     ratio = together(points[: max(recipe.batch, len(points) // 10)].clone(), shorter, options.rounds)
     del points
     log.log(f"the embedded pair: {options.traces} traces")
+    torch.set_num_threads(1)  # its matrices are tiny: more threads would only wait for one another
     with tempfile.TemporaryDirectory() as folder:
         read = embedded(Path(folder), options.traces, EMBEDDED.layers)
         recipe = replace(EMBEDDED, steps=options.steps)

@@ -85,7 +85,7 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     if argv[:1] == ["discover"]:
         from lm_eval_hybrid.discovery import command
 
-        command.add_arguments(discover)
+        command.add_arguments(discover, _console)
         discover.set_defaults(run=command.run)
 
     behaviors = commands.add_parser("behaviors", help="list, check, compare, make, share and convert behavior bundles")

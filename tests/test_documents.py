@@ -14,7 +14,7 @@ from tests.tiny_system import write_system
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
-DOCUMENTS = ("README.md", "docs/architecture.md", "docs/benchmark.md", "docs/bundles.md")
+DOCUMENTS = ("README.md", "docs/architecture.md", "docs/benchmark.md", "docs/bundles.md", "docs/discovery.md")
 # Run by `.ci/run` and by whoever reads this: what makes the environment that the tests run in.
 MADE_BEFORE = ("make test", "pip install .")
 REAL = {
@@ -29,20 +29,19 @@ authors: [tests]
 citation: ""
 base: embedded:base
 thinking: embedded:thinking
-prompts: embedded
-max_new_tokens: 300
-holdout: 0.3
+prompt: {thinking: raw}
+problems: [{data: embedded}]
+traces: {count: 8, max_new_tokens: 300, holdout: 0.3}
 seed: 0
-coefficients: [1.0]
-windows: [1]
-sae: {layer: 3, latents: 4, k: 1, restarts: 1, steps: 20}
-vectors: {layer: 2, bias_epochs: 1, epochs: 1}
+sae: {layers: [3], sizes: [4], k: 1, seeds: 1, steps: 20, baselines: []}
+vectors: {recipe: disagreement, layer: 2, bias_epochs: 1, epochs: 1, seeds: 1}
+calibration: {problems: 2, max_new_tokens: 20}
 """
 
 
 def commands(document: str) -> list[str]:
     """The command lines of a document's indented blocks, comments cut off."""
-    lines = re.findall(r"^ {4}((?:make|pip|lm_eval|lm-eval-hybrid|python) .*)$", (ROOT / document).read_text(), re.M)
+    lines = re.findall(r"^ {4}((?:make|pip|lm_eval|lm-eval-hybrid|python|torchrun) .*)$", (ROOT / document).read_text(), re.M)
     return [line.partition(" # ")[0].strip() for line in lines]
 
 
@@ -55,7 +54,7 @@ WHOLE = (
     "lm-eval-hybrid discover --recipe embedded",
     *(f"lm-eval-hybrid behaviors {action} " for action in ("record", "push", "pull")),
 )
-APART = [c for c in SHOWN if c.startswith(WHOLE)]
+APART = [c for c in SHOWN if c.startswith(WHOLE) and not c.endswith("--dry-run")]
 # The harness reads all its tasks at every start, so its command lines are slow; the fixture runs two of them anyway.
 RUNS = [pytest.param(c, marks=pytest.mark.slow if c.startswith("lm_eval") else ()) for c in SHOWN if c not in APART]
 
@@ -111,7 +110,7 @@ def run(command: str, folder: Path) -> str:
     for name, part in REAL.items():
         command = command.replace(name, str(folder / part))
     argv = shlex.split(command)
-    if argv[0] in ("lm_eval", "lm-eval-hybrid"):
+    if argv[0] in ("lm_eval", "lm-eval-hybrid", "torchrun"):
         argv[0] = str(BIN / argv[0])
     if argv[0].endswith("lm_eval"):
         argv += ["--limit", "1"] if "--limit" not in argv else []

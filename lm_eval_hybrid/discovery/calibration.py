@@ -5,7 +5,6 @@ once, the hybrid once a setting; all are scored as the tasks are.
 """
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,11 +26,10 @@ from lm_eval_hybrid.decoding.trace import Generation
 from lm_eval_hybrid.discovery.pair import Pair
 from lm_eval_hybrid.discovery.problems import Problem
 from lm_eval_hybrid.errors import HybridError
-from lm_eval_hybrid.evaluation.answers import thought_is_open
+from lm_eval_hybrid.evaluation.answers import same_expression, same_number, thought_is_open
 from lm_eval_hybrid.evaluation.gap import Gap, gap
 from lm_eval_hybrid.evaluation.scoring import is_right, unfinished
 
-log = logging.getLogger(__name__)
 _CLOSED = {"frozen": True, "config": pydantic.ConfigDict(extra="forbid")}
 ROWS_FILE = "rows.jsonl"
 
@@ -147,8 +145,6 @@ def calibrate(
     best = min(rows[2:], key=_worse)
     base, thinking = (row.scores for row in rows[:2])
     gaps = tuple(gap(base, row.scores, thinking, seed) for row in rows[2:])
-    if gaps[0].recovered is None:
-        log.warning("calibration: %s; what is chosen is the setting that is most often right", gaps[0].reason)
     return Calibration(best.fit, best.setting, tuple(rows), gaps)
 
 
@@ -194,7 +190,8 @@ class _Run:
 
     def _score(self, arm: str, problem: Problem, answer: Generation) -> int:
         opened = arm == "thinking" and thought_is_open(self._pair.thinking_text(problem.prompt))
-        return int(not unfinished(answer.text, opened, answer.finish) and is_right(answer.text, problem.answer))
+        same = same_number if problem.numeric else same_expression
+        return int(not unfinished(answer.text, opened, answer.finish) and is_right(answer.text, problem.answer, same))
 
 
 _SHARES = ("steered", "changed")

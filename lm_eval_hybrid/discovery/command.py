@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
     from lm_eval_hybrid.backends.local import LocalBackend
     from lm_eval_hybrid.backends.sources import Source
     from lm_eval_hybrid.discovery.pipeline import Plan
@@ -20,8 +24,9 @@ EXAMPLES = """examples:
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the command's arguments."""
+def add_arguments(parser: argparse.ArgumentParser, console: "Callable[[], Console]") -> None:
+    """Declares the command's arguments; `console` makes what tables are shown on."""
+    parser.set_defaults(console=console)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     parser.add_argument("--recipe", required=True, metavar="NAME|FILE", help="a recipe of the package, or a YAML file")
@@ -72,9 +77,9 @@ def run(args: argparse.Namespace) -> None:
     identities = {role: f"{source.identity(configs[role])} {args.dtype}" for role, source in models.items()}
     plan = Plan(recipe, workshop, identities, samples)
     if args.dry_run:
-        from lm_eval_hybrid.report.plan import show
+        from lm_eval_hybrid.report.plan import Model, render
 
-        show(plan, configs)
+        args.console().print(render(plan, {role: Model.of(config) for role, config in configs.items()}))
         return
     _make(args, out, plan, models)
 
@@ -90,6 +95,8 @@ def _make(args: argparse.Namespace, out: Path, plan: "Plan", models: "dict[str, 
 
     name, version, recipe = out.parent.name, out.name, plan.recipe
     ranks = Ranks.from_environment()
+    if ranks.first:
+        plan.check()
 
     def load() -> Pair:
         base, thinking = (_load(models[role], args.device, args.dtype, ranks) for role in ("base", "thinking"))

@@ -6,6 +6,7 @@ a descent that was interrupted ends in the same bits as one that was not.
 """
 
 import json
+import logging
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,9 @@ from tqdm import tqdm
 from lm_eval_hybrid.behaviors.files import write_file
 from lm_eval_hybrid.discovery.pasts import Pasts
 from lm_eval_hybrid.discovery.segments import Pack, Segment, pack, steered_logits
+
+log = logging.getLogger(__name__)
+_ADAM = ("step", "exp_avg", "exp_avg_sq")  # what Adam keeps of a parameter
 
 SteeringOf = Callable[[Pack], Tensor]
 """A pack -> what is added at each of its tokens, [m, T, d]."""
@@ -68,7 +72,7 @@ class Task:
     """What is learned, from what.
 
     Attributes:
-        name: of the descent, also of the file that it goes on from.
+        name: of the descent, also of the file (`NAME.descent.safetensors`) that it goes on from.
         parameters: by name; changed in place. The first is the one whose rows' norms are told.
         rates: Adam's learning rate of each.
         learned, held_out: segments.
@@ -94,8 +98,8 @@ class Descent:
 
     def __init__(self, pasts: Pasts, task: Task, rules: Rules, folder: Path) -> None:
         self._pasts, self._task, self._rules = pasts, task, rules
-        self._path = folder / f"{task.name}.safetensors"
-        groups = [{"params": [tensor], "lr": task.rates[name]} for name, tensor in task.parameters.items()]
+        self._path = folder / f"{task.name}.descent.safetensors"
+        groups = [{"params": [tensor], "name": name} for name, tensor in task.parameters.items()]
         self._optimizer = torch.optim.Adam(groups)
         self._best = {name: tensor.detach().clone() for name, tensor in task.parameters.items()}
         self.curve: list[Point] = []
@@ -146,8 +150,8 @@ class Descent:
                 total += loss.item() * tokens
             count += tokens
             share = ((epoch - 1) * len(batches) + number) / (self._rules.epochs * len(batches))
-            for group, rate in zip(self._optimizer.param_groups, self._task.rates.values(), strict=True):
-                group["lr"] = rate * (1 + math.cos(math.pi * share)) / 2
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._task.rates[group["name"]] * (1 + math.cos(math.pi * share)) / 2
             self._optimizer.step()
         return total / count
 
@@ -179,20 +183,35 @@ class Descent:
         write_file(self._path, save(tensors, {"curve": json.dumps([asdict(point) for point in self.curve])}))
 
     def _resume(self) -> bool:
-        """Goes on from what is kept; False where there is nothing, or a part of it."""
+        """Goes on from what is kept; False, and nothing changed, where that is nothing, or not whole, or another's."""
         try:
             with safe_open(self._path, framework="pt") as file:
                 curve = [Point(**point) for point in json.loads(file.metadata()["curve"])]
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        except FileNotFoundError:
+            return False
         except (OSError, SafetensorError, TypeError, KeyError, ValueError):
+            curve, tensors = [], {}
+        whole = curve and [point.epoch for point in curve] == list(range(len(curve)))
+        if not whole or {name: tensor.shape for name, tensor in tensors.items()} != self._shapes(len(curve) > 1):
+            log.warning("%s: no whole epoch of this descent; it begins anew", self._path)
             return False
         self.curve = curve
         with torch.no_grad():
             for name, tensor in self._task.parameters.items():
                 tensor.copy_(tensors[name])
                 self._best[name] = tensors[f"best.{name}"].to(tensor.device)
-                state = {key: tensors.get(f"adam.{name}.{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
-                if state["step"] is not None:
+                if len(curve) > 1:
+                    state = {key: tensors[f"adam.{name}.{key}"] for key in _ADAM}
                     moved = {k: v if k == "step" else v.to(tensor.device) for k, v in state.items()}
                     self._optimizer.state[tensor].update(moved)
         return True
+
+    def _shapes(self, stepped: bool) -> dict[str, torch.Size]:
+        """What `_save` writes, before and after Adam's first step."""
+        shapes = {}
+        for name, tensor in self._task.parameters.items():
+            shapes |= {name: tensor.shape, f"best.{name}": tensor.shape}
+            if stepped:
+                shapes |= {f"adam.{name}.{key}": torch.Size() if key == "step" else tensor.shape for key in _ADAM}
+        return shapes

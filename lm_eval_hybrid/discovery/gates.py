@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lm_eval_hybrid.backends.local import LocalBackend
+from lm_eval_hybrid.backends.protocol import Reading
 from lm_eval_hybrid.decoding.steering import SparseEncoder
 from lm_eval_hybrid.discovery.pair import Encoded, Pair
 from lm_eval_hybrid.discovery.ranks import Ranks
@@ -23,7 +24,8 @@ SCHEMA = 1
 TOP = 8
 """Tokens of the thinking model's distribution that are kept."""
 
-LOGITS = 2**28  # float32 logits at once, unless one row alone has more
+LOGITS = 2**28
+"""Bytes of float32 logits of a pass, unless those after one token are more."""
 NONE = -1
 
 
@@ -98,54 +100,64 @@ def _read(
     widest = max(b.config.get_text_config().vocab_size for b in (pair.base, pair.thinking))
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].thinking))
     for some in in_batches(order, [max(len(e.thinking), len(e.base)) for e in encoded], LOGITS // (4 * widest)):
-        rows = [encoded[i] for i in some]
-        said, residuals = next_logits(pair.thinking, [row.thinking for row in rows], layer)
-        ours, _ = next_logits(pair.base, [row.base for row in rows], None)
+        said = _said(pair, [encoded[i].thinking for i in some], encoder, layer)
+        ours = _choices(pair, [encoded[i].base for i in some])
         for row, i in enumerate(some):
-            found[i] = _compare(pair, encoded[i], said[row], ours[row], residuals[row], encoder)
+            found[i] = _compare(pair, encoded[i], {name: tensor[row] for name, tensor in said.items()}, ours[row])
             found[i]["trace"] = torch.full_like(found[i]["column"], first + i)
     return {name: torch.cat([found[i][name] for i in range(len(encoded))]) for name in found[0]}
 
 
-def _compare(
-    pair: Pair, encoded: Encoded, said: Tensor, ours: Tensor, residual: Tensor, encoder: SparseEncoder
-) -> dict[str, Tensor]:
+def _compare(pair: Pair, encoded: Encoded, said: Mapping[str, Tensor], ours: Tensor) -> dict[str, Tensor]:
     """One trace.
 
     Args:
-        said, ours: [n, vocab], what each model says after each of its tokens.
-        residual: [n, d], the thinking model's.
+        said: of each of the thinking model's places, as `_said` has it.
+        ours: [columns] int64, the base's choice after each of its own.
     """
-    bridge = pair.bridge
     first, last = encoded.begin - 1, len(encoded.thinking) - 1  # after the last token nothing is said any more
     columns = torch.tensor(encoded.columns[: last - first], dtype=torch.int64)
-    theirs = bridge.thinking_logits(said[first:last]).argmax(-1)
-    choice = bridge.base_logits(ours[columns.to(ours.device)]).argmax(-1)
-    differ = ~bridge.agree(choice, theirs.to(choice.device)).cpu()
-    where = differ.nonzero()[:, 0]
-    there = bridge.thinking_logits(said[first:last][where.to(said.device)].float())
-    top = there.log_softmax(-1).topk(TOP)
-    read = residual[first:last][where.to(residual.device)].float().cpu()
+    there = {name: tensor[first:last] for name, tensor in said.items()}
+    where = (~pair.bridge.agree(ours[columns], there["choice"])).nonzero()[:, 0]
     return {
         "column": columns[where],
-        "target": bridge.to_base(theirs).cpu()[where],
-        "top": bridge.to_base(top.indices).cpu(),
-        "top_logprob": top.values.cpu(),
-        "category": encoder.category(read),
+        "target": pair.bridge.to_base(there["choice"][where]),
+        "top": pair.bridge.to_base(there["top"][where]),
+        "top_logprob": there["top_logprob"][where],
+        "category": there["category"][where],
         "places": torch.tensor([len(columns)]),
     }
 
 
-@torch.no_grad()
-def next_logits(backend: LocalBackend, rows: Sequence[Sequence[int]], layer: int | None) -> tuple[Tensor, Tensor]:
-    """One pass over rows of tokens: logits [rows, n, vocab], and residuals [rows, n, d] after `layer` (None: the last).
+def _said(pair: Pair, rows: Sequence[Sequence[int]], encoder: SparseEncoder, layer: int) -> dict[str, Tensor]:
+    """What the thinking model says after each token: [rows, n] `choice` and `category`, [rows, n, TOP] `top` (its own
+    ids) and `top_logprob`; on the CPU. Beyond a row's end it means nothing."""
+    parts = []
+    for reading in passes(pair.thinking, rows, layer):
+        logits = pair.bridge.thinking_logits(reading.logits)
+        top = logits.float().log_softmax(-1).topk(TOP)
+        category = encoder.category(reading.residual.cpu().flatten(0, 1)).unflatten(0, logits.shape[:2])
+        part = {"choice": logits.argmax(-1), "top": top.indices, "top_logprob": top.values, "category": category}
+        parts.append({name: tensor.cpu() for name, tensor in part.items()})
+    return {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
 
-    Beyond a row's end both mean nothing.
-    """
-    arguments = padded(backend, rows)
-    hook = backend.layers[-1 if layer is None else layer]
-    residual, logits = backend.read_pass(backend.model, hook, {**arguments, "use_cache": False})
-    return logits.to(backend.device), residual.to(backend.device)
+
+def _choices(pair: Pair, rows: Sequence[Sequence[int]]) -> Tensor:
+    """[rows, n] int64 on the CPU: the base's next token after each of its own."""
+    readings = passes(pair.base, rows, len(pair.base.layers) - 1)
+    return torch.cat([pair.bridge.base_logits(reading.logits).argmax(-1).cpu() for reading in readings], 1)
+
+
+def passes(backend: LocalBackend, rows: Sequence[Sequence[int]], layer: int) -> Iterator[Reading]:
+    """Reads rows of tokens, padded to the longest, some columns at a time, so that their logits stay within LOGITS."""
+    room = LOGITS // (4 * backend.config.get_text_config().vocab_size)
+    width, step = max(map(len, rows)), max(1, room // len(rows))
+    sequences = backend.open(len(rows), layer, reach=None, ahead=0)
+    for begin in range(0, width, step):
+        parts = [row[begin : begin + step] for row in rows]
+        n = min(step, width - begin)
+        ids = torch.tensor([[*part, *[0] * (n - len(part))] for part in parts])
+        yield sequences.read(ids, [len(part) for part in parts])
 
 
 def padded(backend: LocalBackend, rows: Sequence[Sequence[int]]) -> dict[str, Any]:

@@ -98,9 +98,17 @@ class Pair:
         )
 
     def encode(self, trace: Trace) -> Encoded:
-        """A trace as both models read it: as much of it as goes into the context of both."""
+        """A trace as both models read it: as much of it as goes into the context of both.
+
+        Of a prompt that leaves no room for a trace there is what the contexts hold, and nothing of the trace.
+
+        Raises:
+            HybridError: for a prompt that is no token to one of them.
+        """
         prompts, written = self.prompts(trace.prompt), self.thinking_text(trace.prompt)
         tokenizer, begin = self.thinking.tokenizer, len(prompts.thinking_ids)
+        if not begin or not prompts.base_ids:
+            raise HybridError(f"a trace's prompt needs at least one token; found {trace.prompt!r}; give it text")
         answer = tokenizer(trace.text, add_special_tokens=False, return_offsets_mapping=True)
         ids = [*answer.input_ids, tokenizer.eos_token_id]
         base, columns = list(prompts.base_ids), [len(prompts.base_ids) - 1]
@@ -112,6 +120,10 @@ class Pair:
             base += crossed
             columns.append(len(base) - 1)
         kept = len(columns) - 1
+        if not kept:
+            # No pass may go beyond a context, not even over a prompt.
+            told, begun = prompts.thinking_ids[: self.thinking.context_length], base[: self.base.context_length]
+            return Encoded(list(told), begun, len(told), [len(begun) - 1], (), True)
         span = thought(trace.text, written)
         ends = [end for _, end in answer.offset_mapping]
         found = [] if span is None else split(trace.text, ends, span.begin, span.end)

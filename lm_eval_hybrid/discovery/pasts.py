@@ -10,14 +10,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from lm_eval_hybrid.backends.local import LocalBackend
-from lm_eval_hybrid.discovery.gates import padded
 
 ROOM = 2**32
-"""Bytes of pasts that are kept; the others are computed each time."""
+"""Bytes of pasts that are kept; the others are computed each time that they are read anew."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +35,6 @@ class Past:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in (self.residual, *self.keys, *self.values))
 
-    def row(self, row: int, length: int) -> "Past":
-        """One row's, its padding cut off."""
-        return Past(
-            self.residual[row : row + 1, :length].clone(),
-            tuple(keys[row : row + 1, :, :length].clone() for keys in self.keys),
-            tuple(values[row : row + 1, :, :length].clone() for values in self.values),
-        )
-
     def cache(self, below: int) -> Cache:
         """As a cache to which a pass joins its own columns, and keeps none; `below` layers are skipped."""
         pairs = zip(self.keys, self.values, strict=True)
@@ -54,6 +44,9 @@ class Past:
 class Pasts:
     """The pasts of rows of tokens.
 
+    Each row is computed alone, so its bits depend neither on its neighbours nor on whether it was kept. What is held is
+    `ROOM` bytes at most, and the rows that were read last.
+
     Args:
         rows: of the base's tokens.
         layer: after which steering is added.
@@ -62,36 +55,43 @@ class Pasts:
     def __init__(self, base: LocalBackend, rows: Sequence[Sequence[int]], layer: int) -> None:
         self.base, self.rows, self.layer = base, rows, layer
         self._kept: dict[int, Past] = {}
+        self._last: dict[int, Past] = {}
         self._room = ROOM
 
-    def read(self, some: Sequence[int]) -> Past:
-        """The pasts of some rows, by index, padded to the longest."""
-        missing = [row for row in dict.fromkeys(some) if row not in self._kept]
-        new: dict[int, Past] = {}
-        if missing:
-            read = self._compute([self.rows[row] for row in missing])
-            new = {row: read.row(i, len(self.rows[row])) for i, row in enumerate(missing)}
-            for row, past in new.items():
-                if past.nbytes <= self._room:
-                    self._room -= past.nbytes
-                    self._kept[row] = past
-        return _joined([new.get(row) or self._kept[row] for row in some])
+    def read(self, some: Sequence[int], columns: int) -> Past:
+        """The first `columns` columns of some rows, by index; zeros beyond a row's end."""
+        held = {**self._last, **self._kept}
+        self._last = {row: held[row] for row in some if row in held}
+        del held  # what is asked for no more makes room first
+        for row in some:
+            if row not in self._last:
+                self._last[row] = self._compute(row)
+        return _joined([self._last[row] for row in some], columns)
 
     @torch.no_grad()
-    def _compute(self, rows: Sequence[Sequence[int]]) -> Past:
+    def _compute(self, row: int) -> Past:
         base, cache = self.base, DynamicCache()
-        arguments = {**padded(base, rows), base.cache_argument: cache, "use_cache": True, "logits_to_keep": 1}
+        ids = torch.tensor([self.rows[row]], device=base.device)
+        arguments = {"input_ids": ids, base.cache_argument: cache, "use_cache": True, "logits_to_keep": 1}
         residual, _ = base.read_pass(base.model, base.layers[self.layer], arguments)
         above = cache.layers[self.layer + 1 :]
-        return Past(residual, tuple(kept.keys for kept in above), tuple(kept.values for kept in above))
+        past = Past(residual.to(base.device), tuple(kept.keys for kept in above), tuple(kept.values for kept in above))
+        if past.nbytes <= self._room:
+            self._room -= past.nbytes
+            self._kept[row] = past
+        return past
 
 
-def _joined(pasts: Sequence[Past]) -> Past:
-    width = max(past.residual.shape[1] for past in pasts)
-
+def _joined(pasts: Sequence[Past], columns: int) -> Past:
     def join(tensors: Sequence[Tensor], axis: int) -> Tensor:
-        # `pad` counts axes from the last.
-        return torch.cat([pad(t, (0, 0) * (t.ndim - 1 - axis) + (0, width - t.shape[axis])) for t in tensors])
+        first = tensors[0]
+        if len(tensors) == 1 and first.shape[axis] >= columns:
+            return first.narrow(axis, 0, columns)
+        joined = first.new_zeros(len(tensors), *first.shape[1:axis], columns, *first.shape[axis + 1 :])
+        for row, tensor in enumerate(tensors):
+            there = min(columns, tensor.shape[axis])
+            joined[row].narrow(axis - 1, 0, there).copy_(tensor[0].narrow(axis - 1, 0, there))
+        return joined
 
     return Past(
         join([past.residual for past in pasts], 1),

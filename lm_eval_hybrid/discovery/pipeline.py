@@ -57,11 +57,36 @@ class Plan:
     samples: tuple[Trace, ...] = ()
 
     @cached_property
+    def problems(self) -> tuple[list[Problem], list[Problem]]:
+        """Those that traces are to be decoded of, none where samples are given; and those of calibration.
+
+        Raises:
+            HybridError: where they cannot be read, or are too few.
+        """
+        recipe, count = self.recipe, self._decoded
+        seen = {trace.prompt for trace in self.samples}
+        found = draw(recipe.problems, count + recipe.calibration.problems, recipe.seed, seen)
+        return found[:count], found[count:]
+
+    def check(self) -> None:
+        """Reads the problems that are yet to be answered: what is wrong with them shows before the long work.
+
+        Raises:
+            HybridError: as `problems`.
+        """
+        if not ((self.samples or self.traces.done) and self.calibration.done):
+            _ = self.problems
+
+    @property
+    def _decoded(self) -> int:
+        return 0 if self.samples else self.recipe.traces.count
+
+    @cached_property
     def traces(self) -> Stage:
         recipe = self.recipe
         decides: dict[str, Any] = {"samples": digest(self.samples)}
         if not self.samples:
-            problems = [source.model_dump() for source in recipe.problems]
+            problems = [source.content() for source in recipe.problems]
             settings = {"count": recipe.traces.count, "max_new_tokens": recipe.traces.max_new_tokens}
             prompt = recipe.prompt.model_dump()
             thinking = self.models["thinking"]
@@ -108,8 +133,8 @@ class Plan:
     @cached_property
     def calibration(self) -> Stage:
         recipe = self.recipe
-        problems = [source.model_dump() for source in recipe.problems]
-        decides = {**asdict(recipe.calibration), "seed": recipe.seed, "from": problems, "traces": recipe.traces.count}
+        problems = [source.content() for source in recipe.problems] if recipe.calibration.problems else []
+        decides = {**asdict(recipe.calibration), "seed": recipe.seed, "from": problems, "traces": self._decoded}
         return self.workshop.stage("calibration", 1, decides, *self.vectors)
 
     @property
@@ -193,12 +218,6 @@ class Run:
         return self._found() if self._ranks.first else None
 
     @cached_property
-    def problems(self) -> list[Problem]:
-        """Those of the traces, then those of calibration."""
-        recipe = self._recipe
-        return draw(recipe.problems, recipe.traces.count + recipe.calibration.problems, recipe.seed)
-
-    @cached_property
     def traces(self) -> list[Trace]:
         plan, recipe = self._plan, self._recipe
         if plan.samples:
@@ -206,7 +225,7 @@ class Run:
         else:
 
             def decode(folder: Path) -> None:
-                prompts = [problem.prompt for problem in self.problems[: recipe.traces.count]]
+                prompts = [problem.prompt for problem in plan.problems[0]]
                 generating.generate(folder / TRACES_FILE, self.pair, prompts, recipe.traces.max_new_tokens)
 
             if self._ranks.first:
@@ -380,18 +399,17 @@ class Run:
         if not recipe.problems:
             best = min(range(len(self.fits)), key=lambda i: min(p.held_out for p in self.fits[i].curves["vectors"]))
             return Calibration(best, recipe.settings[0])
-        problems = self.problems[self._recipe.traces.count :]
-        seen = {trace.prompt for trace in self.traces}
-        problems = [problem for problem in problems if problem.prompt not in seen]
-        if not problems:
-            raise HybridError("calibration needs problems that no trace is of; found none; add some, or set it to 0")
+        problems = self._plan.problems[1]
         fits = [self.steering(fitted) for fitted in self.fits]
 
         def attempt(folder: Path) -> None:
             calibration.calibrate(self.pair, fits, problems, recipe, self._recipe.seed, folder)
 
         folder = self._plan.calibration.run(attempt)
-        return calibration.calibrate(self.pair, fits, problems, recipe, self._recipe.seed, folder)
+        found = calibration.calibrate(self.pair, fits, problems, recipe, self._recipe.seed, folder)
+        if found.gaps[0].recovered is None:
+            log.warning("calibration: %s; what is chosen is the setting that is most often right", found.gaps[0].reason)
+        return found
 
     def _found(self) -> Found:
         calibrated = self.calibration

@@ -2,8 +2,9 @@
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,15 +17,23 @@ from lm_eval_hybrid.errors import HybridError
 from lm_eval_hybrid.evaluation.answers import marked_answer
 
 EMBEDDED = "embedded"
-_TESTS = {("openai/gsm8k", "test"), ("gsm8k", "test"), ("HuggingFaceH4/MATH-500", "test")}
+_FILES = (".jsonl", ".json")
+_TESTED = {"openai/gsm8k", "gsm8k", "huggingfaceh4/math-500"}
+_TESTS = {"test", "all"}  # `all` joins every split
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A prompt, and its right answer where that is known."""
+    """A prompt, and its right answer where that is known.
+
+    Attributes:
+        numeric: whether an answer needs no more than the same number, as where worked solutions end in `####`: the
+            tasks score such answers so.
+    """
 
     prompt: str
     answer: str | None = None
+    numeric: bool = False
 
 
 class Source(BaseModel):
@@ -51,22 +60,45 @@ class Source(BaseModel):
     def _check(self) -> "Source":
         if "{question}" not in self.prompt:
             raise ValueError(f"prompt must hold {{question}}; found {self.prompt!r:.60}")
-        if (self.data, self.split) in _TESTS:
+        # `train[:10]+test[:5]` joins parts of splits.
+        splits = {part.partition("[")[0].strip() for part in self.split.split("+")}
+        if self.data.lower() in _TESTED and splits & _TESTS:
             raise ValueError(f"problems must not be those of a test; found {self.data}, split {self.split}; use train")
         return self
 
+    def content(self) -> dict[str, Any]:
+        """What decides the problems, as JSON can hold it: of a file what is in it, wherever it is.
 
-def draw(sources: Sequence[Source], count: int, seed: int) -> list[Problem]:
+        Raises:
+            HybridError: where a file cannot be read.
+        """
+        fields = self.model_dump()
+        if self.data.endswith(_FILES):
+            try:
+                fields["data"] = sha256(Path(self.data).read_bytes()).hexdigest()
+            except OSError as error:
+                raise HybridError(
+                    f"{self.data}: problems must be a readable jsonl file; found {error.strerror}; name another"
+                ) from None
+        return fields
+
+
+def draw(sources: Sequence[Source], count: int, seed: int, without: Container[str] = ()) -> list[Problem]:
     """`count` different problems, in turns from each source, shuffled by `seed` within it.
 
     The first n of them are the same whatever `count` is. What is fewer in a source is made up for by the others.
 
+    Args:
+        without: prompts that are none of them.
+
     Raises:
         HybridError: where a source cannot be read, or all have fewer.
     """
+    if not count:
+        return []
     streams = [_shuffled(source, seed) for source in sources]
     turns = (problem for turn in zip_longest(*streams) for problem in turn if problem is not None)
-    found = list(islice(_distinct(turns), count))
+    found = list(islice((problem for problem in _distinct(turns) if problem.prompt not in without), count))
     if len(found) < count:
         raise HybridError(
             f"problems: {count} different ones are needed for traces and calibration; found {len(found)}; lower "
@@ -88,7 +120,7 @@ def _shuffled(source: Source, seed: int) -> Iterator[Problem]:
         from lm_eval_hybrid.embedded.corpus import prompt, unseen
 
         return (Problem(prompt(p), str(p.answer)) for p in unseen(random.Random(f"discover:{seed}")))
-    rows = _file(Path(source.data)) if source.data.endswith((".jsonl", ".json")) else _hub(source)
+    rows = _file(Path(source.data)) if source.data.endswith(_FILES) else _hub(source)
     problems = [_problem(source, where, row) for where, row in rows]
     random.Random(seed).shuffle(problems)
     return iter(problems)
@@ -100,10 +132,11 @@ def _file(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _hub(source: Source) -> Iterator[tuple[str, Any]]:
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     try:
         rows = load_dataset(source.data, source.config, split=source.split)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise HybridError(
             f"problems: {source.data} must be a data set on the hub or in the cache; {first}; go online, or name a "
@@ -115,10 +148,21 @@ def _hub(source: Source) -> Iterator[tuple[str, Any]]:
 def _problem(source: Source, where: str, row: Any) -> Problem:
     wanted = [name for name in (source.question, source.answer) if name is not None]
     texts = [row.get(name) if isinstance(row, dict) else None for name in wanted]
-    if not all(isinstance(text, (str, int, float)) and str(text).strip() for text in texts):
+    if not all(_is_text(text) for text in texts):
         raise HybridError(
             f"{where}: a problem must have {' and '.join(wanted)}; found {json.dumps(row, default=str)[:80]}; mend "
             "it, or name its fields in the recipe"
         )
     prompt = source.prompt.replace("{question}", str(texts[0]))
-    return Problem(prompt, None if source.answer is None else (marked_answer(str(texts[1])) or str(texts[1])))
+    if source.answer is None:
+        return Problem(prompt)
+    solution = str(texts[1])
+    return Problem(prompt, marked_answer(solution) or solution, "####" in solution and "\\boxed" not in solution)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it says something, in characters that any tokenizer reads: JSON can hold half of a surrogate pair."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return False
+    text = str(value)
+    return bool(text.strip()) and text == text.encode(errors="replace").decode()

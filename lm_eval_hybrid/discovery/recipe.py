@@ -56,7 +56,7 @@ class Recipe(BaseModel):
     prompt: Prompt
     problems: Annotated[tuple[Source, ...], Field(min_length=1)]
     traces: TracesRecipe
-    seed: int
+    seed: Annotated[int, Field(ge=0, lt=2**31)]  # scikit-learn takes no others
     activation: Literal["onset", "mean"] = "onset"
     sae: SaeRecipe
     judge: JudgeRecipe | None = None

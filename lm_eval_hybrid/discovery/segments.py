@@ -17,6 +17,16 @@ IGNORED = -100
 LOGITS = 2**28
 """Bytes of float32 logits in a pass, unless one segment alone has more; its gradient takes as many again."""
 
+TOKENS = 8192
+"""Steered tokens in a pass, padding included, unless one segment alone has more."""
+
+SCORES = 2**24
+"""Pairs of a steered token and what it may see in a pass, unless one segment alone has more; a mask takes some 20 bytes
+for each while it is made."""
+
+COLUMNS = 2**14
+"""Columns of pasts in a pass, padding included, unless one row alone has more."""
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -73,45 +83,69 @@ class Pack:
 def pack(pasts: Pasts, segments: Sequence[Segment]) -> Iterator[Pack]:
     """Segments, in passes of bounded size, in an order that depends on them alone."""
     vocabulary = pasts.base.config.get_text_config().vocab_size
-    room = max(1, LOGITS // (4 * vocabulary))
+    room = max(1, min(TOKENS, LOGITS // (4 * vocabulary)))
     by_row: dict[int, list[Segment]] = {}
     for segment in segments:
         by_row.setdefault(segment.row, []).append(segment)
-    some: list[tuple[int, list[Segment]]] = []
-    longest = 0
-    for row, whole in by_row.items():
-        for part in _parts(whole, room):
-            tokens = sum(len(segment.targets) for segment in part)
-            if some and (len(some) + 1) * max(longest, tokens) > room:
-                yield _packed(pasts, some)
-                some, longest = [], 0
-            some.append((row, part))
-            longest = max(longest, tokens)
+    some: list[Sequence[Segment]] = []
+    size = _Size(0, 0)
+    for part in (part for whole in by_row.values() for part in _parts(whole, room)):
+        larger = size.beside(_Size.of(part))
+        if some and not larger.fits(len(some) + 1, room):
+            yield _packed(pasts, some)
+            some, larger = [], _Size.of(part)
+        some.append(part)
+        size = larger
     if some:
         yield _packed(pasts, some)
+
+
+@dataclass(frozen=True)
+class _Size:
+    """Of a pass: how many tokens a row steers, and of how many columns it needs the past."""
+
+    tokens: int
+    columns: int
+
+    @classmethod
+    def of(cls, part: Sequence[Segment]) -> "_Size":
+        return cls(sum(len(segment.targets) for segment in part), max(segment.end for segment in part))
+
+    def beside(self, other: "_Size") -> "_Size":
+        """Of both, as rows of one pass."""
+        return _Size(max(self.tokens, other.tokens), max(self.columns, other.columns))
+
+    def fits(self, rows: int, room: int) -> bool:
+        tokens = rows * self.tokens
+        small = tokens <= room and tokens * (self.tokens + self.columns) <= SCORES
+        return small and (rows == 1 or rows * self.columns <= COLUMNS)
 
 
 def _parts(segments: Sequence[Segment], room: int) -> Iterator[list[Segment]]:
     """Of one row, as many segments together as there is room for; at least one."""
     some: list[Segment] = []
-    tokens = 0
+    size = _Size(0, 0)
     for segment in segments:
-        if some and tokens + len(segment.targets) > room:
+        alone = _Size.of([segment])
+        larger = _Size(size.tokens + alone.tokens, max(size.columns, alone.columns))
+        if some and not larger.fits(1, room):
             yield some
-            some, tokens = [], 0
+            some, larger = [], alone
         some.append(segment)
-        tokens += len(segment.targets)
+        size = larger
     yield some
 
 
-def _packed(pasts: Pasts, rows: Sequence[tuple[int, Sequence[Segment]]]) -> Pack:
+def _packed(pasts: Pasts, rows: Sequence[Sequence[Segment]]) -> Pack:
     device = pasts.base.device
-    past = pasts.read([row for row, _ in rows])
-    width = max(sum(len(segment.targets) for segment in part) for _, part in rows)
+    sizes = [_Size.of(part) for part in rows]
+    past = pasts.read([part[0].row for part in rows], max(size.columns for size in sizes))
+    width = max(size.tokens for size in sizes)
     size = (len(rows), width)
     columns, branch, target, number = (torch.full(size, fill) for fill in (-1, -1, IGNORED, -1))
-    forks, category = torch.zeros(size, dtype=torch.int64), torch.zeros(size, dtype=torch.int64)
-    for i, (_, part) in enumerate(rows):
+    # Padding sees its row's first column: a query that sees nothing can overflow, in float16.
+    forks, category = torch.ones(size, dtype=torch.int64), torch.zeros(size, dtype=torch.int64)
+    for i, part in enumerate(rows):
         at = 0
         for order, segment in enumerate(part):
             there = slice(at, at + len(segment.targets))
@@ -146,4 +180,4 @@ def steered_logits(pasts: Pasts, packed: Pack, steering: Tensor) -> Tensor:
         for layer in skipped:
             layer.skip(steered)
         logits = model.output.logits.save()
-    return logits.float()
+    return logits.to(base.device).float()

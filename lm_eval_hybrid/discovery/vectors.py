@@ -10,6 +10,7 @@ Both fit the bias first, on all that there is; then it is frozen, and one vector
 in the same passes: each token's gradient goes to the vector of its own category.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,8 +30,8 @@ from lm_eval_hybrid.discovery.pasts import Pasts
 from lm_eval_hybrid.discovery.segments import Pack, Segment, pack, steered_logits
 
 _CLOSED = {"frozen": True, "config": pydantic.ConfigDict(extra="forbid")}
-_ONE = 0.5413  # ln(e - 1): where softplus is 1, so that a network begins with coefficient 1
-Positive = Annotated[float, Field(gt=0)]
+_ONE = math.log(math.e - 1)  # where softplus is 1, so that a network begins with coefficient 1
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @pydantic.dataclasses.dataclass(**_CLOSED)
@@ -135,7 +136,8 @@ class Material:
         ]
 
     def sentence_segments(self, held_out: bool) -> list[Segment]:
-        return [segment for segment in self.sentences if bool(self.held_out[segment.row]) == held_out]
+        """Each sentence of one side that has base tokens: a token that does not cross has none."""
+        return [s for s in self.sentences if s.targets and bool(self.held_out[s.row]) == held_out]
 
 
 def fit(material: Material, recipe: Likelihood | Disagreement, seed: int, folder: Path) -> Fitted:
@@ -166,7 +168,7 @@ def _likelihood(material: Material, recipe: Likelihood, seed: int, folder: Path)
     bias.requires_grad_(False)
     chosen = _examples(material, learned, recipe.examples)
     curves["vectors"] = descend(
-        "vectors", vectors, chosen, lambda packed: bias + vectors[packed.category], recipe.epochs
+        "vectors", vectors, chosen, lambda packed: bias + _own(vectors, packed.category), recipe.epochs
     )
     return Fitted(bias.detach().cpu(), vectors.detach().cpu(), None, curves)
 
@@ -186,8 +188,7 @@ def _disagreement(material: Material, recipe: Disagreement, seed: int, folder: P
         return (logprobs.exp() * (logprobs - ours)).masked_fill(tokens == NONE, 0.0).sum(-1)
 
     def steering(packed: Pack) -> Tensor:
-        coefficient = network.coefficient(packed.residual().float(), packed.category)
-        return coefficient[..., None] * (bias + vectors[packed.category])
+        return _coefficient(network, packed)[..., None] * (bias + _own(vectors, packed.category))
 
     rules = Rules(recipe.bias_epochs, recipe.batch, recipe.patience, seed)
     constant = Task(
@@ -209,6 +210,20 @@ def _disagreement(material: Material, recipe: Disagreement, seed: int, folder: P
     return Fitted(bias.detach().cpu(), vectors.detach().cpu(), found, curves)
 
 
+def _own(rows: Tensor, category: Tensor) -> Tensor:
+    """rows[category]; but with several threads an index's gradient is added up in any order, and this one's is not."""
+    return F.embedding(category, rows)
+
+
+def _coefficient(network: CoefficientNetwork, packed: Pack) -> Tensor:
+    """The network's, [m, T]; each token has its category's head to itself (see `_own`)."""
+    category = packed.category.flatten()
+    heads_bias = _own(network.heads_bias[:, None], category)[:, 0]
+    heads = replace(network, heads_weight=_own(network.heads_weight, category), heads_bias=heads_bias)
+    each = torch.arange(len(category), device=category.device)
+    return heads.coefficient(packed.residual().float().flatten(0, 1), each).view_as(packed.category)
+
+
 def _zeros(material: Material) -> tuple[Tensor, Tensor]:
     base = material.pasts.base
     width = base.config.get_text_config().hidden_size
@@ -227,14 +242,20 @@ def _network(material: Material, hidden: int, norm: float, seed: int) -> Coeffic
 
 
 def _wanted(gates: Gates, top: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The thinking model's likeliest tokens that cross, [g, top], NONE where there are fewer, and log-probabilities
-    that add up to 1 over them."""
-    crosses = gates.top != NONE
-    # Those that cross first, in their order.
-    order = (~crosses).long().argsort(dim=-1, stable=True)[:, :top]
-    tokens = gates.top.gather(1, order)
-    logprobs = gates.top_logprob.gather(1, order).masked_fill(tokens == NONE, -torch.inf).log_softmax(-1)
-    return tokens.to(device), logprobs.masked_fill(tokens == NONE, 0.0).to(device)
+    """The base tokens that the thinking model finds likeliest, [g, top], NONE where there are fewer, and their
+    log-probabilities, which add up to 1.
+
+    Several of its tokens may begin with the same base token, which then has all their probability.
+    """
+    found = gates.top
+    same = (found[:, :, None] == found[:, None, :]) & (found != NONE)[:, None, :]
+    # The first of each token's places has it all, the others nothing.
+    first = same.any(-1) & ~same.tril(-1).any(-1)
+    mass = gates.top_logprob[:, None, :].masked_fill(~same, -torch.inf).logsumexp(-1).masked_fill(~first, -torch.inf)
+    mass, order = mass.sort(dim=-1, descending=True, stable=True)
+    tokens = found.gather(1, order).masked_fill(mass == -torch.inf, NONE)[:, :top]
+    logprobs = mass[:, :top].log_softmax(-1).masked_fill(tokens == NONE, 0.0)
+    return tokens.to(device), logprobs.to(device)
 
 
 @torch.no_grad()
@@ -254,13 +275,13 @@ def _examples(material: Material, learned: Sequence[Segment], most: int) -> list
     by_category: dict[int, list[Segment]] = {}
     for segment in sorted(learned, key=lambda s: (-float(material.activation[s.number]), s.number)):
         by_category.setdefault(segment.category, []).append(segment)
-    some = [segment for segments in by_category.values() for segment in segments[: 2 * most]]
-    if any(len(segments) > most for segments in by_category.values()):
-        for packed in pack(material.pasts, some):
-            still = torch.zeros_like(packed.residual())
-            logits = steered_logits(material.pasts, packed, still)[packed.real]
-            loss = F.cross_entropy(logits, packed.target[packed.real], reduction="none").cpu()
-            unlikely.index_add_(0, packed.number[packed.real].cpu(), loss)
+    # Where there are not too many, all are taken.
+    several = [segments[: 2 * most] for segments in by_category.values() if len(segments) > most]
+    for packed in pack(material.pasts, [segment for segments in several for segment in segments]):
+        still = torch.zeros_like(packed.residual())
+        logits = steered_logits(material.pasts, packed, still)[packed.real]
+        loss = F.cross_entropy(logits, packed.target[packed.real], reduction="none").cpu()
+        unlikely.index_add_(0, packed.number[packed.real].cpu(), loss)
     found: list[Segment] = []
     for segments in by_category.values():
         perplexity = {s.number: float(unlikely[s.number]) / len(s.targets) for s in segments[: 2 * most]}

@@ -1,0 +1,90 @@
+"""Steering written a second time: plain transformers, a forward hook, one sequence a segment. And what to fit vectors to
+on the tiny pair."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from transformers import PreTrainedModel
+
+from lm_eval_hybrid.backends.local import LocalBackend
+from lm_eval_hybrid.decoding.steering import SparseEncoder
+from lm_eval_hybrid.discovery import gates
+from lm_eval_hybrid.discovery.pasts import Pasts
+from lm_eval_hybrid.discovery.segments import Segment
+from lm_eval_hybrid.discovery.vectors import Material
+from tests.discovery.conftest import Studied
+from tests.oracle import models
+from tests.oracle.naive import blocks_of
+
+LAYER, WIDTH, LATENTS = 1, 32, 4
+DEAF = 3  # the latent that is never the strongest
+
+
+def naively(model: PreTrainedModel, layer: int, row: Sequence[int], begin: int, steering: Tensor) -> Tensor:
+    """Logits [n, vocab] after the columns from `begin` on, with steering [n, d] added there after a layer."""
+    end = begin + len(steering)
+
+    def add(module: Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return torch.cat([output[:, :begin], output[:, begin:] + steering], 1)
+
+    handle = blocks_of(model)[layer].register_forward_hook(add)
+    try:
+        return model(input_ids=torch.tensor([list(row[:end])]), use_cache=False).logits[0, begin:]
+    finally:
+        handle.remove()
+
+
+def unsteered(model: PreTrainedModel, layer: int, row: Sequence[int]) -> Tensor:
+    """[n, d]: the residual stream after a layer."""
+    seen: list[Tensor] = []
+    handle = blocks_of(model)[layer].register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.tensor([list(row)]), use_cache=False)
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+def backend_of(family: str) -> LocalBackend:
+    return LocalBackend(models.tiny_model(family, 0), models.tiny_tokenizer())
+
+
+def rows_of_tokens() -> list[list[int]]:
+    """Of different lengths, some longer than the windows of attention; one has a single token."""
+    return [*models.random_prompts(3, seed=1, shortest=8, longest=30), [5]]
+
+
+def some_segments(rows: Sequence[Sequence[int]]) -> list[Segment]:
+    """Of every row: a place, whole stretches, stretches over the same columns, the first column, the last."""
+    found: list[Segment] = []
+    for row, tokens in enumerate(rows):
+        n = len(tokens)
+        for begin, end in {(0, 1), (n - 1, n), (0, n), (n // 2, n // 2 + 1), (n // 3, n - n // 4), (n // 3, n)}:
+            targets = tuple((token + 1) % models.VOCABULARY for token in tokens[begin:end])
+            found.append(Segment(row, begin, targets, len(found) % LATENTS, len(found)))
+    return found
+
+
+def material_of(studied: Studied, folder: Path) -> Material:
+    """Gates and sentences of the tiny pair's traces under a random encoder; the last three traces are held out."""
+    generator = torch.Generator().manual_seed(2)
+    bias = torch.zeros(LATENTS)
+    bias[DEAF] = -1e9
+    encoder = SparseEncoder(
+        torch.zeros(WIDTH), torch.zeros(WIDTH), torch.randn(LATENTS, WIDTH, generator=generator), bias
+    )
+    gates.fill(folder, studied.pair, studied.traces, encoder, LAYER, "random")
+    encoded = [studied.pair.encode(trace) for trace in studied.traces]
+    spans = [(trace, s.begin - 1, s.end - 1) for trace, one in enumerate(encoded) for s in one.sentences]
+    sentences = [
+        Segment(trace, begin, tuple(encoded[trace].base[begin + 1 : end + 1]), number % (LATENTS - 1), number)
+        for number, (trace, begin, end) in enumerate(spans)
+    ]
+    activation = torch.rand(len(sentences), generator=generator)
+    held_out = torch.arange(len(encoded)) >= len(encoded) - 3
+    pasts = Pasts(studied.base, [one.base for one in encoded], LAYER)
+    return Material(pasts, gates.load(folder, len(encoded)), sentences, activation, held_out, LATENTS)

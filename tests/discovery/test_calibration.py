@@ -1,0 +1,285 @@
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lm_eval import simple_evaluate
+from lm_eval.tasks import TaskManager
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lm_eval_hybrid import paths
+from lm_eval_hybrid.backends.local import LocalBackend
+from lm_eval_hybrid.behaviors.bundle import Bundle
+from lm_eval_hybrid.behaviors.manifest import Prompt
+from lm_eval_hybrid.behaviors.suite import compose
+from lm_eval_hybrid.decoding.decoder import HybridDecoder
+from lm_eval_hybrid.decoding.steering import Steering
+from lm_eval_hybrid.discovery.calibration import ROWS_FILE, Calibration, CalibrationRecipe, Setting, calibrate
+from lm_eval_hybrid.discovery.pair import Pair
+from lm_eval_hybrid.discovery.problems import Problem, Source, draw
+from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.evaluation.answers import THOUGHT_END, final_answer
+from lm_eval_hybrid.evaluation.gap import gap
+from lm_eval_hybrid.model import HybridLM
+from tests.discovery.conftest import RAW, Studied
+from tests.tiny_system import CHAT_TEMPLATE, TinySystem, write_system
+
+STRONG = Setting(coefficients=(0.5, 1.0), windows=(1, 0))
+WEAK = Setting(coefficients=(0.01,))
+TOKENS, DOCUMENTS = 60, 12
+OPEN = Prompt(thinking="chat", prefix="<think>\n")
+
+
+def steering_of(bundle: Path) -> Steering:
+    return Steering.from_suite(compose([Bundle.load(bundle)]))
+
+
+def loaded(system: TinySystem, prompt: Prompt) -> Pair:
+    folders = (system.base, system.thinking)
+    return Pair(
+        *(
+            LocalBackend(AutoModelForCausalLM.from_pretrained(f).eval(), AutoTokenizer.from_pretrained(f))
+            for f in folders
+        ),
+        prompt,
+    )
+
+
+@pytest.fixture(scope="module", params=[RAW, OPEN], ids=["raw", "open-thought"])
+def prompt(request: pytest.FixtureRequest) -> Prompt:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def system(prompt: Prompt, tmp_path_factory: pytest.TempPathFactory) -> TinySystem:
+    return write_system(tmp_path_factory.mktemp("system"), CHAT_TEMPLATE, prompt)
+
+
+def evaluated(system: TinySystem, folder: Path, task: str, arm: str) -> list[dict[str, Any]]:
+    """The harness's samples of one arm, in the documents' order."""
+    manager = TaskManager(
+        include_path=str(paths.tasks_dir()), include_defaults=False, metadata={"data_dir": str(folder)}
+    )
+    model = HybridLM(**system.arguments, arm=arm, batch_size=5)
+    results = simple_evaluate(
+        model, tasks=[task], task_manager=manager, gen_kwargs={"max_gen_toks": TOKENS}, bootstrap_iters=0
+    )
+    assert results is not None
+    return sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
+
+
+@pytest.mark.parametrize(
+    ("task", "file", "question", "form"),
+    [
+        ("gsm8k_hybrid", "gsm8k_test.jsonl", "question", "Question: {question}\nAnswer:"),
+        ("math500_hybrid", "math500_test.jsonl", "problem", "Problem: {question}\nAnswer:"),
+    ],
+)
+def test_scores_are_those_of_the_harness(
+    system: TinySystem, prompt: Prompt, tmp_path: Path, task: str, file: str, question: str, form: str
+) -> None:
+    arms = ("base", "thinking", "hybrid")
+
+    def write(answers: Sequence[str]) -> None:
+        sign = "So it is.\n#### " if question == "question" else ""
+        rows = [{question: f"{n} and {n}?", "answer": f"{sign}{answer}"} for n, answer in enumerate(answers)]
+        (tmp_path / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write(["1"] * DOCUMENTS)
+    said = [[final_answer(s["resps"][0][0]) for s in evaluated(system, tmp_path, task, arm)] for arm in arms]
+    # Each document's right answer is what one of the arms says, so that all are right at times.
+    write([said[i % 3][i] or "1" for i in range(DOCUMENTS)])
+    source = Source(data=str(tmp_path / file), question=question, prompt=form)
+    drawn = {problem.prompt: problem for problem in draw([source], DOCUMENTS, 0)}
+    problems = [drawn[form.replace("{question}", f"{n} and {n}?")] for n in range(DOCUMENTS)]
+    recipe = CalibrationRecipe(settings=(STRONG,), max_new_tokens=TOKENS, stop=(form.partition(" ")[0],), batch=4)
+    found = calibrate(loaded(system, prompt), [steering_of(system.bundle)], problems, recipe, 0, tmp_path)
+    for arm, row in zip(arms, found.rows, strict=True):
+        samples = evaluated(system, tmp_path, task, arm)
+        assert row.arm == arm
+        assert list(row.scores) == [sample["exact_match"] for sample in samples]
+        totals = [sample["resps"][0][0].generation.records for sample in samples]
+        records = [record for some in totals for record in some]
+        assert row.steered == sum(record.steered for record in records) / len(records)
+        assert row.changed == sum(record.changed for record in records) / len(records)
+    assert any(sum(row.scores) for row in found.rows)
+
+
+def answers_of(studied: Studied, count: int, arm: str = "thinking") -> list[Problem]:
+    """Problems whose right answer is what the arm says."""
+    from lm_eval_hybrid.decoding.arms import policy_for
+
+    prompts = [f"Question {i}: one. two?" for i in range(count)]
+    decoder = HybridDecoder(studied.base, studied.thinking, None, policy_for(arm, STRONG.policy()))
+    answers = decoder.generate([studied.pair.prompts(text) for text in prompts], TOKENS)
+    pairs = zip(prompts, answers, strict=True)
+    return [Problem(text, final_answer(answer.text) or "nothing at all") for text, answer in pairs]
+
+
+@pytest.fixture(scope="module")
+def problems(studied: Studied) -> list[Problem]:
+    return answers_of(studied, 10)
+
+
+def noise(seed: int, bundle: Steering) -> Steering:
+    generator = torch.Generator().manual_seed(seed)
+    return replace(bundle, vectors=3 * torch.randn(bundle.vectors.shape, generator=generator))
+
+
+@pytest.fixture(scope="module")
+def fits(tmp_path_factory: pytest.TempPathFactory) -> list[Steering]:
+    steering = steering_of(write_system(tmp_path_factory.mktemp("fits")).bundle)
+    return [noise(seed, steering) for seed in (1, 2)]
+
+
+def found_with(
+    studied: Studied, fits: list[Steering], problems: list[Problem], folder: Path, *settings: Setting
+) -> Calibration:
+    recipe = CalibrationRecipe(settings=settings, max_new_tokens=TOKENS, batch=5)
+    return calibrate(studied.pair, fits, problems, recipe, 0, folder)
+
+
+def test_the_first_setting_is_tried_with_all_fits_the_others_with_the_best(
+    studied: Studied, fits: list[Steering], problems: list[Problem], tmp_path: Path
+) -> None:
+    found = found_with(studied, fits, problems, tmp_path, STRONG, WEAK)
+    assert [row.arm for row in found.rows[:2]] == ["base", "thinking"]
+    assert [(row.fit, row.setting) for row in found.tried[:2]] == [(0, STRONG), (1, STRONG)]
+    first = min(found.tried[:2], key=lambda row: (-sum(row.scores), row.steered))
+    assert [(row.fit, row.setting) for row in found.tried[2:]] == [(first.fit, WEAK)]
+    base, thinking = found.rows[:2]
+    assert 0 <= sum(base.scores) < sum(thinking.scores), "the right answers are the thinking model's"
+    assert found.gaps == tuple(gap(base.scores, row.scores, thinking.scores, 0) for row in found.tried)
+    best = max(sum(row.scores) for row in found.tried)
+    assert best == max(sum(row.scores) for row in found.tried if (row.fit, row.setting) == (found.fit, found.setting))
+    assert all(0 <= row.changed <= row.steered <= 1 for row in found.tried)
+
+
+def test_answers_that_are_right_count_before_anything_else(
+    studied: Studied, fits: list[Steering], tmp_path: Path
+) -> None:
+    # Steered by nothing the hybrid is the base, which is right here.
+    still = replace(fits[0], vectors=torch.zeros_like(fits[0].vectors), bias=torch.zeros_like(fits[0].bias))
+    problems = answers_of(studied, 10, "base")
+    found = found_with(studied, [fits[0], still, fits[1]], problems, tmp_path, STRONG)
+    base = found.rows[0]
+    assert found.fit == 1 and found.tried[1].scores == base.scores and sum(base.scores) > 0
+    assert found.tried[1].changed == 0
+
+
+def tried(tmp_path: Path, rows: Sequence[tuple[int, Setting, int, float]]) -> None:
+    """A folder as a run leaves it that tried everything."""
+    fixed = [("base", None, None, 0, 0.0), ("thinking", None, None, 4, 1.0)]
+    lines = [(arm, fit, setting, right, steered) for arm, fit, setting, right, steered in fixed]
+    lines += [("hybrid", *row) for row in rows]
+    with (tmp_path / ROWS_FILE).open("w") as file:
+        for arm, fit, setting, right, steered in lines:
+            kept = None if setting is None else {name: getattr(setting, name) for name in setting.__dataclass_fields__}
+            scores = [1] * right + [0] * (4 - right)
+            row = {"arm": arm, "fit": fit, "setting": kept, "scores": scores, "steered": steered, "changed": 0.0}
+            file.write(json.dumps(row) + "\n")
+
+
+SMALL = Setting(coefficients=(1.0,))
+WIDE = Setting(coefficients=(1.0,), windows=(1, 2))
+MLP = Setting(select="mlp", coefficients=(1.0, 2.0, 3.0), windows=(2,))
+
+
+@pytest.mark.parametrize(
+    ("rows", "best"),
+    [
+        ([(0, STRONG, 2, 0.1), (1, STRONG, 3, 0.9), (1, WIDE, 2, 0.0)], (1, STRONG)),
+        ([(0, STRONG, 2, 0.2), (1, STRONG, 2, 0.1), (1, WIDE, 2, 0.2)], (1, STRONG)),
+        ([(0, STRONG, 2, 0.2), (1, STRONG, 2, 0.2), (0, WIDE, 2, 0.2)], (0, WIDE)),
+        ([(0, STRONG, 2, 0.2), (1, STRONG, 2, 0.2), (0, MLP, 2, 0.2), (0, SMALL, 2, 0.2)], (0, MLP)),
+        ([(0, STRONG, 2, 0.2), (1, STRONG, 2, 0.2)], (0, STRONG)),
+    ],
+    ids=["right answers", "fewer steered", "fewer candidates", "the first", "the first fit"],
+)
+def test_among_equals_less_steering_wins(
+    studied: Studied, fits: list[Steering], tmp_path: Path, rows: list, best: tuple[int, Setting]
+) -> None:
+    tried(tmp_path, rows)
+    settings = list(dict.fromkeys(row[1] for row in rows))
+    found = found_with(studied, fits, [Problem(str(i), "1") for i in range(4)], tmp_path, *settings)
+    assert (found.fit, found.setting) == best
+    assert len(found.rows) == 2 + len(rows)
+
+
+def test_what_was_tried_is_not_tried_again(
+    studied: Studied, fits: list[Steering], problems: list[Problem], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = found_with(studied, fits, problems, tmp_path / "whole", STRONG, WEAK)
+    stream, begun = HybridDecoder.stream, []
+
+    def interrupted(self: HybridDecoder, *arguments: Any) -> Any:
+        begun.append(self)
+        if len(begun) in (1, 3, 6):
+            raise KeyboardInterrupt
+        return stream(self, *arguments)
+
+    monkeypatch.setattr(HybridDecoder, "stream", interrupted)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            found_with(studied, fits, problems, tmp_path / "some", STRONG, WEAK)
+    assert found_with(studied, fits, problems, tmp_path / "some", STRONG, WEAK) == whole
+    assert len(begun) == 3 + len(whole.rows)
+    assert found_with(studied, fits, problems, tmp_path / "some", STRONG, WEAK) == whole
+    assert len(begun) == 3 + len(whole.rows)
+    files = [(tmp_path / name / ROWS_FILE).read_bytes() for name in ("whole", "some")]
+    assert files[0] == files[1]
+
+
+def test_a_torn_line_is_tried_again(
+    studied: Studied, fits: list[Steering], problems: list[Problem], tmp_path: Path
+) -> None:
+    whole = found_with(studied, fits, problems, tmp_path, STRONG)
+    path = tmp_path / ROWS_FILE
+    content = path.read_bytes()
+    path.write_bytes(content[:-20])
+    assert found_with(studied, fits, problems, tmp_path, STRONG) == whole
+    assert path.read_bytes() == content
+
+
+def test_without_a_gap_what_is_right_most_often_is_taken(
+    studied: Studied, fits: list[Steering], tmp_path: Path
+) -> None:
+    problems = answers_of(studied, 6, "base")
+    found = found_with(studied, fits, problems, tmp_path, STRONG)
+    assert sum(found.rows[0].scores) >= sum(found.rows[1].scores)
+    assert {g.recovered for g in found.gaps} == {None} and found.gaps[0].reason == "thinking is not above base"
+
+
+def test_problems_without_answers_are_refused(studied: Studied, fits: list[Steering], tmp_path: Path) -> None:
+    with pytest.raises(HybridError, match="problems with answers; found some without"):
+        found_with(studied, fits, [Problem("one", "1"), Problem("two")], tmp_path, STRONG)
+
+
+def test_a_problem_beyond_the_context_is_answered_by_nobody(fits: list[Steering], tmp_path: Path) -> None:
+    short = loaded(write_system(tmp_path / "system", context=40), RAW)
+    problems = [Problem("x" * length, "1") for length in (5, 39, 40, 41, 100)]
+    recipe = CalibrationRecipe(settings=(STRONG,), max_new_tokens=TOKENS)
+    found = calibrate(short, fits, problems, recipe, 0, tmp_path)
+    assert all(row.scores[2:] == (0, 0, 0) for row in found.rows)
+
+
+@pytest.mark.parametrize(("prompt", "finished"), [(OPEN, False), (RAW, True)], ids=["open", "raw"], indirect=["prompt"])
+def test_a_thought_that_never_closes_gives_no_answer(
+    system: TinySystem, prompt: Prompt, finished: bool, tmp_path: Path
+) -> None:
+    pair = loaded(system, prompt)
+    texts = [f"{n} and {n}?" for n in range(DOCUMENTS)]
+    decoder = HybridDecoder(pair.thinking, None, None, replace(STRONG.policy(), gate="never"))
+    prompts = [pair.prompts(text).thinking_ids for text in texts]
+    from lm_eval_hybrid.decoding import request
+
+    answers = decoder.generate([request.Prompt(ids, ids) for ids in prompts], TOKENS)
+    kept = [(text, a) for text, a in zip(texts, answers, strict=True) if final_answer(a.text) and a.finish == "length"]
+    assert kept and not any(THOUGHT_END in answer.text for _, answer in kept)
+    problems = [Problem(text, final_answer(answer.text)) for text, answer in kept]
+    recipe = CalibrationRecipe(settings=(STRONG,), max_new_tokens=TOKENS)
+    found = calibrate(pair, [steering_of(system.bundle)], problems, recipe, 0, tmp_path)
+    assert set(found.rows[1].scores) == {int(finished)}

@@ -1,0 +1,221 @@
+import math
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from lm_eval_hybrid.discovery.descent import Descent, Point, Rules, Task
+from lm_eval_hybrid.discovery.pasts import Pasts
+from lm_eval_hybrid.discovery.segments import Pack
+from tests.discovery.steered import LATENTS, WIDTH, backend_of, rows_of_tokens, some_segments
+
+RULES = Rules(epochs=4, batch=1, patience=10, seed=3)
+Loss = Callable[[Tensor, Pack], Tensor]
+
+
+class Interrupted(Exception):
+    pass
+
+
+def cross_entropy(logits: Tensor, packed: Pack) -> Tensor:
+    return F.cross_entropy(logits, packed.target[packed.real], reduction="none")
+
+
+def task_of(loss: Loss = cross_entropy, rate: float = 0.05) -> Task:
+    """A vector for each category and a shift that all share; the last row with several tokens is held out."""
+    vectors, shift = (torch.zeros(size, requires_grad=True) for size in ((LATENTS, WIDTH), (WIDTH,)))
+    segments = some_segments(rows_of_tokens())
+    return Task(
+        name="both",
+        parameters={"vectors": vectors, "shift": shift},
+        rates={"shift": rate / 10, "vectors": rate},
+        learned=[segment for segment in segments if segment.row != 2],
+        held_out=[segment for segment in segments if segment.row == 2],
+        steering=lambda packed: F.embedding(packed.category, vectors) + shift,
+        loss=loss,
+    )
+
+
+def run(folder: Path, loss: Loss = cross_entropy, rules: Rules = RULES, rate: float = 0.05) -> tuple[list[Point], Task]:
+    """In a process's own objects: nothing is shared with another run but the folder."""
+    task = task_of(loss, rate)
+    return Descent(Pasts(backend_of("llama"), rows_of_tokens(), 1), task, rules, folder).run(), task
+
+
+def after(calls: int, end: Callable[[], None]) -> Loss:
+    """A loss that ends at its n-th call."""
+    made: list[int] = []
+
+    def loss(logits: Tensor, packed: Pack) -> Tensor:
+        made.append(1)
+        if len(made) > calls:
+            end()
+        return cross_entropy(logits, packed)
+
+    return loss
+
+
+def interrupt() -> None:
+    raise Interrupted
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def values(task: Task) -> list[Tensor]:
+    return [tensor.detach() for tensor in task.parameters.values()]
+
+
+def assert_same(one: tuple[list[Point], Task], other: tuple[list[Point], Task]) -> None:
+    assert one[0] == other[0]
+    assert all(torch.equal(a, b) for a, b in zip(values(one[1]), values(other[1]), strict=True))
+
+
+def test_a_descent_lowers_both_losses_and_tells_its_curve(tmp_path: Path) -> None:
+    curve, task = run(tmp_path)
+    assert [point.epoch for point in curve] == [0, 1, 2, 3, 4]
+    assert curve[0].loss is None and curve[0].norm == 0
+    assert curve[4].loss < curve[1].loss
+    assert min(point.held_out for point in curve) < curve[0].held_out
+    assert all(point.norm > 0 for point in curve[1:])
+    assert [path.name for path in tmp_path.iterdir()] == ["both.descent.safetensors"]
+    assert values(task)[0].norm() > values(task)[1].norm() > 0  # by name, whatever the order, go the rates
+
+
+# An epoch: three steps of a pass each, and a pass over what is held out, as before the first.
+@pytest.mark.parametrize("calls", [0, 1, 3, 4, 5, 8, 11, 14, 16])
+def test_a_descent_that_was_interrupted_ends_in_the_same_bits(tmp_path: Path, calls: int) -> None:
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        run(tmp_path / "cut", after(calls, interrupt))
+    assert_same(run(tmp_path / "cut"), whole)
+
+
+def test_a_descent_that_was_killed_time_and_again_ends_in_the_same_bits(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole")
+    ends = []
+    for calls in (2, 6, 1, 7):
+        process = get_context("fork").Process(target=run, args=(tmp_path / "cut", after(calls, kill)))
+        process.start()
+        process.join(60)
+        ends.append(process.exitcode)
+    assert ends == [-signal.SIGKILL] * 4
+    assert_same(run(tmp_path / "cut"), whole)
+
+
+def test_no_kept_past_is_needed_for_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(tmp_path / "whole")
+    monkeypatch.setattr("lm_eval_hybrid.discovery.pasts.ROOM", 0)
+    assert_same(run(tmp_path / "bare"), whole)
+
+
+def test_a_finished_descent_is_read_and_not_run(tmp_path: Path) -> None:
+    whole = run(tmp_path)
+    assert_same(run(tmp_path, after(0, interrupt)), whole)
+
+
+def test_the_order_is_the_seeds(tmp_path: Path) -> None:
+    one, other = (run(tmp_path / str(seed), rules=replace(RULES, seed=seed)) for seed in (3, 4))
+    assert one[0][0] == other[0][0] and one[0][1:] != other[0][1:]
+
+
+def test_the_best_epoch_counts_and_patience_ends_a_descent(tmp_path: Path) -> None:
+    rules = replace(RULES, epochs=40, patience=2)
+    curve, task = run(tmp_path / "a", rules=rules, rate=5.0)
+    best = min(curve, key=lambda point: point.held_out).epoch
+    assert len(curve) - 1 == best + 2 < 40
+    # A descent of the same schedule that is cut after its best epoch stands where this one ended.
+    held = [tensor.clone() for tensor in values(task)]
+    with pytest.raises(Interrupted):
+        run(tmp_path / "b", after(4 * best + 1, interrupt), rules, rate=5.0)
+    kept = load_file(tmp_path / "b" / "both.descent.safetensors")
+    assert all(torch.equal(kept[name], tensor) for name, tensor in zip(task.parameters, held, strict=True))
+    assert all(torch.equal(kept[f"best.{name}"], tensor) for name, tensor in zip(task.parameters, held, strict=True))
+
+
+def test_no_epochs_leave_everything_at_its_start(tmp_path: Path) -> None:
+    curve, task = run(tmp_path, rules=replace(RULES, epochs=0))
+    assert [(point.epoch, point.loss) for point in curve] == [(0, None)]
+    assert not any(tensor.any() for tensor in values(task))
+    assert_same(run(tmp_path, rules=replace(RULES, epochs=0)), (curve, task))
+
+
+def test_steps_follow_a_cosine(tmp_path: Path) -> None:
+    """Of a loss whose gradient never changes Adam's every step has the length of its rate."""
+    at: list[float] = []
+
+    def pull(logits: Tensor, packed: Pack) -> Tensor:
+        at.append(float(task.parameters["shift"][0]))
+        return 1000 * task.parameters["shift"].sum().expand(int(packed.real.sum())) + 0 * logits.sum()
+
+    task = task_of(pull)
+    task = replace(task, steering=lambda packed: torch.zeros(*packed.target.shape, WIDTH) + 0 * task.parameters["shift"])
+    task = replace(task, parameters={"shift": task.parameters["shift"]})
+    Descent(Pasts(backend_of("llama"), rows_of_tokens(), 1), task, RULES, tmp_path).run()
+    steps = [a - b for a, b in zip(at, at[1:], strict=False) if a != b]
+    expected = [0.005 * (1 + math.cos(math.pi * step / 12)) / 2 for step in range(12)]
+    torch.testing.assert_close(torch.tensor(steps), torch.tensor(expected), rtol=1e-3, atol=1e-7)
+
+
+def test_several_passes_of_a_step_give_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = replace(RULES, epochs=1, batch=3)
+    one = run(tmp_path / "one", rules=rules)
+    monkeypatch.setattr("lm_eval_hybrid.discovery.segments.TOKENS", 5)
+    several = run(tmp_path / "several", rules=rules)
+    for a, b in zip(one[0], several[0], strict=True):
+        assert a.held_out == pytest.approx(b.held_out, rel=1e-4)
+        assert a.loss == pytest.approx(b.loss, rel=1e-4)
+
+
+def spoiled(whole: bytes, tensors: dict[str, Tensor], curve: str) -> dict[str, bytes | tuple]:
+    """What may lie where a descent's last epoch is looked for."""
+    cut = {name: tensor for name, tensor in tensors.items() if name != "adam.shift.exp_avg"}
+    return {
+        "empty": b"",
+        "torn": whole[: len(whole) // 2],
+        "no header": b"\xff" * 64,
+        "fitted vectors": (tensors, None),
+        "no tensor": ({}, {"curve": curve}),
+        "one missing": (cut, {"curve": curve}),
+        "one more": (tensors | {"more": torch.zeros(1)}, {"curve": curve}),
+        "another shape": (tensors | {"shift": torch.zeros(2 * WIDTH)}, {"curve": curve}),
+        "no curve": (tensors, {"curve": "[]"}),
+        "no points": (tensors, {"curve": "[1, 2]"}),
+        "no list": (tensors, {"curve": "3"}),
+        "no JSON": (tensors, {"curve": "{"}),
+        "other fields": (tensors, {"curve": '[{"epoch": 0}]'}),
+        "an epoch short": (tensors, {"curve": "[" + curve[curve.index(", {") + 2 :]}),
+    }
+
+
+@pytest.mark.parametrize("what", spoiled(b"", {}, "[{}, {}]"))
+def test_what_is_not_this_descents_is_left_alone_and_replaced(
+    tmp_path: Path, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    from safetensors import safe_open
+
+    rules = replace(RULES, epochs=1)
+    whole = run(tmp_path, rules=rules)
+    path = tmp_path / "both.descent.safetensors"
+    with safe_open(path, framework="pt") as file:
+        curve = file.metadata()["curve"]
+    content = spoiled(path.read_bytes(), load_file(path), curve)[what]
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        tensors, metadata = content
+        save_file(tensors, path, metadata)
+    assert_same(run(tmp_path, rules=rules), whole)
+    assert "it begins anew" in caplog.text
+    caplog.clear()
+    assert_same(run(tmp_path, after(0, interrupt), rules), whole)
+    assert not caplog.text

@@ -1,0 +1,131 @@
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lm_eval_hybrid.backends.local import LocalBackend
+from lm_eval_hybrid.behaviors.manifest import Prompt
+from lm_eval_hybrid.discovery import generating, sources
+from lm_eval_hybrid.discovery.generating import generate
+from lm_eval_hybrid.discovery.pair import Pair
+from lm_eval_hybrid.errors import HybridError
+from tests.discovery.conftest import RAW, Studied, bos_tokenizer
+from tests.tiny_system import CHAT_TEMPLATE, tiny_model, tiny_tokenizer
+
+
+def greedy(pair: Pair, prompt: str, tokens: int) -> str:
+    """What transformers' own decoding answers."""
+    tokenizer = pair.thinking.tokenizer
+    ids = torch.tensor([pair.prompts(prompt).thinking_ids])
+    seen = torch.ones_like(ids)  # else it would hide the tokens that are the padding's
+    model = pair.thinking.model._module
+    found = model.generate(ids, attention_mask=seen, max_new_tokens=tokens, do_sample=False)[0, ids.shape[1] :]
+    return tokenizer.decode(found, skip_special_tokens=True)
+
+
+def keep(path: Path, studied: Studied, count: int, tail: str = "") -> None:
+    """A file of `count` traces that the thinking model is said to have written, then `tail`."""
+    generate(path, studied.pair, [], max_new_tokens=40)
+    with path.open("a") as file:
+        kept = [replace(trace, text="kept") for trace in studied.traces[:count]]
+        file.write("".join(json.dumps(asdict(trace)) + "\n" for trace in kept) + tail)
+
+
+def prompts_of(studied: Studied) -> list[str]:
+    return [trace.prompt for trace in studied.traces]
+
+
+def test_traces_are_the_thinking_models_own_greedy_text(studied: Studied) -> None:
+    some = studied.traces[::4]
+    assert [trace.text for trace in some] == [greedy(studied.pair, trace.prompt, 40) for trace in some]
+    other = replace(studied.pair, thinking=studied.base)
+    assert some[0].text != greedy(other, some[0].prompt, 40)
+
+
+@pytest.mark.parametrize("prompt", [RAW, Prompt(thinking="chat", prefix="<think>\n")])
+def test_a_prompt_is_read_as_the_pair_gives_it_with_its_bos(studied: Studied, tmp_path: Path, prompt: Prompt) -> None:
+    tokenizer = bos_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    thinking = LocalBackend(studied.thinking.model._module, tokenizer)
+    pair = Pair(studied.base, thinking, prompt)
+    [trace] = generate(tmp_path / "t.jsonl", pair, ["Question 3:"], max_new_tokens=20)
+    assert pair.prompts("Question 3:").thinking_ids[0] == 0
+    assert (trace.prompt, trace.text) == ("Question 3:", greedy(pair, "Question 3:", 20))
+
+
+@pytest.mark.parametrize("tail", ["", '{"prompt": "Ques', '{"prompt": "\\ud83d'])
+def test_an_interrupted_run_goes_on_where_it_was(studied: Studied, tmp_path: Path, tail: str) -> None:
+    path, prompts = tmp_path / "traces.jsonl", prompts_of(studied)
+    keep(path, studied, 10, tail)
+    traces = generate(path, studied.pair, prompts, max_new_tokens=40)
+    assert [trace.text for trace in traces[:10]] == ["kept"] * 10
+    assert traces[10:] == studied.traces[10:]
+    assert len(path.read_text().splitlines()) == 13
+    assert generate(path, studied.pair, prompts, max_new_tokens=40) == traces
+    assert sources.read([path]) == traces
+
+
+def test_what_was_written_before_an_end_stays(
+    studied: Studied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generating, "BATCH", 5)
+    path, prompts = tmp_path / "traces.jsonl", prompts_of(studied)
+    for bad, said in (("x" * 20000, "found 20000 in 'xxx"), ("x" * 16384, "found 16384 in")):
+        # Before anything is decoded: not hours later.
+        with pytest.raises(HybridError, match=f"must leave room in the .* context of 16384 tokens; {said}"):
+            generate(path, studied.pair, [*prompts, bad], max_new_tokens=40)
+        assert len(path.read_text().splitlines()) == 1
+    generate(path, studied.pair, prompts[:7], max_new_tokens=40)
+    assert generate(path, studied.pair, prompts, max_new_tokens=40) == studied.traces
+
+
+def test_an_answer_ends_with_the_context(tmp_path: Path) -> None:
+    small = LocalBackend(tiny_model(0, context=20), tiny_tokenizer())
+    pair = Pair(small, small, RAW)
+    prompts = ["Question 1: a", "Question 22: why is t"[:19]]
+    found = generate(tmp_path / "t.jsonl", pair, prompts, max_new_tokens=40)
+    assert [trace.text for trace in found] == [greedy(pair, p, 20 - len(p)) for p in prompts]
+
+
+def test_traces_of_other_prompts_are_not_mixed_in(studied: Studied, tmp_path: Path) -> None:
+    path = tmp_path / "traces.jsonl"
+    keep(path, studied, 2)
+    for prompts in (["a", "b", "c"], prompts_of(studied)[:1], prompts_of(studied)[1:]):
+        with pytest.raises(HybridError, match="same prompts; found others"):
+            generate(path, studied.pair, prompts, max_new_tokens=40)
+
+
+def test_traces_of_another_model_prompt_or_length_are_not_mixed_in(studied: Studied, tmp_path: Path) -> None:
+    path, prompts = tmp_path / "traces.jsonl", prompts_of(studied)
+    keep(path, studied, 12)
+    kept = path.read_bytes()
+    for pair, length in (
+        (replace(studied.pair, thinking=studied.base), 40),
+        (replace(studied.pair, prompt=Prompt(thinking="raw", prefix="<think>")), 40),
+        (studied.pair, 41),
+    ):
+        with pytest.raises(HybridError, match="same model, prompt and max_new_tokens; found others"):
+            generate(path, pair, prompts, max_new_tokens=length)
+    assert path.read_bytes() == kept
+
+
+@pytest.mark.parametrize("row", ["[1]", '{"question": "a"}', '{"prompt": "a", "text": 1}', "null", '"text"'])
+def test_foreign_files_are_refused_and_left_alone(studied: Studied, tmp_path: Path, row: str) -> None:
+    path = tmp_path / "traces.jsonl"
+    for content in (row, row + "\n"):
+        path.write_text(content)
+        with pytest.raises(HybridError, match="same model"):
+            generate(path, studied.pair, ["a"], max_new_tokens=40)
+        assert path.read_text() == content
+    path.unlink()
+    keep(path, studied, 1, row + "\n")
+    with pytest.raises(HybridError, match=r"traces\.jsonl:3: must be a trace"):
+        generate(path, studied.pair, prompts_of(studied), max_new_tokens=40)
+
+
+def test_an_empty_file_is_begun_anew(studied: Studied, tmp_path: Path) -> None:
+    path = tmp_path / "traces.jsonl"
+    path.touch()
+    assert generate(path, studied.pair, prompts_of(studied)[:2], max_new_tokens=40) == studied.traces[:2]
