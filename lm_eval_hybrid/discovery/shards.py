@@ -78,9 +78,10 @@ class Shards:
         done = self.count - len(self.missing())
         if done:
             log.info("%s: %d of %d shards are there already", self.folder, done, self.count)
-        with tqdm(total=len(mine) * TRACES, desc=name, unit="trace", disable=rank != 0) as bar:
+        total = sum(len(self._range(shard)) for shard in mine)
+        with tqdm(total=total, desc=name, unit="trace", disable=rank != 0 or not mine) as bar:
             for shard in mine:
-                some = range(shard * TRACES, min((shard + 1) * TRACES, self.traces))
+                some = self._range(shard)
                 tensors = {key: tensor.contiguous() for key, tensor in read(some).items()}
                 try:
                     write_file(self.path(shard), save(tensors))
@@ -89,7 +90,7 @@ class Shards:
                         f"{self.path(shard)}: needs room to be written; found {error.strerror}; make some and run the "
                         "same command again, it goes on from there"
                     ) from None
-                bar.update(TRACES)
+                bar.update(len(some))
 
     def tensor(self, name: str) -> Tensor:
         """A tensor of all traces, in their order, its first dimensions joined."""
@@ -103,7 +104,12 @@ class Shards:
         """
         return JoinedRows(list(self._parts(name)), indices)
 
+    def _range(self, shard: int) -> range:
+        return range(shard * TRACES, min((shard + 1) * TRACES, self.traces))
+
     def _parts(self, name: str) -> Iterator[Tensor]:
+        if not self.traces:
+            raise HybridError(f"{self.folder}: must be of at least one trace to be used; found none; give some")
         if missing := self.missing():
             raise HybridError(
                 f"{self.folder}: must be complete to be used; found {len(missing)} of {self.count} shards missing; run "
@@ -120,12 +126,14 @@ class Shards:
                 ) from None
 
     def _claim(self, made_of: dict[str, Any]) -> None:
-        """Say in the folder what its shards are of; HybridError where they are of something else."""
+        """Say in the folder what its shards are of; HybridError where they are of something else, or nothing says."""
         path = self.folder / INDEX_FILE
-        if path.is_file():
+        # Asked first: another process may begin meanwhile, and writes its index before its shards.
+        begun = len(self.missing()) < self.count
+        if path.is_file() or begun:
             try:
                 found = json.loads(path.read_bytes())
-            except ValueError:
+            except (OSError, ValueError, RecursionError):
                 found = None
             if found != made_of:
                 names = [name for name in made_of if not isinstance(found, dict) or found.get(name) != made_of[name]]

@@ -16,6 +16,7 @@ from lm_eval_hybrid.discovery.ranks import Ranks
 from lm_eval_hybrid.discovery.sae import Rows
 from lm_eval_hybrid.discovery.shards import Shards
 from lm_eval_hybrid.discovery.traces import Trace, digest
+from lm_eval_hybrid.errors import HybridError
 
 SCHEMA = 2
 TOKENS = 8192
@@ -63,8 +64,14 @@ def collect(
         layers: of the thinking model, all read in one pass.
 
     Raises:
-        HybridError: where the folder holds activations of other traces, layers or models, or cannot be written.
+        HybridError: where the model has no such layers, or the folder holds activations of other traces, layers or
+            models, or cannot be written.
     """
+    count = len(pair.thinking.layers)
+    if not layers or not all(0 <= layer < count for layer in layers):
+        raise HybridError(
+            f"layers must be among the thinking model's {count}, from 0; found {list(layers)}; name others"
+        )
     shards = Shards(folder, len(traces))
     made_of = {"schema": SCHEMA, "traces": digest(traces), "layers": list(layers)} | pair.identity()
 
@@ -78,10 +85,13 @@ def collect(
 def _read(backend: LocalBackend, encoded: Sequence[Encoded], layers: Sequence[int], first: int) -> Mapping[str, Tensor]:
     """A shard: the tensors of its traces' sentences, in order."""
     found: dict[int, dict[str, Tensor]] = {}
+    # What follows the last sentence, as an answer does, changes none; but a pass needs a token.
+    rows = [one.thinking[: max((s.end for s in one.sentences), default=1)] for one in encoded]
+    lengths = [len(row) for row in rows]
     # Of like length together: what is padded is computed for nothing.
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].thinking))
-    for some in in_batches(order, [len(one.thinking) for one in encoded], TOKENS):
-        residuals = _residuals(backend, [encoded[i].thinking for i in some], layers)
+    order = sorted(range(len(rows)), key=lengths.__getitem__)
+    for some in in_batches(order, lengths, TOKENS):
+        residuals = _residuals(backend, [rows[i] for i in some], layers)
         for row, i in enumerate(some):
             spans = torch.tensor([(s.begin, s.end) for s in encoded[i].sentences], dtype=torch.int64).reshape(-1, 2)
             found[i] = {"sentence": torch.cat([torch.full((len(spans), 1), first + i), spans], 1)}

@@ -112,7 +112,7 @@ class Material:
     Attributes:
         pasts: the base's rows of all traces.
         gates: of all traces.
-        sentences: of all traces: number = its own, category = its strongest latent.
+        sentences: of all traces: number = its index here, category = its strongest latent.
         activation: [sentences], how strongly that latent answers.
         held_out: [traces] bool.
         latents: how many there are.

@@ -1,5 +1,5 @@
-"""Steering written a second time: plain transformers, a forward hook, one sequence a segment. And what to fit vectors to
-on the tiny pair."""
+"""Steering written a second time: plain transformers, a forward hook, one sequence a segment. And what vectors are fitted
+to on the tiny pair."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,10 +61,9 @@ def rows_of_tokens() -> list[list[int]]:
 def some_segments(rows: Sequence[Sequence[int]]) -> list[Segment]:
     """Of every row: a place, whole stretches, stretches over the same columns, the first column, the last."""
     found: list[Segment] = []
-    for row, tokens in enumerate(rows):
-        n = len(tokens)
+    for row, n in enumerate(map(len, rows)):
         for begin, end in {(0, 1), (n - 1, n), (0, n), (n // 2, n // 2 + 1), (n // 3, n - n // 4), (n // 3, n)}:
-            targets = tuple((token + 1) % models.VOCABULARY for token in tokens[begin:end])
+            targets = tuple(10 + column % 4 for column in range(begin, end))  # what one row learns serves the others
             found.append(Segment(row, begin, targets, len(found) % LATENTS, len(found)))
     return found
 
@@ -79,12 +78,17 @@ def material_of(studied: Studied, folder: Path) -> Material:
     )
     gates.fill(folder, studied.pair, studied.traces, encoder, LAYER, "random")
     encoded = [studied.pair.encode(trace) for trace in studied.traces]
-    spans = [(trace, s.begin - 1, s.end - 1) for trace, one in enumerate(encoded) for s in one.sentences]
+    spans = [(trace, s.begin - 1, s.end - 1, s.text) for trace, one in enumerate(encoded) for s in one.sentences]
     sentences = [
-        Segment(trace, begin, tuple(encoded[trace].base[begin + 1 : end + 1]), number % (LATENTS - 1), number)
-        for number, (trace, begin, end) in enumerate(spans)
+        Segment(trace, begin, tuple(encoded[trace].base[begin + 1 : end + 1]), _kind(text), number)
+        for number, (trace, begin, end, text) in enumerate(spans)
     ]
     activation = torch.rand(len(sentences), generator=generator)
     held_out = torch.arange(len(encoded)) >= len(encoded) - 3
     pasts = Pasts(studied.base, [one.base for one in encoded], LAYER)
     return Material(pasts, gates.load(folder, len(encoded)), sentences, activation, held_out, LATENTS)
+
+
+def _kind(text: str) -> int:
+    """A category that says what a sentence has more of, so that one can be learned for others."""
+    return 0 if "%" in text else 1 if "F" in text else 2

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001  (how a real tokenizer writes its marks)
 import json
 from itertools import accumulate
 
@@ -214,7 +215,9 @@ def test_the_base_may_need_more_room_for_the_same() -> None:
     pair = Pair(backend(tiny_tokenizer(), 30), backend(metaspace_tokenizer(), 30), RAW)
     encoded = pair.encode(Trace("Q", TEXT))
     assert encoded.cut and len(encoded.base) <= 30 and len(encoded.thinking) < 30
-    assert len(encoded.base) + len(pair.bridge.back(metaspace_tokenizer()(TEXT).input_ids[len(encoded.columns) - 1])) > 30
+    assert (
+        len(encoded.base) + len(pair.bridge.back(metaspace_tokenizer()(TEXT).input_ids[len(encoded.columns) - 1])) > 30
+    )
     assert encoded.columns[-1] == len(encoded.base) - 1
 
 

@@ -58,7 +58,9 @@ def test_logits_are_those_of_the_whole_prefix_steered_at_the_segment_alone(famil
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
-@pytest.mark.parametrize("bound, size", [("LOGITS", 1), ("LOGITS", 4 * VOCABULARY * 9), ("SCORES", 300), ("COLUMNS", 30)])
+@pytest.mark.parametrize(
+    "bound, size", [("LOGITS", 1), ("LOGITS", 4 * VOCABULARY * 9), ("SCORES", 300), ("COLUMNS", 30)]
+)
 def test_small_passes_give_the_same(monkeypatch: pytest.MonkeyPatch, family: str, bound: str, size: int) -> None:
     monkeypatch.setattr(module, bound, size)
     rows = rows_of_tokens()

@@ -1,124 +1,247 @@
-from dataclasses import replace
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from lm_eval_hybrid.backends.local import LocalBackend
+from lm_eval_hybrid.discovery import shards as shards_module
 from lm_eval_hybrid.discovery import store as module
-from lm_eval_hybrid.discovery.store import Store, collect
+from lm_eval_hybrid.discovery.pair import Encoded, Pair
+from lm_eval_hybrid.discovery.ranks import Ranks
+from lm_eval_hybrid.discovery.shards import Shards
+from lm_eval_hybrid.discovery.store import collect
 from lm_eval_hybrid.discovery.traces import Trace
 from lm_eval_hybrid.errors import HybridError
-from tests.discovery.conftest import SAE_LAYER, Studied
-
-LAYERS = (SAE_LAYER, 0)
+from tests.discovery.collecting import LAYERS
+from tests.discovery.conftest import RAW, Studied
+from tests.oracle import models
+from tests.shared_data import ROOT
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several shards of several passes each."""
-    monkeypatch.setattr(module, "TRACES", 5)
+    monkeypatch.setattr(shards_module, "TRACES", 5)
     monkeypatch.setattr(module, "TOKENS", 200)
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    """Of all files but those that a killed process left half written."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix != ".new"}
 
 
-def test_rows_are_those_of_the_traces_read_whole(studied: Studied, tmp_path: Path) -> None:
-    store = collect(tmp_path / "a", studied.thinking, studied.traces, LAYERS)
-    onsets = torch.stack([t.residual[s.begin - 1] for t in studied.read for s in t.sentences])
-    means = [t.residual[s.begin : s.end].mean(0) for t in studied.read for s in t.sentences]
-    spans = [(i, s.begin, s.end) for i, t in enumerate(studied.read) for s in t.sentences]
-    torch.testing.assert_close(store.onsets(SAE_LAYER), onsets, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(store.means(SAE_LAYER), torch.stack(means), rtol=1e-4, atol=1e-4)
+def residual(backend: LocalBackend, ids: Sequence[int], layer: int) -> Tensor:
+    """[n, d]: what a layer of a plain model gives, one trace at a time."""
+    seen: list[Tensor] = []
+    handle = backend.layers[layer]._module.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    try:
+        with torch.no_grad():
+            backend.model._module(input_ids=torch.tensor([ids]))
+    finally:
+        handle.remove()
+    return seen[0][0]
+
+
+def check(pair: Pair, encoded: Sequence[Encoded], store: module.Store, layers: Sequence[int], tolerance: float) -> None:
+    spans = [(i, s.begin, s.end) for i, one in enumerate(encoded) for s in one.sentences]
     assert store.sentences().tolist() == [list(span) for span in spans]
-    assert store.onsets(0).shape == onsets.shape
-    assert not torch.allclose(store.onsets(0), onsets)
-    assert store.shards == 3 == len(list((tmp_path / "a").glob("shard-*")))
+    for layer in layers:
+        whole = [residual(pair.thinking, one.thinking, layer).float() for one in encoded]
+        onsets = torch.stack([whole[i][begin - 1] for i, begin, _ in spans])
+        means = torch.stack([whole[i][begin:end].mean(0) for i, begin, end in spans])
+        torch.testing.assert_close(store.rows("onset", layer)[:], onsets, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(store.rows("mean", layer)[:], means, rtol=tolerance, atol=tolerance)
+
+
+def test_rows_are_those_of_each_trace_read_alone(studied: Studied, tmp_path: Path) -> None:
+    store = collect(tmp_path / "a", studied.pair, studied.traces, (0, 1, 2, 3))
+    encoded = [studied.pair.encode(trace) for trace in studied.traces]
+    check(studied.pair, encoded, store, range(4), 1e-4)
+    assert store.shards.count == 3 == len(list((tmp_path / "a").glob("shard-*")))
+    assert not torch.allclose(store.rows("onset", 0)[:], store.rows("onset", 1)[:])
+    some = torch.tensor([0, 3, 7])
+    assert torch.equal(store.rows("mean", 2, some)[:], store.rows("mean", 2)[some])
+    assert store.rows("mean", 2)[:].dtype == torch.float32
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma3", "gpt_neox", "mistral"])
+def test_other_architectures_are_read_as_well(tmp_path: Path, family: str) -> None:
+    backend = LocalBackend(models.tiny_model(family, 0), models.tiny_tokenizer())
+    pair = Pair(backend, backend, RAW)
+    traces = [Trace("what is it", "one a.\ntwo b.\nthree" + " c" * n) for n in (0, 3, 9)]
+    layers = range(len(backend.layers))
+    store = collect(tmp_path, pair, traces, layers)
+    check(pair, [pair.encode(trace) for trace in traces], store, layers, 1e-4)
+
+
+def test_half_precision_is_averaged_in_full(tmp_path: Path) -> None:
+    halved = LocalBackend(models.tiny_model("llama", 0).bfloat16(), models.tiny_tokenizer())
+    pair = Pair(halved, halved, RAW)
+    # Alone in its pass, hence the very same numbers but for the order in which they are added.
+    trace = Trace("what is it", "one a.\ntwo b.\nthree three three three three")
+    check(pair, [pair.encode(trace)], collect(tmp_path, pair, [trace], (0, 3)), (0, 3), 1e-6)
+
+
+def test_several_layers_in_one_pass_are_those_of_a_pass_each(studied: Studied, tmp_path: Path) -> None:
+    together = collect(tmp_path / "all", studied.pair, studied.traces, (3, 0, 2))
+    for layer in (3, 0, 2):
+        alone = collect(tmp_path / str(layer), studied.pair, studied.traces, (layer,))
+        for kind in ("onset", "mean"):
+            assert torch.equal(together.rows(kind, layer)[:], alone.rows(kind, layer)[:])
+
+
+def test_passes_are_bounded_and_go_no_higher_than_they_must(studied: Studied, tmp_path: Path) -> None:
+    sizes, above = [], []
+    layers = [layer._module for layer in studied.thinking.layers]
+    handles = [
+        layers[0].register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[:2].numel())),
+        layers[2].register_forward_hook(lambda module, inputs, output: above.append(output)),
+    ]
+    try:
+        collect(tmp_path, studied.pair, studied.traces, (1, 0))
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert len(sizes) > 3 and max(sizes) <= 200 and not above
+    assert sum(sizes) < 1.2 * sum(len(studied.pair.encode(trace).thinking) for trace in studied.traces)
+
+
+def test_nothing_is_read_beyond_the_last_sentence(studied: Studied, tmp_path: Path) -> None:
+    traces = [replace(trace, text=f"One a. Two b.</think>{trace.text}") for trace in studied.traces]
+    longest = max(len(trace.prompt) for trace in traces) + len("One a. Two b.")
+    widths: list[int] = []
+    handle = studied.thinking.layers[0]._module.register_forward_hook(
+        lambda module, inputs, output: widths.append(output.shape[1])
+    )
+    try:
+        collect(tmp_path, studied.pair, traces, (1,))  # of the last layer that is read nnsight lets no other hook know
+    finally:
+        handle.remove()
+    assert max(widths) == longest
 
 
 def test_two_processes_write_what_one_does(studied: Studied, tmp_path: Path) -> None:
-    collect(tmp_path / "one", studied.thinking, studied.traces, LAYERS)
-    first = collect(tmp_path / "two", studied.thinking, studied.traces, LAYERS, rank=1, world=2)
-    assert first.missing() == [0, 2]
+    collect(tmp_path / "one", studied.pair, studied.traces, LAYERS)
+    first = collect(tmp_path / "two", studied.pair, studied.traces, LAYERS, Ranks(1, 2))
+    assert first.shards.missing() == [0, 2]
     with pytest.raises(HybridError, match="found 2 of 3 shards missing; run the same command again"):
-        first.onsets(0)
-    collect(tmp_path / "two", studied.thinking, studied.traces, LAYERS, rank=0, world=2)
+        first.rows("onset", 0)
+    collect(tmp_path / "two", studied.pair, studied.traces, LAYERS, Ranks(0, 2))
     assert bytes_of(tmp_path / "two") == bytes_of(tmp_path / "one")
 
 
-@pytest.mark.parametrize("end", range(4))
-def test_an_end_at_any_moment_is_made_good(
-    studied: Studied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: int
-) -> None:
-    collect(tmp_path / "whole", studied.thinking, studied.traces, LAYERS)
-    written, write = [], module.write_file
-
-    def killed(path: Path, data: bytes) -> None:
-        if len(written) == end:
-            path.parent.mkdir(exist_ok=True)
-            path.with_name(f".{path.name}.dead.new").write_bytes(data[: len(data) // 2])
-            raise KeyboardInterrupt
-        written.append(path)
-        write(path, data)
-
-    with monkeypatch.context() as context:
-        context.setattr(module, "write_file", killed)
-        with pytest.raises(KeyboardInterrupt):
-            collect(tmp_path / "torn", studied.thinking, studied.traces, LAYERS)
-    passes = []
-    residuals = module._residuals
-    monkeypatch.setattr(module, "_residuals", lambda *args: passes.append(len(args[1])) or residuals(*args))
-    collect(tmp_path / "torn", studied.thinking, studied.traces, LAYERS)
-    whole = bytes_of(tmp_path / "whole")
-    assert {name: data for name, data in bytes_of(tmp_path / "torn").items() if name in whole} == whole
-    # What was done is not done again.
-    assert sum(passes) == len(studied.traces) - 5 * max(0, end - 1)
+@pytest.mark.parametrize("lost", range(3))
+def test_a_lost_shard_is_made_again_alone_and_the_same(studied: Studied, tmp_path: Path, lost: int) -> None:
+    store = collect(tmp_path, studied.pair, studied.traces, LAYERS)
+    whole = bytes_of(tmp_path)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    store.shards.path(lost).unlink()
+    (tmp_path / f".shard-{lost:05d}.safetensors.0badcafe.new").write_bytes(whole[store.shards.path(lost).name][:99])
+    collect(tmp_path, studied.pair, studied.traces, LAYERS)
+    assert bytes_of(tmp_path) == whole
+    changed = {path for path, then in times.items() if path.stat().st_mtime_ns != then}
+    assert changed == {store.shards.path(lost)}
 
 
 def test_a_folder_is_of_one_kind(studied: Studied, tmp_path: Path) -> None:
-    collect(tmp_path, studied.thinking, studied.traces[:5], LAYERS)
-    for traces, layers, model, said in (
-        (studied.traces, LAYERS, studied.thinking, "same traces; found others"),
-        (studied.traces[:5], (0,), studied.thinking, "same layers; found others"),
-        (studied.traces[:5], LAYERS, studied.base, "same weights; found others"),
+    collect(tmp_path, studied.pair, studied.traces[:5], LAYERS)
+    other_prompt = RAW.model_copy(update={"prefix": "<think>"})
+    for traces, layers, pair, said in (
+        (studied.traces, LAYERS, studied.pair, "same traces; found others"),
+        (studied.traces[:4], LAYERS, studied.pair, "same traces; found others"),
+        (studied.traces[:5], (0,), studied.pair, "same layers; found others"),
+        (studied.traces[:5], LAYERS, replace(studied.pair, thinking=studied.base), "same thinking; found others"),
+        (studied.traces[:5], LAYERS, replace(studied.pair, base=studied.thinking), "same base; found others"),
+        (studied.traces[:5], LAYERS, replace(studied.pair, prompt=other_prompt), "same prompt; found others"),
     ):
         with pytest.raises(HybridError, match=said):
-            collect(tmp_path, model, traces, layers)
-    (tmp_path / "index.json").write_text("{")
-    with pytest.raises(HybridError, match="found others"):
-        collect(tmp_path, studied.thinking, studied.traces[:5], LAYERS)
+            collect(tmp_path, pair, traces, layers)
 
 
-def test_a_shard_that_was_damaged_is_named(studied: Studied, tmp_path: Path) -> None:
-    store = collect(tmp_path, studied.thinking, studied.traces, LAYERS)
-    store.path(1).write_bytes(store.path(1).read_bytes()[:100])
-    with pytest.raises(HybridError, match=r"shard-00001\.safetensors: must be a shard that was written whole"):
-        store.onsets(0)
+def test_traces_without_sentences_have_no_rows(studied: Studied, tmp_path: Path) -> None:
+    long = Trace("x" * 20000, "Too long. By far.")
+    blank = [replace(studied.traces[0], text=text) for text in (" \n ", "", "</think>", "Not. All.</think>")]
+    store = collect(tmp_path, studied.pair, [*blank, long, studied.traces[1]], LAYERS)
+    assert set(store.sentences()[:, 0].tolist()) == {3, 5}
+    none = collect(tmp_path / "none", studied.pair, blank[:2], LAYERS)
+    assert none.sentences().shape == (0, 3)
+    for kind in ("onset", "mean"):
+        assert none.rows(kind, 0)[:].shape == (0, 32)
 
 
-def test_a_trace_without_sentences_has_no_rows(studied: Studied, tmp_path: Path) -> None:
-    blank = [replace(studied.traces[0], text=" \n "), *studied.traces[1:3]]
-    store = collect(tmp_path, studied.thinking, blank, LAYERS)
-    assert set(store.sentences()[:, 0].tolist()) == {1, 2}
+@pytest.mark.parametrize("layers", [(4,), (0, -1), ()])
+def test_layers_that_a_model_does_not_have_are_refused(
+    studied: Studied, tmp_path: Path, layers: tuple[int, ...]
+) -> None:
+    with pytest.raises(HybridError, match="layers must be among the thinking model's 4, from 0; found"):
+        collect(tmp_path / "s", studied.pair, studied.traces, layers)
+    assert not (tmp_path / "s").exists()
 
 
-def test_a_full_disk_is_said_and_finished_work_stays(
+def written(path: Path, traces: Sequence[Trace]) -> Path:
+    path.write_text("".join(json.dumps(asdict(trace)) + "\n" for trace in traces))
+    return path
+
+
+def apart(traces: Path, folder: Path) -> list[str]:
+    return [sys.executable, "-m", "tests.discovery.collecting", str(traces), str(folder)]
+
+
+ENVIRONMENT = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+@pytest.mark.slow
+def test_a_kill_loses_no_finished_shard_and_what_goes_on_ends_the_same(
     studied: Studied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = module.write_file
+    monkeypatch.setattr(shards_module, "TRACES", 1)
+    traces = [replace(trace, prompt=f"{trace.prompt}{i}") for i in range(12) for trace in studied.traces]
+    killed, folder = tmp_path / "killed", tmp_path / "killed" / "store"
+    command = apart(written(tmp_path / "traces.jsonl", traces), killed)
+    for wanted in (3, 40):
+        process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (folder / f"shard-{wanted:05d}.safetensors").exists():
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert wanted - 1 < len(list(folder.glob("shard-*"))) < len(traces)
+    times = {path: path.stat().st_mtime_ns for path in folder.glob("shard-*")}
+    collect(folder, studied.pair, traces, LAYERS)
+    assert all(path.stat().st_mtime_ns == then for path, then in times.items())
+    collect(tmp_path / "whole", studied.pair, traces, LAYERS)
+    assert bytes_of(folder) == bytes_of(tmp_path / "whole")
 
-    def full(path: Path, data: bytes) -> None:
-        if path.name == "shard-00001.safetensors":
-            raise OSError(28, "No space left on device")
-        write(path, data)
 
-    monkeypatch.setattr(module, "write_file", full)
-    with pytest.raises(HybridError, match="No space left on device; make some and run the same command again"):
-        collect(tmp_path, studied.thinking, studied.traces, LAYERS)
-    assert Store(tmp_path, LAYERS, 3).missing() == [1, 2]
+@pytest.mark.slow
+def test_a_full_disk_is_said_in_one_line_and_finished_shards_stay(
+    studied: Studied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards_module, "TRACES", 1)
+    traces = [*studied.traces[:2], replace(studied.traces[2], text="One a. Two b. " * 50), studied.traces[3]]
+    whole = collect(tmp_path / "whole", studied.pair, traces, LAYERS)
+    limit = whole.shards.path(2).stat().st_size - 1
+    command = apart(written(tmp_path / "traces.jsonl", traces), tmp_path / "full")
 
+    def full() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-def test_no_traces_make_an_empty_store(studied: Studied, tmp_path: Path) -> None:
-    traces: list[Trace] = []
-    assert collect(tmp_path, studied.thinking, traces, LAYERS).shards == 0
+    done = subprocess.run(
+        command, cwd=ROOT, env=ENVIRONMENT, preexec_fn=full, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and "shard-00002.safetensors: needs room to be written; found File too" in last
+    folder = tmp_path / "full" / "store"
+    assert Shards(folder, 4).missing() == [2, 3] and not list(folder.glob(".*"))
+    collect(folder, studied.pair, traces, LAYERS)
+    assert bytes_of(folder) == bytes_of(tmp_path / "whole")

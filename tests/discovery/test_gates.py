@@ -1,0 +1,251 @@
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lm_eval_hybrid.backends.local import LocalBackend
+from lm_eval_hybrid.decoding.decoder import HybridDecoder
+from lm_eval_hybrid.decoding.policy import Policy
+from lm_eval_hybrid.decoding.steering import SparseEncoder
+from lm_eval_hybrid.discovery import gates as module
+from lm_eval_hybrid.discovery import shards as shards_module
+from lm_eval_hybrid.discovery.gates import NONE, TOP, Gates, fill, load
+from lm_eval_hybrid.discovery.pair import Encoded, Pair
+from lm_eval_hybrid.discovery.ranks import Ranks
+from lm_eval_hybrid.discovery.traces import Trace
+from lm_eval_hybrid.errors import HybridError
+from tests.discovery.collecting import SAE_LAYER, random_encoder
+from tests.discovery.conftest import RAW, Studied
+from tests.oracle.crossing import OneVocabulary, bridge_of
+from tests.oracle.tokenizers import byte_level_tokenizer, crossed_pair, metaspace_tokenizer
+
+TEXTS = (
+    "Let x be 3. She gives three apples. Wait, 12 = 3 - 15",
+    "The answer is 15.\nThat is right, café 😀",
+    "So",
+    "",
+    "First we find the other number. Since the total is 100, the other is 45. Hmm",
+)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several shards of several passes each."""
+    monkeypatch.setattr(shards_module, "TRACES", 5)
+    monkeypatch.setattr(module, "LOGITS", 4 * 400 * 150)
+
+
+@dataclass(frozen=True)
+class Naive:
+    """One place at which the models differ, as a loop over places finds it."""
+
+    trace: int
+    column: int
+    target: int
+    category: int
+    top: dict[int, float]
+
+
+def plain(backend: LocalBackend, ids: Sequence[int], layer: int) -> tuple[Tensor, Tensor]:
+    """Logits [n, vocab], and the residual [n, d] after a layer, by transformers alone."""
+    with torch.no_grad():
+        out = backend.model._module(input_ids=torch.tensor([ids]), output_hidden_states=True)
+    return out.logits[0], out.hidden_states[layer + 1][0]
+
+
+def naive_category(encoder: SparseEncoder, residual: Tensor) -> int:
+    centred = residual - encoder.mean
+    read = centred / centred.norm() - encoder.decoder_bias
+    return int((encoder.weight @ read + encoder.bias).argmax())
+
+
+def naive(pair: Pair, encoded: Sequence[Encoded], bridge: OneVocabulary) -> tuple[list[Naive], list[int]]:
+    """All gates, and in how many places of each trace the models were compared."""
+    found, places = [], []
+    for index, one in enumerate(encoded):
+        said, residual = plain(pair.thinking, one.thinking, SAE_LAYER)
+        ours, _ = plain(pair.base, one.base, 0)
+        asked = range(one.begin - 1, len(one.thinking) - 1)
+        places.append(len(asked))
+        for place in asked:
+            theirs = bridge.crossing_thinking(said[place])
+            choice = int(theirs.argmax())
+            column = one.column(place)
+            if bridge.agree(int(bridge.crossing_base(ours[column]).argmax()), choice):
+                continue
+            logprobs = theirs.log_softmax(-1)
+            order = sorted(range(len(theirs)), key=lambda token: -float(logprobs[token]))[:TOP]
+            top = {bridge.first_base(token): float(logprobs[token]) for token in order}
+            category = naive_category(random_encoder(), residual[place])
+            found.append(Naive(index, column, bridge.first_base(choice), category, top))
+    return found, places
+
+
+def check(found: Gates, wanted: list[Naive], places: list[int]) -> None:
+    assert found.places.tolist() == places
+    for name in ("trace", "column", "target", "category"):
+        assert getattr(found, name).tolist() == [getattr(one, name) for one in wanted], name
+        assert getattr(found, name).dtype == torch.int64
+    for one, tokens, logprobs in zip(wanted, found.top.tolist(), found.top_logprob.tolist(), strict=True):
+        # Several of the thinking model's tokens may begin with one of the base's.
+        assert set(tokens) == set(one.top) and tokens[0] == one.target
+        assert logprobs == sorted(logprobs, reverse=True)
+        assert min(logprobs) == pytest.approx(min(one.top.values()), abs=1e-4)
+        assert logprobs[0] == pytest.approx(max(one.top.values()), abs=1e-4) or len(one.top) < TOP
+    assert found.rate == len(wanted) / sum(places)
+
+
+def test_gates_of_one_vocabulary_are_those_of_a_loop_over_places(studied: Studied, tmp_path: Path) -> None:
+    fill(tmp_path, studied.pair, studied.traces, random_encoder(), SAE_LAYER, "told")
+    wanted, places = naive(studied.pair, [studied.pair.encode(trace) for trace in studied.traces], OneVocabulary())
+    found = load(tmp_path, len(studied.traces))
+    check(found, wanted, places)
+    assert 20 < len(wanted) < sum(places) and len(set(found.category.tolist())) > 2
+    # What the thinking model wrote greedily is what it chooses at each place.
+    encoded = [studied.pair.encode(trace) for trace in studied.traces]
+    written = [encoded[t].base[c + 1] for t, c in zip(found.trace.tolist(), found.column.tolist(), strict=True)]
+    assert sum(a == b for a, b in zip(written, found.target.tolist(), strict=True)) >= len(written) - len(encoded)
+
+
+@pytest.mark.parametrize("padding", [0, 7])
+@pytest.mark.parametrize(
+    "tokenizers",
+    [
+        (byte_level_tokenizer(100), metaspace_tokenizer()),
+        (metaspace_tokenizer(), byte_level_tokenizer(100)),
+        (byte_level_tokenizer(40), byte_level_tokenizer(200)),
+    ],
+)
+def test_gates_across_vocabularies_are_those_of_a_loop_over_places(
+    tmp_path: Path, tokenizers: tuple, padding: int
+) -> None:
+    models = crossed_pair(*tokenizers, padding=padding)
+    pair = Pair(*(LocalBackend(m, t) for m, t in zip((models.base, models.thinking), tokenizers, strict=True)), RAW)
+    traces = [Trace(f"Question {i}: what?", text) for i, text in enumerate(TEXTS)]
+    fill(tmp_path, pair, traces, random_encoder(), SAE_LAYER, "told")
+    encoded = [pair.encode(trace) for trace in traces]
+    wanted, places = naive(pair, encoded, bridge_of(tokenizers))
+    check(load(tmp_path, len(traces)), wanted, places)
+    assert len(wanted) > 20
+    assert places == [len(one.thinking) - one.begin for one in encoded] and places[3] == 1
+
+
+def test_an_id_that_only_padding_stands_for_is_never_chosen_nor_kept(tmp_path: Path) -> None:
+    tokenizers = (byte_level_tokenizer(100), metaspace_tokenizer())
+    models = crossed_pair(*tokenizers, padding=7)
+    with torch.no_grad():
+        for model in (models.base, models.thinking):
+            head = model.get_output_embeddings().weight
+            head[-7:] = head[:-7].mean(0) + 50 * torch.randn(7, head.shape[1])  # mostly far above all others
+    pair = Pair(*(LocalBackend(m, t) for m, t in zip((models.base, models.thinking), tokenizers, strict=True)), RAW)
+    traces = [Trace("Question: what?", TEXTS[0])]
+    [encoded] = [pair.encode(trace) for trace in traces]
+    said, _ = plain(pair.thinking, encoded.thinking, 0)
+    assert (said.argmax(-1) >= len(tokenizers[1])).float().mean() > 0.5
+    fill(tmp_path, pair, traces, random_encoder(), SAE_LAYER, "told")
+    found = load(tmp_path, 1)
+    check(found, *naive(pair, [encoded], bridge_of(tokenizers)))
+    assert found.top.max() < len(tokenizers[0]) and found.top.min() > NONE
+
+
+def test_logits_are_taken_in_bounded_parts_without_a_difference(
+    studied: Studied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traces = [*studied.traces[:3], replace(studied.traces[3], text="One a. Two b. " * 30)]
+    monkeypatch.setattr(module, "LOGITS", 2**28)
+    fill(tmp_path / "at once", studied.pair, traces, random_encoder(), SAE_LAYER, "told")
+    limit = 4 * 258 * 50  # fifty tokens at once
+    monkeypatch.setattr(module, "LOGITS", limit)
+    sizes: list[int] = []
+    heads = [backend.model._module.lm_head for backend in (studied.base, studied.thinking)]
+    handles = [head.register_forward_hook(lambda module, i, output: sizes.append(4 * output.numel())) for head in heads]
+    try:
+        fill(tmp_path / "parts", studied.pair, traces, random_encoder(), SAE_LAYER, "told")
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert len(sizes) > 16 and max(sizes) <= limit
+    one, other = load(tmp_path / "at once", 4), load(tmp_path / "parts", 4)
+    for name in ("trace", "column", "target", "category", "places"):
+        assert torch.equal(getattr(one, name), getattr(other, name))
+    torch.testing.assert_close(one.top_logprob, other.top_logprob, rtol=1e-4, atol=1e-4)
+
+
+def test_models_that_agree_everywhere_leave_empty_tensors(studied: Studied, tmp_path: Path) -> None:
+    same = replace(studied.pair, base=studied.thinking)
+    fill(tmp_path, same, studied.traces, random_encoder(), SAE_LAYER, "told")
+    found = load(tmp_path, len(studied.traces))
+    for name in ("trace", "column", "target", "category"):
+        assert getattr(found, name).shape == (0,)
+    assert found.top.shape == found.top_logprob.shape == (0, TOP)
+    assert found.rate == 0 and found.places.sum() > 100
+    assert found.of(torch.tensor([1, 3])).places.tolist() == found.places[[1, 3]].tolist()
+
+
+@pytest.mark.parametrize("text", ["", " ", "a"])
+def test_the_shortest_traces_are_compared_at_each_place(studied: Studied, tmp_path: Path, text: str) -> None:
+    traces = [Trace(f"Q{i}", text) for i in range(7)]
+    fill(tmp_path, studied.pair, traces, random_encoder(), SAE_LAYER, "told")
+    found = load(tmp_path, 7)
+    check(found, *naive(studied.pair, [studied.pair.encode(trace) for trace in traces], OneVocabulary()))
+    assert found.places.tolist() == [len(text) + 1] * 7
+
+
+def test_a_prompt_beyond_the_context_has_no_places(studied: Studied, tmp_path: Path) -> None:
+    small = LocalBackend(studied.base.model._module, studied.base.tokenizer)
+    small.context_length = 30
+    pair = replace(studied.pair, base=small)
+    traces = [Trace("x" * 40, "One a. Two b."), Trace("x" * 20, "One a. Two b."), Trace("x" * 30, "One a.")]
+    fill(tmp_path, pair, traces, random_encoder(), SAE_LAYER, "told")
+    found = load(tmp_path, 3)
+    # The last token that is read is after the last place.
+    assert found.places.tolist() == [0, 10, 0]
+    check(found, *naive(pair, [pair.encode(trace) for trace in traces], OneVocabulary()))
+
+
+def test_some_traces_gates_are_theirs(studied: Studied, tmp_path: Path) -> None:
+    fill(tmp_path, studied.pair, studied.traces, random_encoder(), SAE_LAYER, "told")
+    found = load(tmp_path, len(studied.traces))
+    some = found.of(torch.tensor([2, 5, 11]))
+    kept = [i for i, trace in enumerate(found.trace.tolist()) if trace in (2, 5, 11)]
+    for name in ("trace", "column", "target", "top", "top_logprob", "category"):
+        assert torch.equal(getattr(some, name), getattr(found, name)[kept])
+    assert some.rate == len(kept) / int(found.places[[2, 5, 11]].sum())
+    assert found.of(torch.tensor([], dtype=torch.int64)).rate == 0
+
+
+def test_processes_share_a_folder_of_one_kind(studied: Studied, tmp_path: Path) -> None:
+    fill(tmp_path / "one", studied.pair, studied.traces, random_encoder(), SAE_LAYER, "told")
+    fill(tmp_path / "two", studied.pair, studied.traces, random_encoder(), SAE_LAYER, "told", Ranks(1, 2))
+    with pytest.raises(HybridError, match="found 2 of 3 shards missing"):
+        load(tmp_path / "two", len(studied.traces))
+    fill(tmp_path / "two", studied.pair, studied.traces, random_encoder(), SAE_LAYER, "told", Ranks(0, 2))
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert len(files) == 4
+    for name in files:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    for pair, traces, layer, told, said in (
+        (studied.pair, studied.traces, SAE_LAYER, "other", "encoder"),
+        (studied.pair, studied.traces, 0, "told", "layer"),
+        (studied.pair, studied.traces[1:], SAE_LAYER, "told", "traces"),
+        (replace(studied.pair, base=studied.thinking), studied.traces, SAE_LAYER, "told", "base"),
+    ):
+        with pytest.raises(HybridError, match=f"same {said}; found others"):
+            fill(tmp_path / "one", pair, traces, random_encoder(), layer, told)
+
+
+def test_decoding_opens_its_gate_where_these_are(studied: Studied, tmp_path: Path) -> None:
+    fill(tmp_path, studied.pair, studied.traces, random_encoder(), SAE_LAYER, "told")
+    found = load(tmp_path, len(studied.traces))
+    # What is emitted where the gate opens is the thinking model's own, so decoding stays on its trace.
+    decoder = HybridDecoder(studied.base, studied.thinking, None, Policy((1.0,), (1,), emit="thinking"))
+    for index, trace in enumerate(studied.traces[:4]):
+        encoded = studied.pair.encode(trace)
+        [answer] = decoder.generate([studied.pair.prompts(trace.prompt)], 40)
+        assert answer.text == trace.text
+        opened = [encoded.begin - 1 + i for i, record in enumerate(answer.records) if record.steered]
+        mine = found.column[found.trace == index].tolist()
+        assert [place for place in mine if place < encoded.begin - 1 + len(answer.records)] == opened
