@@ -41,7 +41,9 @@ calibration: {problems: 2, max_new_tokens: 20}
 
 def commands(document: str) -> list[str]:
     """The command lines of a document's indented blocks, comments cut off."""
-    lines = re.findall(r"^ {4}((?:make|pip|lm_eval|lm-eval-hybrid|python|torchrun) .*)$", (ROOT / document).read_text(), re.M)
+    lines = re.findall(
+        r"^ {4}((?:make|pip|lm_eval|lm-eval-hybrid|python|torchrun) .*)$", (ROOT / document).read_text(), re.M
+    )
     return [line.partition(" # ")[0].strip() for line in lines]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, linear, softplus
+from torch.nn.functional import embedding, gelu, linear, softplus
 
 from lm_eval_hybrid.decoding.policy import Directions
 from lm_eval_hybrid.errors import HybridError
@@ -97,7 +97,9 @@ class CoefficientNetwork:
     def coefficient(self, residual: Tensor, category: Tensor) -> Tensor:
         """residual [rows, d_base] float32, category [rows] int64 -> [rows] float32, above 0."""
         features = gelu(linear(residual, self.trunk_weight, self.trunk_bias))
-        return softplus((self.heads_weight[category] * features).sum(-1) + self.heads_bias[category])
+        # Looked up by `embedding`, whose gradient, unlike an index's, is the same every time.
+        heads = embedding(category, self.heads_weight), embedding(category, self.heads_bias[:, None])[..., 0]
+        return softplus((heads[0] * features).sum(-1) + heads[1])
 
     def to(self, device: torch.device) -> CoefficientNetwork:
         tensors = (self.trunk_weight, self.trunk_bias, self.heads_weight, self.heads_bias)

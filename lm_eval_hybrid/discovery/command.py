@@ -2,8 +2,11 @@
 
 import argparse
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lm_eval_hybrid.errors import HybridError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from lm_eval_hybrid.discovery.pipeline import Plan
     from lm_eval_hybrid.discovery.ranks import Ranks
 
+_READ_BY = (".json", ".jinja", ".model", ".txt")  # files of a model's folder
 STEPS = ("traces", "activations", "sae", "taxonomy", "gates", "vectors", "calibration")
 EXAMPLES = """examples:
   lm-eval-hybrid discover --recipe embedded --out behaviors/mine/1.0.0
@@ -68,13 +72,14 @@ def run(args: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     out = args.out.expanduser().resolve()
     check_target(out, args.overwrite)
+    _check_parent(out)
     recipe = load(args.recipe, **{key: getattr(args, key) for key in ("base", "thinking") if getattr(args, key)})
     # All that can be wrong is read and checked before the long work begins.
     samples = tuple(sources.read(args.samples)) if args.samples else ()
     models = {role: _source(role, getattr(recipe, role)) for role in ("base", "thinking")}
     configs = {role: _config(source) for role, source in models.items()}
     workshop = Workshop(args.work or Path(f"{out.parent.name}-{out.name}.discover"))
-    identities = {role: f"{source.identity(configs[role])} {args.dtype}" for role, source in models.items()}
+    identities = {role: f"{_identity(source, configs[role])} {args.dtype}" for role, source in models.items()}
     plan = Plan(recipe, workshop, identities, samples)
     if args.dry_run:
         from lm_eval_hybrid.report.plan import Model, render
@@ -110,15 +115,22 @@ def _make(args: argparse.Namespace, out: Path, plan: "Plan", models: "dict[str, 
         found = run.run(args.until)
         if found is None:
             return
-        bundle = bundling.bundle(found, pair, recipe, name, version, tuple(args.samples or ())).save(
-            out, args.overwrite
-        )
+        bundle = bundling.bundle(found, pair, recipe, name, version, tuple(args.samples or ()))
         shown = summary.summarise(found, bundle)
         findings.write(shown, plan.workshop.folder / "findings.json")
         findings_page.write(shown, plan.workshop.folder / "findings.html")
+        # Last: once it is there the run is over, and another one would be refused.
+        bundle = bundle.save(out, args.overwrite)
     logging.info(
         "%s written to %s; what was found, to look at: %s", bundle.identity, out, plan.workshop.folder / "findings.html"
     )
+
+
+def _check_parent(out: Path) -> None:
+    """That a folder can be made there, which shows in the lowest one above it that is there."""
+    parent = next(path for path in out.parents if path.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise HybridError(f"{parent}: must be a folder to write to, for the bundle; found none; name another --out")
 
 
 def _source(role: str, name: str) -> "Source":
@@ -132,6 +144,19 @@ def _config(source: "Source") -> object:
 
     with source.loading():
         return AutoConfig.from_pretrained(source.name, revision=source.revision)
+
+
+def _identity(source: "Source", config: object) -> str:
+    """What says which model it is; of a folder also what it is read by: configuration, tokenizer, chat template."""
+    from hashlib import sha256
+
+    told, folder = source.identity(config), Path(source.name).expanduser()
+    if not folder.is_dir():
+        return told
+    content = sha256()
+    for path in sorted(path for path in folder.iterdir() if path.suffix in _READ_BY and path.is_file()):
+        content.update(f"{path.name} {path.stat().st_size} ".encode() + path.read_bytes())
+    return f"{told}+{content.hexdigest()[:12]}"
 
 
 def _load(source: "Source", device: str, dtype: str, ranks: "Ranks") -> "LocalBackend":

@@ -157,7 +157,7 @@ def passes(backend: LocalBackend, rows: Sequence[Sequence[int]], layer: int) -> 
         parts = [row[begin : begin + step] for row in rows]
         n = min(step, width - begin)
         ids = torch.tensor([[*part, *[0] * (n - len(part))] for part in parts])
-        yield sequences.read(ids, [len(part) for part in parts])
+        yield sequences.read(ids)
 
 
 def padded(backend: LocalBackend, rows: Sequence[Sequence[int]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from lm_eval_hybrid.discovery.gates import in_batches, padded
 from lm_eval_hybrid.discovery.pair import Encoded, Pair
 from lm_eval_hybrid.discovery.ranks import Ranks
 from lm_eval_hybrid.discovery.sae import Rows
+from lm_eval_hybrid.discovery.sentences import Sentence
 from lm_eval_hybrid.discovery.shards import Shards
 from lm_eval_hybrid.discovery.traces import Trace, digest
 from lm_eval_hybrid.errors import HybridError
@@ -85,29 +86,52 @@ def collect(
 def _read(backend: LocalBackend, encoded: Sequence[Encoded], layers: Sequence[int], first: int) -> Mapping[str, Tensor]:
     """A shard: the tensors of its traces' sentences, in order."""
     found: dict[int, dict[str, Tensor]] = {}
+    rows, batches = batched(encoded)
+    for some in batches:
+        residuals = _residuals(backend, [rows[i] for i in some], layers)
+        parts = _sentence_rows(dict(zip(layers, residuals, strict=True)), [encoded[i].sentences for i in some])
+        for row, i in enumerate(some):
+            spans = [(first + i, s.begin, s.end) for s in encoded[i].sentences]
+            found[i] = {"sentence": torch.tensor(spans, dtype=torch.int64).reshape(-1, 3)}
+            found[i] |= {name: part[row] for name, part in parts.items()}
+    return {name: torch.cat([found[i][name] for i in range(len(encoded))]) for name in found[0]}
+
+
+def batched(encoded: Sequence[Encoded]) -> tuple[list[list[int]], list[list[int]]]:
+    """What is read of some traces, and which of them together."""
     # What follows the last sentence, as an answer does, changes none; but a pass needs a token.
     rows = [one.thinking[: max((s.end for s in one.sentences), default=1)] for one in encoded]
     lengths = [len(row) for row in rows]
     # Of like length together: what is padded is computed for nothing.
     order = sorted(range(len(rows)), key=lengths.__getitem__)
-    for some in in_batches(order, lengths, TOKENS):
-        residuals = _residuals(backend, [rows[i] for i in some], layers)
-        for row, i in enumerate(some):
-            spans = torch.tensor([(s.begin, s.end) for s in encoded[i].sentences], dtype=torch.int64).reshape(-1, 2)
-            found[i] = {"sentence": torch.cat([torch.full((len(spans), 1), first + i), spans], 1)}
-            for layer, residual in zip(layers, residuals, strict=True):
-                found[i] |= _sentence_rows(layer, residual[row], spans)
-    return {name: torch.cat([found[i][name] for i in range(len(encoded))]) for name in found[0]}
+    return rows, list(in_batches(order, lengths, TOKENS))
 
 
-def _sentence_rows(layer: int, residual: Tensor, spans: Tensor) -> dict[str, Tensor]:
-    """Of one trace [n, d] the rows that are kept: at sentences' onsets, and means over sentences."""
-    begins, ends = spans.to(residual.device).T
-    onsets = residual[begins - 1]
-    # A sum up to every token; in float64, as it is a difference of two that is used.
-    sums = torch.cat([residual.new_zeros(1, residual.shape[1]).double(), residual.double().cumsum(0)])
-    means = (sums[ends] - sums[begins]) / (ends - begins)[:, None]
-    return {f"onset.{layer}": onsets.float().cpu(), f"mean.{layer}": means.float().cpu()}
+def _sentence_rows(
+    residuals: Mapping[int, Tensor], sentences: Sequence[Sequence[Sentence]]
+) -> dict[str, tuple[Tensor, ...]]:
+    """What is kept of a pass, by name, each row's by itself: at sentences' onsets, and means over sentences.
+
+    Args:
+        residuals: [rows, width, d], by layer.
+        sentences: of each row.
+    """
+    width = next(iter(residuals.values())).shape[1]
+    found = [(row * width + s.begin, s.end - s.begin) for row, some in enumerate(sentences) for s in some]
+    begins, lengths = torch.tensor(found, dtype=torch.int64).reshape(-1, 2).T.contiguous()
+    # All sentences' tokens, one after the other: one reduction for a whole pass.
+    tokens = (begins - lengths.cumsum(0) + lengths).repeat_interleave(lengths) + torch.arange(int(lengths.sum()))
+    counts = [len(some) for some in sentences]
+    kept: dict[str, tuple[Tensor, ...]] = {}
+    for layer, residual in residuals.items():
+        rows, there = residual.flatten(0, 1), residual.device
+        onsets = rows[(begins - 1).to(there)].float()
+        # `unsafe` leaves out checks of the lengths, which fail where there are none.
+        means = torch.segment_reduce(
+            rows[tokens.to(there)].float(), "mean", lengths=lengths.to(there), axis=0, unsafe=True
+        )
+        kept[f"onset.{layer}"], kept[f"mean.{layer}"] = (part.cpu().split(counts) for part in (onsets, means))
+    return kept
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ in the same passes: each token's gradient goes to the vector of its own category
 """
 
 import math
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from lm_eval_hybrid.discovery.segments import Pack, Segment, pack, steered_logit
 
 _CLOSED = {"frozen": True, "config": pydantic.ConfigDict(extra="forbid")}
 _ONE = math.log(math.e - 1)  # where softplus is 1, so that a network begins with coefficient 1
+log = logging.getLogger(__name__)
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -50,7 +52,8 @@ class _Fitting:
     layer: Index
     bias_epochs: Index = 3
     epochs: Index = 12
-    rate: Positive = 0.02
+    rate: log = logging.getLogger(__name__)
+Positive = 0.02
     batch: Count = 16
     patience: Count = 3
     seeds: Count = 1
@@ -83,7 +86,8 @@ class Disagreement(_Fitting):
     seeds: Count = 3
     top: Annotated[int, Field(ge=1, le=TOP)] = 3
     hidden: Count = 64
-    network_rate: Positive = 0.005
+    network_rate: log = logging.getLogger(__name__)
+Positive = 0.005
 
 
 VectorRecipe: TypeAlias = Annotated[Likelihood | Disagreement, Field(discriminator="recipe")]
@@ -146,7 +150,11 @@ def fit(material: Material, recipe: Likelihood | Disagreement, seed: int, folder
     There must be gates, and sentences, on either side.
     """
     fitter = _likelihood if isinstance(recipe, Likelihood) else _disagreement
-    return fitter(material, recipe, seed, folder)
+    fitted = fitter(material, recipe, seed, folder)
+    for name, tensor in (("bias", fitted.bias), ("vectors", fitted.vectors)):
+        if not tensor.any():
+            log.warning("seed %d: no epoch of the %s was better than none at all; it stays zero", seed, name)
+    return fitted
 
 
 def _likelihood(material: Material, recipe: Likelihood, seed: int, folder: Path) -> Fitted:
@@ -188,7 +196,8 @@ def _disagreement(material: Material, recipe: Disagreement, seed: int, folder: P
         return (logprobs.exp() * (logprobs - ours)).masked_fill(tokens == NONE, 0.0).sum(-1)
 
     def steering(packed: Pack) -> Tensor:
-        return _coefficient(network, packed)[..., None] * (bias + _own(vectors, packed.category))
+        coefficient = network.coefficient(packed.residual().float(), packed.category)
+        return coefficient[..., None] * (bias + _own(vectors, packed.category))
 
     rules = Rules(recipe.bias_epochs, recipe.batch, recipe.patience, seed)
     constant = Task(
@@ -213,15 +222,6 @@ def _disagreement(material: Material, recipe: Disagreement, seed: int, folder: P
 def _own(rows: Tensor, category: Tensor) -> Tensor:
     """rows[category]; but with several threads an index's gradient is added up in any order, and this one's is not."""
     return F.embedding(category, rows)
-
-
-def _coefficient(network: CoefficientNetwork, packed: Pack) -> Tensor:
-    """The network's, [m, T]; each token has its category's head to itself (see `_own`)."""
-    category = packed.category.flatten()
-    heads_bias = _own(network.heads_bias[:, None], category)[:, 0]
-    heads = replace(network, heads_weight=_own(network.heads_weight, category), heads_bias=heads_bias)
-    each = torch.arange(len(category), device=category.device)
-    return heads.coefficient(packed.residual().float().flatten(0, 1), each).view_as(packed.category)
 
 
 def _zeros(material: Material) -> tuple[Tensor, Tensor]:

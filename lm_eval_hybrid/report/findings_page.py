@@ -267,7 +267,7 @@ def _and_zero(rows: Iterable[tuple[str, float | None, str]]) -> list[float]:
 
 def _calibration(rows: Sequence[CalibrationRow]) -> list[tuple[CalibrationRow, str, Markup | None]]:
     ends = [v for row in rows for v in (row.gap, row.gap_low, row.gap_high) if v is not None]
-    axis = Axis("", [min(0.0, *ends), max(1.0, *ends)])
+    axis = Axis("", [min([0.0, *ends]), max([1.0, *ends])])
     return [
         (row, _gap(row), None if row.gap is None else charts.interval(row.gap, row.gap_low, row.gap_high, axis))
         for row in rows

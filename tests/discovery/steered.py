@@ -1,5 +1,7 @@
-"""Steering written a second time: plain transformers, a forward hook, one sequence a segment. And what vectors are fitted
-to on the tiny pair."""
+"""Steering written a second time: plain transformers, a forward hook, one sequence a segment.
+
+And what vectors are fitted to on the tiny pair.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -61,7 +61,7 @@ def test_a_problem_is_drawn_once(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", 3 * [{"question": f"q{n}", "answer": n} for n in range(5)])
     found = draw([source, source], 5, 0)
     assert len(set(prompts(found))) == 5
-    with pytest.raises(HybridError, match="6 different ones are needed .* found 5; lower traces.count or"):
+    with pytest.raises(HybridError, match="6 different ones are needed for traces and calibration; found 5; lower"):
         draw([source, source], 6, 0)
 
 

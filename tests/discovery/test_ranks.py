@@ -35,8 +35,10 @@ def test_two_processes_write_what_one_does_and_wait_for_each_other(
     monkeypatch.setattr(store, "TOKENS", 200)
     traces = written(tmp_path / "traces.jsonl", studied.traces)
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-        + ["-m", "tests.discovery.collecting", str(traces), str(tmp_path / "two")],
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+            "-m", "tests.discovery.collecting", str(traces), str(tmp_path / "two"),
+        ],
         cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -125,9 +125,8 @@ def test_a_run_that_fails_lets_others_in(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere")):
-        with pytest.raises(HybridError, match="--work must be a folder to write to; found .*; name another"):
-            with Workshop(folder).held():
-                pass
+        with pytest.raises(HybridError, match="--work must be a folder to write to; found"), Workshop(folder).held():
+            pass
 
 
 FULL = """

@@ -1,0 +1,118 @@
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from lm_eval_hybrid.behaviors.bundle import Bundle
+from lm_eval_hybrid.discovery import bundling, findings, summary
+from lm_eval_hybrid.discovery.findings import Findings
+from lm_eval_hybrid.discovery.pipeline import Found
+from tests.discovery.conftest import Studied
+from tests.discovery.test_pipeline import found_by, recipe
+
+
+@pytest.fixture(scope="module")
+def made(studied: Studied, tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Bundle]:
+    folder = tmp_path_factory.mktemp("made")
+    settings = recipe(folder)
+    found = found_by(settings, studied.pair, folder / "work")
+    return found, bundling.bundle(found, studied.pair, settings, "mine", "0.1.0")
+
+
+@pytest.fixture(scope="module")
+def shown(made: tuple[Found, Bundle]) -> Findings:
+    return summary.summarise(*made)
+
+
+def behavior_of(made: tuple[Found, Bundle]) -> list[int | None]:
+    """Of each sentence the index of its behavior, by a plain loop."""
+    found, bundle = made
+    place = {behavior.latent: index for index, behavior in enumerate(bundle.manifest.behaviors)}
+    return [place.get(max(range(len(row)), key=row.__getitem__)) for row in found.codes.tolist()]
+
+
+def test_it_names_the_run(made: tuple[Found, Bundle], shown: Findings) -> None:
+    training = made[1].manifest.training
+    assert (shown.bundle, shown.base, shown.thinking) == ("mine@0.1.0", "the/base", "the/thinking")
+    assert (shown.data, shown.seed, shown.holdout) == (training.data, training.seed, training.holdout)
+    assert shown.grades is None
+
+
+def test_shares_are_counts_of_sentences(made: tuple[Found, Bundle], shown: Findings) -> None:
+    category = behavior_of(made)
+    assert [b.share for b in shown.behaviors] == pytest.approx(
+        [category.count(index) / len(category) for index in range(len(shown.behaviors))]
+    )
+    known = {text: behavior for text, behavior in zip(made[0].sentences, category, strict=True)}
+    for index, behavior in enumerate(shown.behaviors):
+        assert behavior.examples and all(
+            known[text] == index for text in made[0].sentences if findings.shorten(text, 1000) in behavior.examples
+        )
+
+
+def test_a_behavior_follows_another_within_a_trace_only(made: tuple[Found, Bundle], shown: Findings) -> None:
+    count = len(shown.behaviors)
+    expected = [[0] * count for _ in range(count)]
+    pairs = [(o, c) for o, c in zip(made[0].owner.tolist(), behavior_of(made), strict=True) if c is not None]
+    for (trace, first), (other, second) in pairwise(pairs):
+        if trace == other:
+            expected[first][second] += 1
+    assert [list(row) for row in shown.transitions] == expected
+
+
+def test_points_are_sentences_with_their_behaviors(made: tuple[Found, Bundle], shown: Findings) -> None:
+    known = [(i, c) for i, c in enumerate(behavior_of(made)) if c is not None]
+    assert [(point.text, point.behavior) for point in shown.points] == [
+        (findings.shorten(made[0].sentences[i]), c) for i, c in known
+    ]
+
+
+def test_the_map_has_so_many_points_at_most(made: tuple[Found, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summary, "POINTS", 5)
+    assert len(summary.summarise(*made).points) == 5
+
+
+def test_cosines_are_of_the_bias_and_the_vectors(made: tuple[Found, Bundle], shown: Findings) -> None:
+    found, bundle = made
+    some = {name: torch.randn(tensor.shape) for name, tensor in bundle.tensors.items() if name[0] in "bv"}
+    noisy = replace(bundle, tensors={**bundle.tensors, **some})
+    cosines = torch.tensor(summary.summarise(found, noisy).cosines)
+    rows = [some["bias"], *(some[b.tensor] for b in bundle.manifest.behaviors)]
+    for i, one in enumerate(rows):
+        for j, other in enumerate(rows):
+            assert cosines[i, j].item() == pytest.approx(torch.cosine_similarity(one, other, dim=0).item(), abs=1e-5)
+    assert len(shown.cosines) == len(shown.behaviors) + 1, "also where a vector is zero"
+
+
+def test_the_sweep_is_shown_whole(made: tuple[Found, Bundle], shown: Findings) -> None:
+    assert [(row.layer, row.size, row.method) for row in shown.sweep] == [(2, 3, "sae"), (1, 3, "sae")]
+    assert (shown.chosen.layer, shown.chosen.size) == (made[0].chosen.layer, 3)
+    best = max(shown.sweep, key=lambda row: row.score)
+    assert best.layer == shown.chosen.layer
+
+
+def test_curves_are_of_every_fit(made: tuple[Found, Bundle], shown: Findings) -> None:
+    assert set(shown.curves) == {"fit 0 bias", "fit 0 vectors", "fit 1 bias", "fit 1 vectors"}
+    for number, fitted in enumerate(made[0].fits):
+        for name, curve in fitted.curves.items():
+            steps = shown.curves[f"fit {number} {name}"]
+            assert [(s.step, s.loss, s.held_out) for s in steps] == [(p.epoch, p.loss, p.held_out) for p in curve]
+    alone = replace(made[0], fits=made[0].fits[:1], calibration=replace(made[0].calibration, fit=0))
+    assert set(summary.summarise(alone, made[1]).curves) == {"bias", "vectors"}
+
+
+def test_one_setting_of_calibration_is_the_chosen_one(made: tuple[Found, Bundle], shown: Findings) -> None:
+    rows = made[0].calibration.tried
+    assert [(row.select, row.coefficients, row.accuracy, row.steered) for row in shown.calibration] == [
+        (row.setting.select, row.setting.coefficients, row.accuracy, row.steered) for row in rows
+    ]
+    assert [row.chosen for row in shown.calibration].count(True) == 1
+    chosen = next(row for row in shown.calibration if row.chosen)
+    assert chosen.select == made[1].manifest.steering.select
+
+
+def test_it_survives_its_file(shown: Findings, tmp_path: Path) -> None:
+    findings.write(shown, tmp_path / "findings.json")
+    assert findings.read(tmp_path / "findings.json") == shown
