@@ -10,8 +10,8 @@ Both fit the bias first, on all that there is; then it is frozen, and one vector
 in the same passes: each token's gradient goes to the vector of its own category.
 """
 
-import math
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,8 +52,7 @@ class _Fitting:
     layer: Index
     bias_epochs: Index = 3
     epochs: Index = 12
-    rate: log = logging.getLogger(__name__)
-Positive = 0.02
+    rate: Positive = 0.02
     batch: Count = 16
     patience: Count = 3
     seeds: Count = 1
@@ -86,8 +85,7 @@ class Disagreement(_Fitting):
     seeds: Count = 3
     top: Annotated[int, Field(ge=1, le=TOP)] = 3
     hidden: Count = 64
-    network_rate: log = logging.getLogger(__name__)
-Positive = 0.005
+    network_rate: Positive = 0.005
 
 
 VectorRecipe: TypeAlias = Annotated[Likelihood | Disagreement, Field(discriminator="recipe")]
