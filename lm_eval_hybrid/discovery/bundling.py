@@ -13,8 +13,8 @@ from lm_eval_hybrid.behaviors.compatibility import model_card
 from lm_eval_hybrid.behaviors.manifest import Behavior, Manifest, ModelCard, Steering, Training, first_problem
 from lm_eval_hybrid.behaviors.manifest import Sae as SaeCard
 from lm_eval_hybrid.discovery.calibration import Setting
+from lm_eval_hybrid.discovery.found import Found
 from lm_eval_hybrid.discovery.pair import Pair
-from lm_eval_hybrid.discovery.pipeline import Found
 from lm_eval_hybrid.discovery.recipe import Recipe
 from lm_eval_hybrid.discovery.traces import digest
 from lm_eval_hybrid.errors import HybridError

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from lm_eval_hybrid.backends.local import LocalBackend
     from lm_eval_hybrid.backends.sources import Source
-    from lm_eval_hybrid.discovery.pipeline import Plan
+    from lm_eval_hybrid.discovery.plan import Plan
     from lm_eval_hybrid.discovery.ranks import Ranks
 
 _READ_BY = (".json", ".jinja", ".model", ".txt")  # files of a model's folder
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
     """Runs discovery and writes the bundle to `args.out`."""
     from lm_eval_hybrid.behaviors.bundle import check_target
     from lm_eval_hybrid.discovery import sources
-    from lm_eval_hybrid.discovery.pipeline import Plan
+    from lm_eval_hybrid.discovery.plan import Plan
     from lm_eval_hybrid.discovery.recipe import load
     from lm_eval_hybrid.discovery.stages import Workshop
 

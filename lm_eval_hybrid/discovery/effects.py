@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lm_eval_hybrid.discovery.fitted import Fitted
 from lm_eval_hybrid.discovery.segments import Pack, pack, steered_logits
-from lm_eval_hybrid.discovery.vectors import Fitted, Material
+from lm_eval_hybrid.discovery.vectors import Material
 
 
 @dataclass(frozen=True)

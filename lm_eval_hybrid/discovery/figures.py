@@ -155,6 +155,8 @@ def told(learned: Tensor, held_out: Tensor, ours: Tensor, others: Tensor, size: 
         learned, held_out: which words the sentences have, [m, w] and [h, w], 0 or 1.
         ours, others: their categories, [m] and [h] int64.
     """
+    # In float64: of a word that all of many sentences have, float32 makes a certainty, which one without it refutes.
+    learned, held_out = learned.double(), held_out.double()
     anywhere = (learned.sum(0) + 0.5) / (len(learned) + 1)
     within = (_totals(learned, ours, size) + anywhere) / (ours.bincount(minlength=size)[:, None] + 1)
     having, count = _totals(held_out, others, size), others.bincount(minlength=size)[:, None]

@@ -8,6 +8,7 @@ its place in the other.
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -47,6 +48,12 @@ class Encoded:
     def column(self, place: int) -> int:
         """The base's place for one of the thinking model's, from the prompt's last on."""
         return self.columns[place - (self.begin - 1)]
+
+    def base_spans(self) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Of each sentence its first column in the base's row, and the base tokens that are to follow from there on."""
+        for sentence in self.sentences:
+            begin, end = self.column(sentence.begin - 1), self.column(sentence.end - 1)
+            yield begin, tuple(self.base[begin + 1 : end + 1])
 
 
 @dataclass(frozen=True)

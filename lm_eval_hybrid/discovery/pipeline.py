@@ -1,187 +1,36 @@
-"""The stages of a discovery run, in their order: traces, activations, SAEs, taxonomy, gates, vectors, calibration.
+"""A discovery run: the stages of a plan made, as far as they are not there yet, and what is found in them."""
 
-`Plan` says which stages there are and what decides each; it needs no models. `Run` makes what is not there yet.
-"""
-
-import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lm_eval_hybrid.behaviors.files import write_file
 from lm_eval_hybrid.behaviors.manifest import Behavior
-from lm_eval_hybrid.decoding.steering import CoefficientNetwork, Steering
+from lm_eval_hybrid.decoding.steering import Steering
 from lm_eval_hybrid.discovery import calibration, effects, gates, generating, naming, sources, store, vectors
 from lm_eval_hybrid.discovery.calibration import Calibration
-from lm_eval_hybrid.discovery.descent import Point
-from lm_eval_hybrid.discovery.effects import Effects
+from lm_eval_hybrid.discovery.fitted import Fitted
+from lm_eval_hybrid.discovery.found import Found
 from lm_eval_hybrid.discovery.gates import Gates
 from lm_eval_hybrid.discovery.grading import Grades
 from lm_eval_hybrid.discovery.pair import Encoded, Pair
 from lm_eval_hybrid.discovery.pasts import Pasts
-from lm_eval_hybrid.discovery.problems import Problem, draw
+from lm_eval_hybrid.discovery.plan import Plan
 from lm_eval_hybrid.discovery.ranks import Ranks
-from lm_eval_hybrid.discovery.recipe import Recipe
 from lm_eval_hybrid.discovery.segments import Segment
 from lm_eval_hybrid.discovery.shards import Shards
-from lm_eval_hybrid.discovery.stages import Stage, Workshop
 from lm_eval_hybrid.discovery.sweep import Entry, LayerSweep, Sweep, sweep_layer
-from lm_eval_hybrid.discovery.traces import Trace, digest
-from lm_eval_hybrid.discovery.vectors import Fitted, Material
+from lm_eval_hybrid.discovery.traces import Trace
+from lm_eval_hybrid.discovery.vectors import Material
 from lm_eval_hybrid.errors import HybridError
 
 log = logging.getLogger(__name__)
 READ = 8192  # sentences' activations that are encoded at once
-TRACES_FILE, GRADES_FILE, VECTORS_FILE = "traces.jsonl", "grades.json", "vectors.safetensors"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which stages a run has.
-
-    Attributes:
-        models: what identifies base and thinking model, by role.
-        samples: the traces given, where none are decoded.
-    """
-
-    recipe: Recipe
-    workshop: Workshop
-    models: Mapping[str, str]
-    samples: tuple[Trace, ...] = ()
-
-    @cached_property
-    def problems(self) -> tuple[list[Problem], list[Problem]]:
-        """Those that traces are to be decoded of, none where samples are given; and those of calibration.
-
-        Raises:
-            HybridError: where they cannot be read, or are too few.
-        """
-        recipe, count = self.recipe, self._decoded
-        seen = {trace.prompt for trace in self.samples}
-        found = draw(recipe.problems, count + recipe.calibration.problems, recipe.seed, seen)
-        return found[:count], found[count:]
-
-    def check(self) -> None:
-        """Reads the problems that are yet to be answered: what is wrong with them shows before the long work.
-
-        Raises:
-            HybridError: as `problems`.
-        """
-        if not ((self.samples or self.traces.done) and self.calibration.done):
-            _ = self.problems
-
-    @property
-    def _decoded(self) -> int:
-        return 0 if self.samples else self.recipe.traces.count
-
-    @cached_property
-    def traces(self) -> Stage:
-        recipe = self.recipe
-        decides: dict[str, Any] = {"samples": digest(self.samples)}
-        if not self.samples:
-            problems = [source.content() for source in recipe.problems]
-            settings = {"count": recipe.traces.count, "max_new_tokens": recipe.traces.max_new_tokens}
-            prompt = recipe.prompt.model_dump()
-            thinking = self.models["thinking"]
-            decides = {"thinking": thinking, "prompt": prompt, "problems": problems, "seed": recipe.seed, **settings}
-        return self.workshop.stage("traces", 1, decides)
-
-    @cached_property
-    def activations(self) -> Stage:
-        decides = {"layers": self.recipe.sae.layers, "models": self.models, "prompt": self.recipe.prompt.model_dump()}
-        return self.workshop.stage("activations", 1, decides, self.traces)
-
-    @cached_property
-    def saes(self) -> tuple[Stage, ...]:
-        """One for each layer."""
-        settings = asdict(self.recipe.sae)
-        del settings["layers"]
-        settings |= {"seed": self.recipe.seed, "holdout": self.recipe.traces.holdout, "of": self.recipe.activation}
-        return tuple(
-            self.workshop.stage(f"sae-{layer}", 1, {"layer": layer, **settings}, self.activations)
-            for layer in self.recipe.sae.layers
-        )
-
-    @cached_property
-    def taxonomy(self) -> Stage:
-        # Not what only says how replies are fetched.
-        how = {"timeout", "retries", "concurrency", "key_variable", "price_in", "price_out"}
-        judge = self.recipe.judge and {k: v for k, v in asdict(self.recipe.judge).items() if k not in how}
-        return self.workshop.stage("taxonomy", 1, {"judge": judge, "seed": self.recipe.seed}, *self.saes)
-
-    @cached_property
-    def gates(self) -> Stage:
-        return self.workshop.stage("gates", 1, {"models": self.models}, *self.saes)
-
-    @cached_property
-    def vectors(self) -> tuple[Stage, ...]:
-        """One for each seed."""
-        settings = asdict(self.recipe.vectors)
-        del settings["seeds"]
-        seeds = range(self.recipe.seed, self.recipe.seed + self.recipe.vectors.seeds)
-        return tuple(
-            self.workshop.stage(f"vectors-{seed}", 1, {"seed": seed, **settings}, self.gates) for seed in seeds
-        )
-
-    @cached_property
-    def calibration(self) -> Stage:
-        recipe = self.recipe
-        problems = [source.content() for source in recipe.problems] if recipe.calibration.problems else []
-        decides = {**asdict(recipe.calibration), "seed": recipe.seed, "from": problems, "traces": self._decoded}
-        return self.workshop.stage("calibration", 1, decides, *self.vectors)
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        return (
-            self.traces,
-            self.activations,
-            *self.saes,
-            self.taxonomy,
-            self.gates,
-            *self.vectors,
-            self.calibration,
-        )
-
-
-@dataclass(frozen=True)
-class Found:
-    """All that a bundle and its page are made of.
-
-    Attributes:
-        traces: that were read.
-        owner: [sentences] int64, the trace of each sentence.
-        sentences: what they say.
-        held_out: [sentences] bool.
-        activations: [sentences, d_thinking] float32, at the chosen layer; a `sae.Rows`.
-        codes: [sentences, latents] float32.
-        fits: one for each seed; `fitted` and `effects` are of the chosen one.
-    """
-
-    traces: list[Trace]
-    owner: Tensor
-    sentences: list[str]
-    held_out: Tensor
-    activations: Any
-    codes: Tensor
-    sweep: Sweep
-    chosen: Entry
-    grades: Grades | None
-    behaviors: tuple[Behavior, ...]
-    gates: Gates
-    fits: tuple[Fitted, ...]
-    calibration: Calibration
-    effects: Effects
-
-    @property
-    def fitted(self) -> Fitted:
-        return self.fits[self.calibration.fit]
+TRACES_FILE, GRADES_FILE = "traces.jsonl", "grades.json"
 
 
 class Run:
@@ -361,10 +210,11 @@ class Run:
                     "another pair, or give more traces"
                 )
         strongest = self.codes.max(-1)
+        spans = ((trace, *span) for trace, one in enumerate(self.encoded) for span in one.base_spans())
         segments = [
             Segment(trace, begin, targets, category, number)
             for number, ((trace, begin, targets), category) in enumerate(
-                zip(_base_spans(self.encoded), strongest.indices.tolist(), strict=True)
+                zip(spans, strongest.indices.tolist(), strict=True)
             )
         ]
         pasts = Pasts(self.pair.base, [one.base for one in self.encoded], self._recipe.vectors.layer)
@@ -374,9 +224,9 @@ class Run:
     @cached_property
     def fits(self) -> tuple[Fitted, ...]:
         def make(seed: int) -> Callable[[Path], None]:
-            return lambda folder: _write(vectors.fit(self.material, self._recipe.vectors, seed, folder), folder)
+            return lambda folder: vectors.fit(self.material, self._recipe.vectors, seed, folder).save(folder)
 
-        return tuple(_read(stage.run(make(self._recipe.seed + i))) for i, stage in enumerate(self._plan.vectors))
+        return tuple(Fitted.load(stage.run(make(self._recipe.seed + i))) for i, stage in enumerate(self._plan.vectors))
 
     @cached_property
     def behaviors(self) -> tuple[Behavior, ...]:
@@ -429,32 +279,3 @@ class Run:
             calibration=calibrated,
             effects=effects.measure(self.material, self.fits[calibrated.fit]),
         )
-
-
-def _base_spans(encoded: Sequence[Encoded]) -> Iterator[tuple[int, int, tuple[int, ...]]]:
-    """Of each sentence its trace, its first column in the base's row, and the base tokens that are to follow."""
-    for trace, one in enumerate(encoded):
-        for sentence in one.sentences:
-            begin, end = one.column(sentence.begin - 1), one.column(sentence.end - 1)
-            yield trace, begin, tuple(one.base[begin + 1 : end + 1])
-
-
-def _write(fitted: Fitted, folder: Path) -> None:
-    tensors = {"bias": fitted.bias, "vectors": fitted.vectors}
-    if fitted.network is not None:
-        tensors |= {f"network.{name}": tensor for name, tensor in asdict(fitted.network).items()}
-    curves = {name: [asdict(point) for point in curve] for name, curve in fitted.curves.items()}
-    write_file(folder / "curves.json", json.dumps(curves).encode())
-    write_file(folder / VECTORS_FILE, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
-
-
-def _read(folder: Path) -> Fitted:
-    tensors = load_file(folder / VECTORS_FILE)
-    named = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
-    curves = json.loads((folder / "curves.json").read_bytes())
-    return Fitted(
-        tensors["bias"],
-        tensors["vectors"],
-        CoefficientNetwork(**named) if named else None,
-        {name: [Point(**point) for point in curve] for name, curve in curves.items()},
-    )

@@ -18,7 +18,7 @@ from lm_eval_hybrid.discovery.findings import (
     Step,
     SweepRow,
 )
-from lm_eval_hybrid.discovery.pipeline import Found
+from lm_eval_hybrid.discovery.found import Found
 from lm_eval_hybrid.discovery.sae import unit_rows
 
 POINTS = 3000  # sentences on the map

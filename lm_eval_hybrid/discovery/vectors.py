@@ -25,7 +25,8 @@ from torch.nn import functional as F
 
 from lm_eval_hybrid.behaviors.manifest import Count, Index
 from lm_eval_hybrid.decoding.steering import CoefficientNetwork
-from lm_eval_hybrid.discovery.descent import Descent, Point, Rules, Task
+from lm_eval_hybrid.discovery.descent import Descent, Rules, Task
+from lm_eval_hybrid.discovery.fitted import Fitted
 from lm_eval_hybrid.discovery.gates import NONE, TOP, Gates
 from lm_eval_hybrid.discovery.pasts import Pasts
 from lm_eval_hybrid.discovery.segments import Pack, Segment, pack, steered_logits
@@ -89,22 +90,6 @@ class Disagreement(_Fitting):
 
 
 VectorRecipe: TypeAlias = Annotated[Likelihood | Disagreement, Field(discriminator="recipe")]
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What one seed's fit found, float32 on the CPU.
-
-    Attributes:
-        bias: [d_base]; vectors: [latents, d_base].
-        network: of the recipe `disagreement`.
-        curves: of the bias and of the vectors, an epoch a point.
-    """
-
-    bias: Tensor
-    vectors: Tensor
-    network: CoefficientNetwork | None
-    curves: dict[str, list[Point]]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What a discovery run would do, and what that takes: a table, made from configurations alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from lm_eval_hybrid.discovery import grading
 from lm_eval_hybrid.discovery.vectors import Likelihood
 
 if TYPE_CHECKING:
-    from lm_eval_hybrid.discovery.pipeline import Plan
+    from lm_eval_hybrid.discovery.plan import Plan
 
 CHARACTERS = 3.5  # of English and formulas in a token
 PROMPT = 120  # tokens
@@ -67,7 +67,9 @@ def render(plan: "Plan", models: Mapping[str, Model]) -> RenderableType:
     ):
         table.add_column(name, justify=justify)
     left = room = 0.0
-    for stage, cost in zip(plan.stages, costs(plan, models), strict=True):
+    of = costs(plan, models)
+    for stage in plan.stages:
+        cost = of[stage.name]
         state = "there" if stage.done else "begun" if stage.begun else "to do"
         table.add_row(stage.name, state, cost.work, f"{cost.flop / 1e12:,.3g}", _bytes(cost.disk))
         if not stage.done:
@@ -85,44 +87,43 @@ def render(plan: "Plan", models: Mapping[str, Model]) -> RenderableType:
     return Group(table, *(Text(line) for line in lines))
 
 
-def costs(plan: "Plan", models: Mapping[str, Model]) -> Iterator[Cost]:
-    """Of each stage, in the order of `Plan.stages`: bounds where lengths are not known, else estimates."""
+def costs(plan: "Plan", models: Mapping[str, Model]) -> dict[str, Cost]:
+    """Of each stage that a run makes, by name: bounds where lengths are not known, else estimates."""
     recipe, base, thinking = plan.recipe, models["base"], models["thinking"]
     count, tokens = _traces(plan)
-    sentences = tokens / SENTENCE
-    sae = recipe.sae
-    written = 0.0 if plan.samples else thinking.reading(tokens)
-    yield Cost(f"{count:,} traces, {_most(plan)} {tokens:,.0f} tokens", written, tokens * CHARACTERS)
-    deepest = max(sae.layers) + 1
-    disk = sentences * thinking.width * 4 * 2 * len(sae.layers)
-    yield Cost(
-        f"layers: {_list(sae.layers)}; about {sentences:,.0f} sentences", thinking.reading(tokens, deepest), disk
+    sentences, read = tokens / SENTENCE, tokens + count * PROMPT
+    sae, vectors, calibration = recipe.sae, recipe.vectors, recipe.calibration
+    found = {
+        "traces": Cost(f"{count:,} traces, at most {tokens:,.0f} tokens", thinking.reading(tokens), tokens * CHARACTERS)
+    }
+    of = f"{count:,} traces, about {sentences:,.0f} sentences" if plan.samples else f"about {sentences:,.0f} sentences"
+    found["activations"] = Cost(
+        f"layers: {_list(sae.layers)}; {of}",
+        thinking.reading(tokens, max(sae.layers) + 1),
+        sentences * thinking.width * 4 * 2 * len(sae.layers),
     )
-    latents = sum(sae.sizes) * sae.seeds
-    for _ in sae.layers:
-        work = f"sizes: {_list(sae.sizes)}; starts: {sae.seeds}"
-        # Encoder and decoder, forward and backward: 12 a weight and row.
-        yield Cost(
-            work, 12.0 * latents * thinking.width * sae.steps * min(sae.batch, sentences), 8 * latents * thinking.width
-        )
-    yield Cost("titles after words" if recipe.judge is None else f"titles and grades by {recipe.judge.model}")
-    read = tokens + count * PROMPT
-    yield Cost("both models over all traces", base.reading(read) + thinking.reading(read), GATES * tokens * GATE)
-    vectors = recipe.vectors
+    weights = sum(sae.sizes) * thinking.width
+    # Encoder and decoder, forward and backward: 12 a weight and row.
+    training = 12.0 * weights * sae.seeds * sae.steps * min(sae.batch, sentences)
+    sizes = f"sizes: {_list(sae.sizes)}; starts: {sae.seeds}"
+    found |= {stage.name: Cost(sizes, training, 8 * weights) for stage in plan.saes}
+    found["taxonomy"] = Cost("titles and grades by a judge")
+    both = base.reading(read) + thinking.reading(read)
+    found["gates"] = Cost("both models over all traces", both, GATES * tokens * GATE)
     steered = tokens if isinstance(vectors, Likelihood) else GATES * tokens
-    above = 1 - (vectors.layer + 1) / base.layers
-    for _ in range(vectors.seeds):
-        epochs = vectors.bias_epochs + vectors.epochs
-        work = f"{vectors.recipe}, up to {epochs} epochs"
-        flop = base.reading(read) + 2 * base.reading(steered) * above * epochs
-        yield Cost(work, flop, 16 * max(sae.sizes) * base.width)
-    calibration = recipe.calibration
-    arms = (2 + vectors.seeds + len(calibration.settings) - 1) if calibration.problems else 0
-    answered = arms * calibration.problems * (calibration.max_new_tokens + PROMPT)
-    yield Cost(
-        f"{arms} times {calibration.problems} problems" if arms else "none",
-        base.reading(answered) + thinking.reading(answered),
+    above = base.reading(steered) * (1 - (vectors.layer + 1) / base.layers)
+    epochs = vectors.bias_epochs + vectors.epochs
+    fit = Cost(
+        f"{vectors.recipe}, up to {epochs} epochs",
+        base.reading(read) + 2 * above * epochs,
+        16 * max(sae.sizes) * base.width,
     )
+    found |= {stage.name: fit for stage in plan.vectors}
+    arms = 2 + vectors.seeds + len(calibration.settings) - 1
+    answered = arms * calibration.problems * (calibration.max_new_tokens + PROMPT)
+    work = f"{arms} times {calibration.problems} problems"
+    found["calibration"] = Cost(work, base.reading(answered) + thinking.reading(answered))
+    return {stage.name: found[stage.name] for stage in plan.stages}
 
 
 def _traces(plan: "Plan") -> tuple[int, float]:
@@ -131,10 +132,6 @@ def _traces(plan: "Plan") -> tuple[int, float]:
         return len(plan.samples), sum(len(trace.text) for trace in plan.samples) / CHARACTERS
     recipe = plan.recipe.traces
     return recipe.count, float(recipe.count * recipe.max_new_tokens)
-
-
-def _most(plan: "Plan") -> str:
-    return "about" if plan.samples else "at most"
 
 
 def _list(numbers: Sequence[int]) -> str:

@@ -1,5 +1,5 @@
 from itertools import combinations
-from math import log
+from math import isfinite, log
 
 import pytest
 import torch
@@ -92,6 +92,17 @@ def test_told_is_that_of_a_plain_loop(drawn: tuple[Points, list[tuple[Tensor, Te
             knowing -= log(within if there else 1 - within)
     assert told(learned, held_out, ours, others, SIZE) == pytest.approx(1 - knowing / blind, abs=1e-5)
     assert 0.02 < 1 - knowing / blind < 0.9
+
+
+def test_told_is_a_number_however_common_a_word_is() -> None:
+    """In float32 the frequency of the first word among 5,000 would be 1, and that of its absence 0."""
+    learned, ours = torch.ones(5000, 2), torch.zeros(5000, dtype=torch.int64)
+    learned[::2, 1] = 0
+    ours[::2] = 1
+    assert 0.9 < told(learned, learned, ours, ours, 2) < 1
+    held_out = learned.clone()
+    held_out[0, 0] = 0
+    assert isfinite(told(learned, held_out, ours, ours, 2))
 
 
 def test_told_is_0_without_words() -> None:

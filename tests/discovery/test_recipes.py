@@ -33,7 +33,8 @@ from lm_eval_hybrid.decoding.policy import Policy
 from lm_eval_hybrid.decoding.steering import Steering
 from lm_eval_hybrid.discovery import bundling, summary
 from lm_eval_hybrid.discovery.pair import Pair
-from lm_eval_hybrid.discovery.pipeline import Plan, Run
+from lm_eval_hybrid.discovery.pipeline import Run
+from lm_eval_hybrid.discovery.plan import Plan
 from lm_eval_hybrid.discovery.recipe import Recipe, load
 from lm_eval_hybrid.discovery.stages import Workshop
 from lm_eval_hybrid.report import findings_page

@@ -8,8 +8,9 @@ import pytest
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.models.api_models import JsonChatStr
 
+from lm_eval_hybrid.discovery.generating import generate
 from lm_eval_hybrid.discovery.sources import read
-from lm_eval_hybrid.discovery.traces import Trace, write
+from lm_eval_hybrid.discovery.traces import Trace
 from lm_eval_hybrid.errors import HybridError
 from tests.discovery.conftest import Studied
 from tests.shared_data import DATA
@@ -111,10 +112,10 @@ def test_our_own_files_are_told_by_their_first_line(studied: Studied, tmp_path: 
 
 def kept(path: Path, studied: Studied, prompts: list[str]) -> Path:
     """A file that a run of the thinking model leaves, made of traces that are there already."""
-    write(path, studied.thinking, [], max_new_tokens=40)
+    generate(path, studied.pair, [], max_new_tokens=40)
     with path.open("a") as file:
         file.writelines(json.dumps({"prompt": t.prompt, "text": t.text}) + "\n" for t in studied.traces)
-    assert write(path, studied.thinking, prompts, max_new_tokens=40) == studied.traces
+    assert generate(path, studied.pair, prompts, max_new_tokens=40) == studied.traces
     return path
 
 

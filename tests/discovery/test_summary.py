@@ -8,7 +8,7 @@ import torch
 from lm_eval_hybrid.behaviors.bundle import Bundle
 from lm_eval_hybrid.discovery import bundling, findings, summary
 from lm_eval_hybrid.discovery.findings import Findings
-from lm_eval_hybrid.discovery.pipeline import Found
+from lm_eval_hybrid.discovery.found import Found
 from tests.discovery.conftest import Studied
 from tests.discovery.test_pipeline import found_by, recipe
 

@@ -12,10 +12,11 @@ from lm_eval_hybrid.backends.local import LocalBackend
 from lm_eval_hybrid.decoding.steering import CoefficientNetwork
 from lm_eval_hybrid.discovery import vectors as module
 from lm_eval_hybrid.discovery.effects import measure
+from lm_eval_hybrid.discovery.fitted import Fitted
 from lm_eval_hybrid.discovery.gates import NONE, TOP, Gates
 from lm_eval_hybrid.discovery.pasts import Pasts
 from lm_eval_hybrid.discovery.segments import Pack, Segment
-from lm_eval_hybrid.discovery.vectors import Disagreement, Fitted, Likelihood, Material, fit
+from lm_eval_hybrid.discovery.vectors import Disagreement, Likelihood, Material, fit
 from tests.discovery.conftest import Studied
 from tests.discovery.steered import DEAF, LATENTS, LAYER, WIDTH, material_of, naively, unsteered
 from tests.tiny_system import tiny_model, tiny_tokenizer

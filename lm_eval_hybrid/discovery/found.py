@@ -1,0 +1,49 @@
+"""What a discovery run found."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lm_eval_hybrid.behaviors.manifest import Behavior
+from lm_eval_hybrid.discovery.calibration import Calibration
+from lm_eval_hybrid.discovery.effects import Effects
+from lm_eval_hybrid.discovery.fitted import Fitted
+from lm_eval_hybrid.discovery.gates import Gates
+from lm_eval_hybrid.discovery.grading import Grades
+from lm_eval_hybrid.discovery.rows import Rows
+from lm_eval_hybrid.discovery.sweep import Entry, Sweep
+from lm_eval_hybrid.discovery.traces import Trace
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that a bundle and its page are made of.
+
+    Attributes:
+        traces: that were read.
+        owner: [sentences] int64, the trace of each sentence.
+        sentences: what they say.
+        held_out: [sentences] bool.
+        activations: [sentences, d_thinking] float32, at the chosen layer.
+        codes: [sentences, latents] float32.
+        fits: one for each seed; `fitted` and `effects` are of the chosen one.
+    """
+
+    traces: list[Trace]
+    owner: Tensor
+    sentences: list[str]
+    held_out: Tensor
+    activations: Rows
+    codes: Tensor
+    sweep: Sweep
+    chosen: Entry
+    grades: Grades | None
+    behaviors: tuple[Behavior, ...]
+    gates: Gates
+    fits: tuple[Fitted, ...]
+    calibration: Calibration
+    effects: Effects
+
+    @property
+    def fitted(self) -> Fitted:
+        return self.fits[self.calibration.fit]
