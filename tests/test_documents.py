@@ -125,7 +125,7 @@ def run(command: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("command", RUNS)
 def test_a_command_shown_runs(command: str, desk: Path) -> None:
-    assert run(command, desk) or command.startswith("lm-eval-hybrid discover")
+    assert run(command, desk) or "discover" in command
 
 
 def test_the_documents_show_commands() -> None:
@@ -148,8 +148,8 @@ def test_discovery_reproduces_the_shipped_bundle(tmp_path: Path) -> None:
     from lm_eval_hybrid.behaviors.bundle import Bundle
     from lm_eval_hybrid.cli import main
 
-    main(["discover", "--recipe", "embedded", "--out", str(tmp_path / "embedded" / "1.0.0")])
-    made, shipped = (Bundle.load(folder / "embedded" / "1.0.0") for folder in (tmp_path, ROOT / "behaviors"))
+    main(["discover", "--recipe", "embedded", "--out", str(tmp_path / "embedded" / "2.0.0")])
+    made, shipped = (Bundle.load(folder / "embedded" / "2.0.0") for folder in (tmp_path, ROOT / "behaviors"))
     words = [[b.model_copy(update={"norm": 0.0}) for b in bundle.manifest.behaviors] for bundle in (made, shipped)]
     assert words[0] == words[1]
     for name, tensor in shipped.tensors.items():

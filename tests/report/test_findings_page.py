@@ -161,7 +161,7 @@ def test_calibration_is_a_row_a_way_to_steer(fields: dict) -> None:
     gap = "87.5% [50.0, 125.0]"
     assert section.rows() == [
         ["guardrail chosen", "0.5, 1", "1, all", gap, "", "61.3%", "8.1%", "5.2%"],
-        ["mlp", "1", "8", "undefined", "", "30.0%", "20.0%", "10.0%"],
+        ["mlp", "by its network", "8", "undefined", "", "30.0%", "20.0%", "10.0%"],
     ]
     assert [row.attributes.get("class") for row in section.one("tbody").all("tr")] == ["chosen", None]
 
