@@ -6,7 +6,7 @@
 - found: on traces that the embedded thinking model writes here, the size and the layer that are chosen, and how well
   the categories agree with the generator's behaviors, which the sweep never sees (adjusted mutual information).
 
-A table is printed; that, everything measured and a picture of the embedded pair's sweep go to benchmarks/results.
+A table is printed; that and everything measured go to benchmarks/results.
 """
 
 import argparse
@@ -33,7 +33,6 @@ from lm_eval_hybrid.discovery.rows import JoinedRows, Rows
 from lm_eval_hybrid.discovery.sae import SaeRecipe
 from lm_eval_hybrid.discovery.sweep import Entry, Sweep, sweep_layer
 from lm_eval_hybrid.embedded.notebooks import BEHAVIORS, OPENINGS
-from lm_eval_hybrid.report.sweep_plot import plot
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TRUE = len(BEHAVIORS)
@@ -138,7 +137,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="in each of which both are run once")
     parser.add_argument("--traces", type=int, default=300, help="of the embedded pair")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for table, measurements and picture")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for table and measurements")
     parser.add_argument("--quick", action="store_true", help="small, in seconds: whether it runs, not how fast")
     options = parser.parse_args(arguments)
     if options.quick:
@@ -184,7 +183,6 @@ def main(arguments: Sequence[str] | None = None) -> tuple[float, Ratio, Entry, f
         "embedded": {"rows": Sweep(tuple(layers)).rows(), "size": best.size, "layer": best.layer, "ami": agreed},
     }
     (options.out / "sweep.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    plot(Sweep(tuple(layers)), options.out / "sweep.png")
     return spent, ratio, best, agreed
 
 

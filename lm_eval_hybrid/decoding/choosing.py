@@ -79,8 +79,10 @@ class Chooser:
             bias, vectors = steering.directions(policy.directions, policy.seed)
             self._bias, self._vectors = bias.to(device), vectors.to(device)
             self._encoder = steering.encoder
-            self._network = steering.require_network().to(device) if policy.select == "mlp" else None
-        coefficients = (math.nan,) if policy.select == "mlp" else policy.coefficients
+            self._network = steering.require_network().to(device) if policy.asks_network else None
+        coefficients = policy.coefficients
+        if policy.select == "mlp":  # the network's, not yet known; the bias was fitted with coefficient 1
+            coefficients = (math.nan,) if policy.asks_network else (1.0,)
         pairs = [(a, w) for a in coefficients for w in policy.windows]
         self._coefficients = torch.tensor([a for a, _ in pairs], dtype=torch.float64)
         self._windows = [w for _, w in pairs]

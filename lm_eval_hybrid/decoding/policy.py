@@ -25,7 +25,8 @@ class Policy:
         emit: what is emitted where the gate opens: a steered candidate's token, or the thinking model's own.
         category: which behavior vector joins the bias: the SAE's choice, a random one, or none.
         directions: the bundle's tensors, or Gaussian ones of the same norms.
-        coefficients: multiples of (bias + vector) tried, in this order. Unused by `mlp`.
+        coefficients: multiples of (bias + vector) tried, in this order. Unused by `mlp`, whose network has a head for
+            each category; where there is none, its coefficient is 1.
         windows: numbers of last positions steered, in this order; 0 means all.
         gate_rate: share of positions at which the `random` gate opens.
         seed: of the random draws and directions.
@@ -65,16 +66,20 @@ class Policy:
                 f"select=fixed needs one coefficient and one window; found coefficients {self.coefficients}, "
                 f"windows {self.windows}; give one of each"
             )
-        if self.steers and self.select == "mlp" and (len(self.windows) != 1 or self.category == "none"):
+        if self.steers and self.select == "mlp" and len(self.windows) != 1:
             raise HybridError(
-                f"select=mlp needs one window and a category; found windows {self.windows}, "
-                f"category {self.category}; give one window, or another select"
+                f"select=mlp needs one window; found windows {self.windows}; give one, or another select"
             )
 
     @property
     def steers(self) -> bool:
         """Whether any token may come from a steered candidate, so that steering tensors are needed."""
         return self.gate != "never" and self.emit == "candidate"
+
+    @property
+    def asks_network(self) -> bool:
+        """Whether coefficients come from a bundle's network."""
+        return self.steers and self.select == "mlp" and self.category != "none"
 
     @property
     def reads_base(self) -> bool:

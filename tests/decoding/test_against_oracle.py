@@ -41,6 +41,12 @@ def test_arms(family: str, arm: str) -> None:
     check(pair_of(family, 2), policy_for(arm, DEFAULTS))
 
 
+@pytest.mark.parametrize("arm", ["bias-only", "random-category", "random-select"])
+def test_arms_of_a_bundle_with_a_network(arm: str) -> None:
+    """The bias alone has no head of its own: its coefficient is 1."""
+    check(pair_of("llama", 2), policy_for(arm, dataclasses.replace(DEFAULTS, select="mlp", **ONE)))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_architectures(family: str) -> None:
     answers = check(pair_of(family, 0), DEFAULTS)

@@ -23,7 +23,6 @@ POLICY = Policy(coefficients=(0.5, 1.0), windows=(1, 0), gate_rate=0.1)
         ({"gate": "random", "gate_rate": 1.5}, "gate_rate"),
         ({"select": "fixed"}, "fixed"),
         ({"select": "mlp"}, "mlp"),
-        ({"select": "mlp", "windows": (1,), "category": "none"}, "mlp"),
     ],
 )
 def test_what_means_nothing_is_refused(change: dict[str, Any], named: str) -> None:

@@ -11,7 +11,7 @@ What the definition leaves open is settled here as follows:
   never runs, the other is alone: no bridge, no excluded ids, and tokens, `decode` and `eos_id` in its own ids;
 - where no candidate was made (gate shut, or emit `thinking`), category, behavior, coefficient and window are
   None;
-- select `mlp` needs a category to take its head by, so it does not go with category `none`;
+- select `mlp` takes a category's head; with category `none` there is none, and the coefficient is 1;
 - a token that straddles the beginning of the stop string is kept, and counted: part of it is answer;
 - a stop string completed by the last allowed token ends as `stop`, not as `length`;
 - log-probabilities of the thinking model are over all of its logits, also where not every id crosses.
@@ -331,7 +331,7 @@ def candidates_of(
     direction = bias if category is None else bias + vectors[category]
     coefficients = policy.coefficients
     if policy.select == "mlp":
-        coefficients = (mlp_coefficient(steering, base_hidden, category),)
+        coefficients = (1.0,) if category is None else (mlp_coefficient(steering, base_hidden, category),)
     candidates = []
     for coefficient in coefficients:
         for window in policy.windows:
