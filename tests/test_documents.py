@@ -129,7 +129,7 @@ def test_a_command_shown_runs(command: str, desk: Path) -> None:
 
 
 def test_the_documents_show_commands() -> None:
-    assert len(SHOWN) >= 24 and len(APART) == 8
+    assert len(SHOWN) >= 24 and len(APART) == 11
 
 
 @pytest.mark.slow

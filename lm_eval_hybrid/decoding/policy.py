@@ -67,9 +67,7 @@ class Policy:
                 f"windows {self.windows}; give one of each"
             )
         if self.steers and self.select == "mlp" and len(self.windows) != 1:
-            raise HybridError(
-                f"select=mlp needs one window; found windows {self.windows}; give one, or another select"
-            )
+            raise HybridError(f"select=mlp needs one window; found windows {self.windows}; give one, or another select")
 
     @property
     def steers(self) -> bool:
