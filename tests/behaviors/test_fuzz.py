@@ -76,7 +76,7 @@ def refuse(message: str, leaving: Path | None = None) -> None:
         ("written outside", lambda place: (place.inside / "a").write_text("a")),
         ("written outside", lambda place: (place.root / "kept").write_text("a")),
         ("written outside", lambda place: (place.root / "sound" / "README.md").unlink()),
-        (r"\d bytes", lambda place: torch.ones(1 << 27)),
+        (r"\d bytes", lambda place: torch.ones(1 << 25)),
         (r"\d s", lambda place: sum(range(10_000_000))),
         ("invalid literal", lambda place: int("x")),
     ],
@@ -90,6 +90,6 @@ def test_what_must_not_happen_is_noticed(
     monkeypatch.setattr(place_module, "SECONDS", 0.1)
     gc.collect()  # what other tests have left may not make room meanwhile
     forget_peak()
-    monkeypatch.setattr(place_module, "BYTES", peak_bytes() + (1 << 28))
+    monkeypatch.setattr(place_module, "BYTES", peak_bytes() + (1 << 26))
     with pytest.raises((AssertionError, ValueError), match=found):
         place.attempt(lambda: act(place))
