@@ -132,6 +132,15 @@ def test_the_documents_show_commands() -> None:
     assert len(SHOWN) >= 24 and len(APART) == 11
 
 
+def test_the_recipe_shown_is_one(tmp_path: Path) -> None:
+    from lm_eval_hybrid.discovery.recipe import load
+
+    (shown,) = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs/discovery.md").read_text(), re.M | re.S)
+    (tmp_path / "shown.yaml").write_text(shown)
+    recipe = load(str(tmp_path / "shown.yaml"))
+    assert recipe.judge is not None and recipe.sae.layers == (4, 8, 12, 16)
+
+
 @pytest.mark.slow
 def test_the_demo_ends_in_its_table() -> None:
     if not (ROOT / ".venv" / ".ready").exists():
