@@ -103,13 +103,9 @@ def _make(args: argparse.Namespace, out: Path, plan: "Plan", models: "dict[str, 
     if ranks.first:
         plan.check()
 
-    def load() -> Pair:
-        base, thinking = (_load(models[role], args.device, args.dtype, ranks) for role in ("base", "thinking"))
-        pair = Pair(base, thinking, recipe.prompt)
-        bundling.check(pair, recipe, name, version)
-        return pair
-
-    pair = load()
+    base, thinking = (_load(models[role], args.device, args.dtype, ranks) for role in ("base", "thinking"))
+    pair = Pair(base, thinking, recipe.prompt)
+    bundling.check(pair, recipe, name, version)
     with plan.workshop.held() if ranks.first else nullcontext():
         run = Run(plan, pair, ranks)
         found = run.run(args.until)

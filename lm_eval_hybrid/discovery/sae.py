@@ -22,6 +22,8 @@ READ = 4096  # rows read at once where all are read
 
 Baseline = Literal["k-means", "gmm"]
 
+MOST = 100  # latents: a taxonomy is to be read
+
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
 class SaeRecipe:
@@ -59,6 +61,10 @@ class SaeRecipe:
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} must differ; found {values}")
+        if max(self.sizes) > MOST:
+            raise ValueError(
+                f"sizes must be at most {MOST}, or nobody could tell behaviors apart; found {max(self.sizes)}"
+            )
         if self.k > min(self.sizes):
             raise ValueError(f"k must be at most the smallest size ({min(self.sizes)}); found {self.k}")
         for name in ("batch", "scored"):

@@ -77,6 +77,7 @@ def test_no_rows_are_refused() -> None:
         ({"sizes": (5, 2)}, r"k must be at most the smallest size \(2\); found 3"),
         ({"batch": 49}, r"batch must be at least the largest size \(50\); found 49"),
         ({"scored": 49}, r"scored must be at least the largest size \(50\); found 49"),
+        ({"sizes": (5, 101)}, "sizes must be at most 100, .*found 101"),
         ({"tolerance": 1.0}, "tolerance"),
         ({"rate": 0.0}, "rate"),
         ({"latents": 8}, "latents"),
