@@ -28,6 +28,15 @@ def rows(path: Path, torn: bool = False) -> Iterator[tuple[int, Any]]:
         raise HybridError(f"{path}: must be a readable jsonl file; found {error.strerror}; name another") from None
 
 
+def cut_torn(path: Path) -> None:
+    """Cut off a last line without its end, before more is appended."""
+    with path.open("rb+") as file:
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            file.truncate(whole)
+
+
 def _value(line: bytes, where: str) -> Any:
     try:
         return json.loads(line.decode())

@@ -45,7 +45,7 @@ def bundle(found: Found, pair: Pair, recipe: Recipe, name: str, version: str, sa
     unseen = found.activations[found.held_out.nonzero()[:, 0]].float()
     holdout = {
         "explained_variance": found.chosen.sae.explained(unseen),
-        "gate_rate": found.gates.rate,
+        "gate_rate": found.held_out_gates.rate,
         "hit_rate_bias_only": effects.bias_hit_rate,
         "hit_rate": effects.hit_rate,
         "loss_unsteered": effects.base_loss,
@@ -57,17 +57,18 @@ def bundle(found: Found, pair: Pair, recipe: Recipe, name: str, version: str, sa
             holdout["gap_recovered"] = gap.recovered
     data = ", ".join(dict.fromkeys(source.data for source in recipe.problems))
     source = f"in {', '.join(path.name for path in samples)}" if samples else f"on problems of {data}"
+    holdout = {key: round(value, 4) for key, value in holdout.items()}
     training = Training(
         recipe=recipe.model_dump_json(),
         seed=recipe.seed + found.calibration.fit,
         code_version=__version__,
         data=f"{len(found.traces)} traces of {recipe.thinking} {source}",
         data_sha256=digest(found.traces),
-        holdout={key: round(value, 4) for key, value in holdout.items()},
+        holdout=holdout,
     )
     entry = found.chosen
     sae = SaeCard(layer=entry.layer, latents=entry.size, k=entry.sae.k)
-    rate = round(found.gates.rate, 4)
+    rate = holdout["gate_rate"]
     card = _manifest(pair, recipe, name, version, sae, found.behaviors, training, found.calibration.setting, rate)
     return Bundle(card, _tensors(found))
 

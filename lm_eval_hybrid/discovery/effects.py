@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lm_eval_hybrid.discovery.fitted import Fitted
-from lm_eval_hybrid.discovery.segments import Pack, pack, steered_logits
-from lm_eval_hybrid.discovery.vectors import Material
+from lm_eval_hybrid.discovery.segments import pack, steered_logits
+from lm_eval_hybrid.discovery.vectors import Material, steer
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,10 @@ def measure(material: Material, fitted: Fitted) -> Effects:
     bias, vectors = fitted.bias.to(device), fitted.vectors.to(device)
     network = None if fitted.network is None else fitted.network.to(device)
 
-    def steered(packed: Pack) -> Tensor:
-        direction = bias + vectors[packed.category]
-        if network is None:
-            return direction
-        return network.coefficient(packed.residual().float(), packed.category)[..., None] * direction
-
     kinds = {
-        "base": lambda packed: torch.zeros_like(packed.residual()),
-        "bias": lambda packed: bias.expand(*packed.target.shape, -1),
-        "all": steered,
+        "base": lambda packed: steer(packed, torch.zeros_like(bias)),
+        "bias": lambda packed: steer(packed, bias),
+        "all": lambda packed: steer(packed, bias, vectors, network),
     }
     gates = torch.zeros(material.latents, dtype=torch.int64)
     hits = {kind: gates.clone() for kind in kinds}

@@ -23,7 +23,7 @@ class Found:
         traces: that were read.
         owner: [sentences] int64, the trace of each sentence.
         sentences: what they say.
-        held_out: [sentences] bool.
+        held_out_traces: [traces] bool.
         activations: [sentences, d_thinking] float32, at the chosen layer.
         codes: [sentences, latents] float32.
         fits: one for each seed; `fitted` and `effects` are of the chosen one.
@@ -32,7 +32,7 @@ class Found:
     traces: list[Trace]
     owner: Tensor
     sentences: list[str]
-    held_out: Tensor
+    held_out_traces: Tensor
     activations: Rows
     codes: Tensor
     sweep: Sweep
@@ -43,6 +43,15 @@ class Found:
     fits: tuple[Fitted, ...]
     calibration: Calibration
     effects: Effects
+
+    @property
+    def held_out(self) -> Tensor:
+        """[sentences] bool."""
+        return self.held_out_traces[self.owner]
+
+    @property
+    def held_out_gates(self) -> Gates:
+        return self.gates.of(self.held_out_traces.nonzero()[:, 0])
 
     @property
     def fitted(self) -> Fitted:

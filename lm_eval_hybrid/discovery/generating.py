@@ -45,7 +45,7 @@ def generate(path: Path, pair: Pair, prompts: Sequence[str], max_new_tokens: int
                 f"a prompt must leave room in the thinking model's context of {pair.thinking.context_length} tokens; "
                 f"found {len(read)} in {prompt!r:.60}; leave it out"
             )
-    _cut_torn_line(path)
+    jsonl.cut_torn(path)
     # Nothing is steered: the thinking model stands in the base's place.
     decoder = HybridDecoder(pair.thinking, None, None, Policy(gate="never", coefficients=(1.0,), windows=(1,)))
     with path.open("a") as file, tqdm(total=len(prompts), initial=len(traces), desc="traces") as bar:
@@ -75,8 +75,3 @@ def _kept(path: Path, made_by: dict[str, Any]) -> list[Trace]:
             raise HybridError(f"{path}:{number}: must be a trace; found {row!r:.60}; {_OTHERWISE}")
         traces.append(Trace(**row))
     return traces
-
-
-def _cut_torn_line(path: Path) -> None:
-    with path.open("rb+") as file:
-        file.truncate(file.read().rfind(b"\n") + 1)

@@ -5,7 +5,6 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO
 
 from lm_eval_hybrid import jsonl
 from lm_eval_hybrid.discovery.judge import Judge
@@ -41,13 +40,13 @@ class CachedJudge(Judge):
         keys = list(new)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("ab+") as file:
-                _cut_torn_line(file)
-                with closing(self._judge.replies(list(new.values()))) as replies:
-                    for position, reply in replies:
-                        file.write(json.dumps({"key": keys[position], "reply": reply}).encode() + b"\n")
-                        file.flush()
-                        self._known[keys[position]] = reply
+            if self._path.exists():
+                jsonl.cut_torn(self._path)
+            with self._path.open("ab") as file, closing(self._judge.replies(list(new.values()))) as replies:
+                for position, reply in replies:
+                    file.write(json.dumps({"key": keys[position], "reply": reply}).encode() + b"\n")
+                    file.flush()
+                    self._known[keys[position]] = reply
         except OSError as error:
             raise HybridError(
                 f"{self._path}: must take the judge's replies; found {error.strerror or error}; make room, or name "
@@ -64,10 +63,3 @@ def _read(path: Path) -> dict[str, str]:
             raise HybridError(f"{path}:{number}: must be a judge's reply; found {row!r:.60}; delete the file")
         known[row["key"]] = row["reply"]
     return known
-
-
-def _cut_torn_line(file: BinaryIO) -> None:
-    file.seek(0)
-    content = file.read()
-    if not content.endswith(b"\n"):
-        file.truncate(content.rfind(b"\n") + 1)

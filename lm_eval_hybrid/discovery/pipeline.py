@@ -127,20 +127,23 @@ class Run:
         return owner
 
     @cached_property
-    def held_out(self) -> Tensor:
-        """[sentences] bool."""
-        return self.held_out_traces[self.owner]
+    def sides(self) -> tuple[Tensor, Tensor]:
+        """Numbers of the sentences to learn from, and of those held out, int64."""
+        held_out = self.held_out_traces[self.owner]
+        return (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
+
+    def _texts(self, numbers: Tensor) -> list[str]:
+        return [self.sentences[i] for i in numbers.tolist()]
 
     @cached_property
     def sweep(self) -> Sweep:
-        sides = [(self.held_out == side).nonzero()[:, 0] for side in (False, True)]
         recipe = self._recipe
 
         def make(layer: int) -> Callable[[Path], None]:
             def train(folder: Path) -> None:
-                rows = [self.store.rows(recipe.activation, layer, side) for side in sides]
-                texts = tuple([self.sentences[i] for i in side.tolist()] for side in sides)
-                sweep_layer(layer, *rows, recipe.sae, recipe.seed, texts).save(folder)
+                learned, held_out = (self.store.rows(recipe.activation, layer, side) for side in self.sides)
+                texts = tuple(map(self._texts, self.sides))
+                sweep_layer(layer, learned, held_out, recipe.sae, recipe.seed, texts).save(folder)
 
             return train
 
@@ -170,19 +173,16 @@ class Run:
 
             # Beside the stages: a reply serves all that ask the same.
             asked = CachedJudge(judge.load(self._recipe.judge), self._plan.workshop.folder)
-            category = self.codes.argmax(-1)
-            sides = [(self.held_out == side).nonzero()[:, 0] for side in (False, True)]
-            texts = [[self.sentences[i] for i in side.tolist()] for side in sides]
+            (codes, others), (texts, unseen) = (self.codes[side] for side in self.sides), map(self._texts, self.sides)
+            category, count = codes.argmax(-1), self._recipe.judge.examples
+            shown = {c: naming.exemplars(texts, codes, c, count) for c in category.unique().tolist()}
             found = grading.grade(
                 asked,
-                texts[0],
-                category[sides[0]],
-                texts[1],
-                category[sides[1]],
-                {
-                    c: naming.exemplars(texts[0], self.codes[sides[0]], c, self._recipe.judge.examples)
-                    for c in category[sides[0]].unique().tolist()
-                },
+                texts,
+                category,
+                unseen,
+                others.argmax(-1),
+                shown,
                 self._recipe.judge,
                 self._recipe.seed,
             )
@@ -230,8 +230,8 @@ class Run:
 
     @cached_property
     def behaviors(self) -> tuple[Behavior, ...]:
-        learned = (~self.held_out).nonzero()[:, 0]
-        return naming.name([self.sentences[i] for i in learned.tolist()], self.codes[learned], self.grades)
+        learned, _ = self.sides
+        return naming.name(self._texts(learned), self.codes[learned], self.grades)
 
     def steering(self, fitted: Fitted) -> Steering:
         """A fit as decoding takes it; a latent without a behavior steers by the bias alone, as in the bundle."""
@@ -267,7 +267,7 @@ class Run:
             traces=self.traces,
             owner=self.owner,
             sentences=self.sentences,
-            held_out=self.held_out,
+            held_out_traces=self.held_out_traces,
             activations=self.store.rows(self._recipe.activation, self.chosen.layer),
             codes=self.codes,
             sweep=self.sweep,

@@ -127,6 +127,20 @@ class Material:
         return [s for s in self.sentences if s.targets and bool(self.held_out[s.row]) == held_out]
 
 
+def steer(
+    packed: Pack, bias: Tensor, vectors: Tensor | None = None, network: CoefficientNetwork | None = None
+) -> Tensor:
+    """What is added at each token, [m, T, d]: the bias [d], with its category's vector of [latents, d] where there are
+    some, times the network's coefficient where there is one."""
+    if vectors is None:
+        return bias.expand(*packed.target.shape, -1)
+    # Not vectors[category]: with several threads an index's gradient is added up in any order, and this one's is not.
+    direction = bias + F.embedding(packed.category, vectors)
+    if network is None:
+        return direction
+    return network.coefficient(packed.residual().float(), packed.category)[..., None] * direction
+
+
 def fit(material: Material, recipe: Likelihood | Disagreement, seed: int, folder: Path) -> Fitted:
     """Fits by the recipe; the base's weights stay as they are. An interrupted fit goes on from `folder`.
 
@@ -153,14 +167,10 @@ def _likelihood(material: Material, recipe: Likelihood, seed: int, folder: Path)
         rules = Rules(epochs, recipe.batch, recipe.patience, seed)
         return Descent(material.pasts, task, rules, folder).run()
 
-    curves = {
-        "bias": descend("bias", bias, learned, lambda packed: bias.expand(*packed.target.shape, -1), recipe.bias_epochs)
-    }
+    curves = {"bias": descend("bias", bias, learned, lambda packed: steer(packed, bias), recipe.bias_epochs)}
     bias.requires_grad_(False)
     chosen = _examples(material, learned, recipe.examples)
-    curves["vectors"] = descend(
-        "vectors", vectors, chosen, lambda packed: bias + _own(vectors, packed.category), recipe.epochs
-    )
+    curves["vectors"] = descend("vectors", vectors, chosen, lambda packed: steer(packed, bias, vectors), recipe.epochs)
     return Fitted(bias.detach().cpu(), vectors.detach().cpu(), None, curves)
 
 
@@ -178,10 +188,6 @@ def _disagreement(material: Material, recipe: Disagreement, seed: int, folder: P
         ours = logits.log_softmax(-1).gather(1, tokens.clamp(min=0))
         return (logprobs.exp() * (logprobs - ours)).masked_fill(tokens == NONE, 0.0).sum(-1)
 
-    def steering(packed: Pack) -> Tensor:
-        coefficient = network.coefficient(packed.residual().float(), packed.category)
-        return coefficient[..., None] * (bias + _own(vectors, packed.category))
-
     rules = Rules(recipe.bias_epochs, recipe.batch, recipe.patience, seed)
     constant = Task(
         "bias",
@@ -189,22 +195,25 @@ def _disagreement(material: Material, recipe: Disagreement, seed: int, folder: P
         {"bias": recipe.rate * norm},
         learned,
         held_out,
-        lambda packed: bias.expand(*packed.target.shape, -1),
+        lambda packed: steer(packed, bias),
         divergence,
     )
     curves = {"bias": Descent(material.pasts, constant, rules, folder).run()}
     bias.requires_grad_(False)
     parameters = {"vectors": vectors, "trunk.weight": network.trunk_weight, "trunk.bias": network.trunk_bias}
     parameters |= {"heads.weight": network.heads_weight, "heads.bias": network.heads_bias}
-    joint = Task("vectors", parameters, rates, learned, held_out, steering, divergence)
+    joint = Task(
+        "vectors",
+        parameters,
+        rates,
+        learned,
+        held_out,
+        lambda packed: steer(packed, bias, vectors, network),
+        divergence,
+    )
     curves["vectors"] = Descent(material.pasts, joint, replace(rules, epochs=recipe.epochs), folder).run()
     found = CoefficientNetwork(*(tensor.detach().cpu() for tensor in list(parameters.values())[1:]))
     return Fitted(bias.detach().cpu(), vectors.detach().cpu(), found, curves)
-
-
-def _own(rows: Tensor, category: Tensor) -> Tensor:
-    """rows[category]; but with several threads an index's gradient is added up in any order, and this one's is not."""
-    return F.embedding(category, rows)
 
 
 def _zeros(material: Material) -> tuple[Tensor, Tensor]:

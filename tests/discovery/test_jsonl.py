@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from lm_eval_hybrid.errors import HybridError
-from lm_eval_hybrid.jsonl import rows
+from lm_eval_hybrid.jsonl import cut_torn, rows
 
 
 def test_only_newlines_end_a_line(tmp_path: Path) -> None:
@@ -33,3 +33,11 @@ def test_other_lines_are_named(tmp_path: Path, line: bytes) -> None:
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(HybridError, match="must be a readable jsonl file"):
         list(rows(tmp_path))
+
+
+@pytest.mark.parametrize(("held", "left"), [(b"1\n2\n", b"1\n2\n"), (b"1\n2", b"1\n"), (b"1", b""), (b"", b"")])
+def test_a_torn_line_is_cut_off(tmp_path: Path, held: bytes, left: bytes) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(held)
+    cut_torn(path)
+    assert path.read_bytes() == left

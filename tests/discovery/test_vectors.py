@@ -15,7 +15,7 @@ from lm_eval_hybrid.discovery.effects import measure
 from lm_eval_hybrid.discovery.fitted import Fitted
 from lm_eval_hybrid.discovery.gates import NONE, TOP, Gates
 from lm_eval_hybrid.discovery.pasts import Pasts
-from lm_eval_hybrid.discovery.segments import Pack, Segment
+from lm_eval_hybrid.discovery.segments import Segment
 from lm_eval_hybrid.discovery.vectors import Disagreement, Likelihood, Material, fit
 from tests.discovery.conftest import Studied
 from tests.discovery.steered import DEAF, LATENTS, LAYER, WIDTH, material_of, naively, unsteered
@@ -235,17 +235,10 @@ def test_several_threads_add_gradients_up_in_one_order(material: Material) -> No
     vectors, network = parameters[0], CoefficientNetwork(*parameters[1:])
     (packed,) = module.pack(material.pasts, [s for s in material.sentences for _ in range(8)])
     noise = torch.randn(*packed.target.shape, WIDTH, generator=generator)
-
-    def coefficient(packed: Pack) -> Tensor:
-        return network.coefficient(packed.residual(), packed.category)
-
     torch.set_num_threads(2)
     try:
         first, *others = (
-            torch.autograd.grad(
-                (noise * coefficient(packed)[..., None] * module._own(vectors, packed.category)).sum(),
-                parameters,
-            )
+            torch.autograd.grad((noise * module.steer(packed, torch.zeros(WIDTH), vectors, network)).sum(), parameters)
             for _ in range(20)
         )
     finally:
