@@ -204,12 +204,12 @@ def _new_version(args: argparse.Namespace, console: Console) -> None:
 def _record(args: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from lm_eval_hybrid.evaluation import record, runs
+    from lm_eval_hybrid.evaluation import outputs, record
 
     _log_to_stderr()
     bundle = _load(args.bundle)
     assert bundle.path is not None
-    results = record.results(runs.read(args.runs), bundle.manifest, args.seed)
+    results = record.results(outputs.read(args.runs), bundle.manifest, args.seed)
     manifest = bundle.manifest.model_copy(update={"results": results})
     saved = replace(bundle, manifest=manifest, manifest_sha256=None).save(bundle.path, overwrite=True)
     print(f"{len(results)} results recorded: {saved.identity} in {saved.path}")

@@ -81,6 +81,13 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     )
     compare.set_defaults(run=_compare)
 
+    report = commands.add_parser("report", help="the same as a page with every answer, plots and a table for papers")
+    if argv[:1] == ["report"]:
+        from lm_eval_hybrid.report import report_command
+
+        report_command.add_arguments(report)
+        report.set_defaults(run=report_command.run)
+
     discover = commands.add_parser("discover", help="find behaviors in a thinking model's traces; write a bundle")
     if argv[:1] == ["discover"]:
         from lm_eval_hybrid.discovery import command
@@ -115,12 +122,12 @@ def _eval(arguments: list[str]) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from lm_eval_hybrid.evaluation import runs
+    from lm_eval_hybrid.evaluation import comparison, outputs
     from lm_eval_hybrid.report import answer, terminal
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    found = runs.read(args.folder)
-    table = terminal.render(found, args.seed)
+    found = outputs.read(args.folder)
+    table = terminal.render(comparison.compare(found, args.seed), found, args.seed)
     shown = answer.choose(found, args.document)
 
     def show(console: "Console") -> None:

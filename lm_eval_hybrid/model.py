@@ -6,6 +6,7 @@ free memory has room for; where it runs out all the same, half as many go on.
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import time
@@ -26,12 +27,15 @@ from lm_eval_hybrid import __version__
 from lm_eval_hybrid.backends.local import LocalBackend
 from lm_eval_hybrid.backends.sources import Source
 from lm_eval_hybrid.behaviors.compatibility import check
+from lm_eval_hybrid.behaviors.suite import Suite
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.request import Prompt, Request
 from lm_eval_hybrid.decoding.steering import Steering
+from lm_eval_hybrid.decoding.trace import Generation
 from lm_eval_hybrid.errors import HybridError
 from lm_eval_hybrid.evaluation.answers import thought_is_open
-from lm_eval_hybrid.harness import cache, sidecar
+from lm_eval_hybrid.harness import answers_file, cache, sidecar
+from lm_eval_hybrid.harness.answers_file import AnswersFile
 from lm_eval_hybrid.harness.arguments import HybridArguments
 from lm_eval_hybrid.harness.batches import check_sizes, in_batches, rows_that_fit
 from lm_eval_hybrid.harness.empty import show_empty_runs_plainly
@@ -60,11 +64,17 @@ _WITHOUT_EFFECT = {"device", "batch_size", "max_batch_size"}
 
 @dataclass(frozen=True)
 class _Job:
-    """A request ready to be answered. `thought_open`: its answer begins inside a thought."""
+    """A request ready to be answered.
+
+    Attributes:
+        thought_open: its answer begins inside a thought.
+        key: of its answer where answers are kept.
+    """
 
     instance: Instance
     request: Request
     thought_open: bool
+    key: str
 
 
 @register_model("hybrid")
@@ -86,20 +96,43 @@ class HybridLM(HFLM):
         check_sizes(theirs)
         theirs["device"] = theirs.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
         suite = ours.suite()
-        manifest, policy = suite.manifest, ours.policy(suite.manifest.steering)
-        self._arm, self._suite, self._policy, self._strict = ours.arm, suite, policy, ours.strict
-
-        base = Source.choose("base", ours.base, manifest.base, theirs.pop("revision", None))
+        ours.policy(suite.manifest.steering)  # what is wrong with it is said before anything is loaded
+        self._revision = theirs.pop("revision", None)
+        self._theirs = theirs
+        base = Source.choose("base", ours.base, suite.manifest.base, self._revision)
         with base.loading(needs_tokenizer="tokenizer" not in theirs):
             super().__init__(pretrained=base.name, revision=base.revision, **theirs)
-        thinking = Source.choose("thinking", ours.thinking, manifest.thinking)
+        self._join_ranks()
+        self._base = base
+        self._thinking_model: tuple[Source, HFLM] | None = None
+        self._take(ours, suite)
+
+    def become(self, ours: HybridArguments, kept: AnswersFile | None = None) -> None:
+        """Take another arm, or other steering, of the models that are loaded; totals begin anew.
+
+        Args:
+            kept: answers are written there as they are finished, and those that are there already are not made again.
+
+        Raises:
+            HybridError: for other models, or what `HybridArguments` refuses.
+        """
+        suite = ours.suite()
+        base = Source.choose("base", ours.base, suite.manifest.base, self._revision)
+        if base != self._base:
+            raise HybridError(
+                f"the base model must be the one that is loaded, {self._base.name}; found {base.name}; run the other "
+                "one by itself"
+            )
+        self._take(ours, suite, kept)
+
+    def _take(self, ours: HybridArguments, suite: Suite, kept: AnswersFile | None = None) -> None:
+        manifest, policy = suite.manifest, ours.policy(suite.manifest.steering)
+        self._arm, self._suite, self._policy, self._strict, self._kept = ours.arm, suite, policy, ours.strict, kept
+        source = Source.choose("thinking", ours.thinking, manifest.thinking)
         self._thinking: ThinkingReader | None = None
         if policy.reads_thinking:
-            shared = {name: value for name, value in theirs.items() if name not in _BASE_ONLY}
-            with thinking.loading():
-                model = HFLM(pretrained=thinking.name, revision=thinking.revision, **shared)
+            model = self._load_thinking(source)
             self._thinking = ThinkingReader.choose(model, ours.thinking_prompt, manifest.prompt)
-        self._join_ranks()
         self._decoder = self._build_decoder()
         # Where the thinking model alone is read, what is scored is in its tokens; the harness has made the base's.
         self._own_words = (
@@ -113,12 +146,23 @@ class HybridLM(HFLM):
             "version": __version__,
             "arm": ours.arm,
             "bundle": suite.identity,
-            "base": base.identity(self.config),
-            "thinking": thinking.identity(self._thinking.model.config) if self._thinking else None,
+            "base": self._base.identity(self.config),
+            "thinking": source.identity(self._thinking.model.config) if self._thinking else None,
             "policy": asdict(policy),
             "thinking_prompt": self._thinking.form if self._thinking else None,
-            "model_args": {name: str(value) for name, value in theirs.items() if name not in _WITHOUT_EFFECT},
+            "model_args": {name: str(value) for name, value in self._theirs.items() if name not in _WITHOUT_EFFECT},
         }
+        if kept is not None:
+            kept.open(self._identity)
+
+    def _load_thinking(self, source: Source) -> HFLM:
+        """The thinking model, loaded once: the first arm that reads it has it loaded."""
+        if self._thinking_model is None or self._thinking_model[0] != source:
+            self._thinking_model = None  # makes room
+            shared = {name: value for name, value in self._theirs.items() if name not in _BASE_ONLY}
+            with source.loading():
+                self._thinking_model = source, HFLM(pretrained=source.name, revision=source.revision, **shared)
+        return self._thinking_model[1]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Answer the requests: a `HybridAnswer` each, in their order.
@@ -144,25 +188,57 @@ class HybridLM(HFLM):
 
     def _answers(self, jobs: list[_Job], disable_tqdm: bool) -> Iterator[tuple[int, HybridAnswer]]:
         """(index of a job, its answer), as they are finished."""
-        slots = self._rows(max((job.request.tokens for job in jobs), default=0))
-        start = time.perf_counter()
         hidden = disable_tqdm or self.rank != 0
         with tqdm(total=len(jobs), disable=hidden, desc="Running generate_until requests") as progress:
-            for i, generation in self._decoder.stream([job.request for job in jobs], slots):
-                job = jobs[i]
-                self._totals.add(generation)
-                answer = HybridAnswer(
-                    generation.text,
-                    generation,
-                    self._arm,
-                    self._suite.identity,
-                    job.thought_open,
-                    compared=self._policy.reads_base,
-                )
-                self.cache_hook.add_partial("generate_until", job.instance.args, answer)
+            for i, answer in itertools.chain(self._kept_answers(jobs), self._new_answers(jobs)):
+                self.cache_hook.add_partial("generate_until", jobs[i].instance.args, answer)
                 progress.update()
                 yield i, answer
-            self._totals.seconds += time.perf_counter() - start
+
+    def _kept_answers(self, jobs: list[_Job]) -> Iterator[tuple[int, HybridAnswer]]:
+        """Those that an interrupted run has left."""
+        if self._kept is None:
+            return
+        for i, job in enumerate(jobs):
+            generation = self._kept.get(job.key)
+            if generation is not None:
+                self._totals.add(generation, made=False)
+                yield i, self._answer(job, generation)
+
+    def _new_answers(self, jobs: list[_Job]) -> Iterator[tuple[int, HybridAnswer]]:
+        """Those that are made now."""
+        left = [i for i, job in enumerate(jobs) if self._kept is None or job.key not in self._kept]
+        requests = [jobs[i].request for i in left]
+        slots = self._rows(max((request.tokens for request in requests), default=0))
+        start = time.perf_counter()
+        for place, generation in self._decoder.stream(requests, slots):
+            job = jobs[left[place]]
+            self._totals.add(generation)
+            if self._kept is not None:
+                self._kept.add(job.key, generation)
+            yield left[place], self._answer(job, generation)
+        self._totals.seconds += time.perf_counter() - start
+
+    def _answer(self, job: _Job, generation: Generation) -> HybridAnswer:
+        return HybridAnswer(
+            generation.text,
+            generation,
+            self._arm,
+            self._suite.identity,
+            job.thought_open,
+            compared=self._policy.reads_base,
+            words=self._words(generation),
+        )
+
+    def _words(self, generation: Generation) -> dict[int, str]:
+        """What the choices read as that were not taken. Where the base is not run, what is chosen is taken."""
+        choices = {
+            choice
+            for record in generation.records
+            for choice in (record.base_choice, record.thinking_choice)
+            if record.base_choice is not None and choice not in (None, record.token)
+        }
+        return {choice: self.tokenizer.decode([choice]) for choice in sorted(choices)}
 
     def _loglikelihood_tokens(
         self, requests: list[_Scored], disable_tqdm: bool = False, override_bs: int | None = None
@@ -234,6 +310,7 @@ class HybridLM(HFLM):
             "hybrid_version": __version__,
             "hybrid_nnsight_version": nnsight.__version__,
             "hybrid_arm": self._arm,
+            "hybrid_without": list(self._suite.left_out),
             "hybrid_bundle": self._suite.identity,
             "hybrid_tensors": self._suite.tensors,
             "hybrid_base": self._identity["base"],
@@ -286,7 +363,8 @@ class HybridLM(HFLM):
             # Only where every token is the thinking model's own does its answer go on with the thought.
             thought_open = self._arm == "thinking" and thought_is_open(text)
         prompt = Prompt(base_ids, thinking_ids)
-        return _Job(instance, Request(prompt, settings.max_new_tokens, settings.stop, sampling), thought_open)
+        request = Request(prompt, settings.max_new_tokens, settings.stop, sampling)
+        return _Job(instance, request, thought_open, answers_file.key(context, generation_kwargs, repeat))
 
     def _score(self, batch: list[_Scored]) -> list[tuple[float, bool]]:
         prompts, continuations = [], []

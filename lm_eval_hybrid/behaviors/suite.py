@@ -101,6 +101,12 @@ class Suite:
         return None if others or not part.whole else part.bundle.manifest.files.get(TENSORS_FILE)
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        """Keys of the bundles' behaviors that are not used."""
+        kept = {behavior.key for part in self.parts for behavior in part.behaviors}
+        return tuple(b.key for part in self.parts for b in part.bundle.manifest.behaviors if b.key not in kept)
+
+    @property
     def identity(self) -> str:
         """The bundles' identities, and which of their behaviors are used where that is not all, as they are."""
         return "+".join(map(_identity, self.parts))

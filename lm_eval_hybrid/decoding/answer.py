@@ -20,7 +20,9 @@ class Fact(NamedTuple):
     window: int | None
     thinking_logprob: float | None
     base_choice: int | None
+    base_logprob: float | None
     thinking_choice: int | None
+    thinking_choice_logprob: float | None
 
 
 class Answer:

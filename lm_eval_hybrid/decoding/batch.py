@@ -214,8 +214,8 @@ class Batch:
             list(tokens) if step is None else [*tokens[:step], opening.tokens[i]]
             for i, (tokens, step) in enumerate(zip(drafted, opening.steps, strict=True))
         ]
-        chosen = None if base is None else base.choice.tolist()
-        wanted = None if thinking is None else thinking.crossed.tolist()
+        chosen = None if base is None else _choices(base.choice, base.logprob)
+        wanted = None if thinking is None else _choices(thinking.crossed, thinking.logprob)
         logprobs = iter([]) if thinking is None else iter(_logprobs(thinking, spoken))
         reasons = opening.reasons()
         taken = 0
@@ -223,15 +223,15 @@ class Batch:
             reason = next(reasons) if i in opening.tokens else None
             for step, token in enumerate(tokens):
                 steered = step == opening.steps[i]
-                choice = None if chosen is None else chosen[i][step]
+                choice = (None, None) if chosen is None else chosen[i][step]
                 fact = Fact(
                     token,
                     steered,
-                    steered and choice is not None and choice != token,
+                    steered and choice[0] is not None and choice[0] != token,
                     *(reason if steered and reason is not None else (None, None, None)),
                     next(logprobs, None),
-                    choice,
-                    None if wanted is None else wanted[i][step],
+                    *choice,
+                    *((None, None) if wanted is None else wanted[i][step]),
                 )
                 if row.going and ends and self._overflows(row, ends[i][step]):
                     row.going = False
@@ -256,6 +256,12 @@ class Batch:
                 context,
             )
         return over
+
+
+def _choices(tokens: Tensor, logprobs: Tensor) -> list[list[tuple[int, float]]]:
+    """Of every row and step the choice and its log-probability."""
+    pairs = zip(tokens.tolist(), logprobs.tolist(), strict=True)
+    return [list(zip(*both, strict=True)) for both in pairs]
 
 
 def _logprobs(view: ThinkingView, spoken: Sequence[Sequence[int]]) -> list[float]:

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-TOKENS_SCHEMA = 1  # of the token records in files
+TOKENS_SCHEMA = 2  # of the token records in files
 Finish = Literal["eos", "stop", "length"]
 
 
@@ -24,7 +24,9 @@ class TokenRecord:
         window: of the candidate taken, in positions, 0 for all; None where no candidate was.
         thinking_logprob: natural log of the thinking model's probability of `token`; None where it is not run.
         base_choice: argmax of the unsteered base model (base id); None where it is not run.
+        base_logprob: natural log of the probability that the unsteered base model gives its choice.
         thinking_choice: argmax of the thinking model (as a base id); None where it is not run.
+        thinking_choice_logprob: natural log of the probability that the thinking model gives its choice.
     """
 
     position: int
@@ -38,7 +40,9 @@ class TokenRecord:
     window: int | None
     thinking_logprob: float | None
     base_choice: int | None
+    base_logprob: float | None
     thinking_choice: int | None
+    thinking_choice_logprob: float | None
 
 
 @dataclass(frozen=True)

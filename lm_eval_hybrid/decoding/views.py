@@ -22,12 +22,14 @@ class BaseView:
     Attributes:
         choice: [rows, k] int64, its likeliest token of those that cross.
         margin: [rows, k] float32, the lead of that one's logit over the next.
+        logprob: [rows, k] float32, natural log of its probability among all tokens.
         residual: [rows, k, d] float32, after the hook layer.
         logits: [rows, k, vocab], without tokens that do not cross; None where only choices were kept.
     """
 
     choice: Tensor
     margin: Tensor
+    logprob: Tensor
     residual: Tensor
     logits: Tensor | None
 
@@ -38,12 +40,14 @@ class BaseView:
         Raises:
             HybridError: for logits that are not numbers.
         """
+        total = _totals(logits)
         logits = logits if bridge is None else bridge.base_logits(logits)
         best = logits.topk(min(2, logits.shape[-1]), dim=-1)
         values = best.values.float()
         check_numbers(values[..., 0], "base")
+        margin, logprob = values[..., 0] - values[..., -1], values[..., 0] - total
         # Not topk's index: of equals the first is meant.
-        return cls(logits.argmax(-1), values[..., 0] - values[..., -1], residual, logits if keep else None)
+        return cls(logits.argmax(-1), margin, logprob, residual, logits if keep else None)
 
     @classmethod
     def joined(cls, views: list[BaseView]) -> BaseView:
@@ -51,6 +55,7 @@ class BaseView:
         return cls(
             torch.cat([view.choice for view in views], 1),
             torch.cat([view.margin for view in views], 1),
+            torch.cat([view.logprob for view in views], 1),
             torch.cat([view.residual for view in views], 1),
             None,
         )
@@ -63,6 +68,7 @@ class ThinkingView:
     Attributes:
         choice: [rows, k] int64, its likeliest token of those that cross, as its own id.
         crossed: [rows, k] int64, the (first) base id of that.
+        logprob: [rows, k] float32, natural log of its probability among all tokens.
         residual: [rows, k, d] float32, after the SAE's layer.
         logits: [rows, k, vocab].
         total: [rows, k] float32, their logsumexp.
@@ -70,6 +76,7 @@ class ThinkingView:
 
     choice: Tensor
     crossed: Tensor
+    logprob: Tensor
     residual: Tensor
     logits: Tensor
     total: Tensor
@@ -82,11 +89,11 @@ class ThinkingView:
         Raises:
             HybridError: for logits that are not numbers.
         """
-        # Row by row: in half precision a float32 copy of all would be the largest tensor of a run.
-        total = torch.stack([row.float().logsumexp(-1) for row in logits])
+        total = _totals(logits)
         check_numbers(total, "thinking")
         choice = bridge.thinking_logits(logits).argmax(-1)
-        return cls(choice, bridge.to_base(choice), residual, logits, total, bridge)
+        logprob = logits.gather(-1, choice[..., None])[..., 0].float() - total
+        return cls(choice, bridge.to_base(choice), logprob, residual, logits, total, bridge)
 
     def logprobs(self, rows: Tensor, steps: Tensor, tokens: Tensor) -> Tensor:
         """Log-probabilities [n, c] float32 of base ids [n, c] after step steps[i] of row rows[i], each [n].
@@ -97,6 +104,12 @@ class ThinkingView:
         ids = self.bridge.to_thinking(tokens)
         found = self.logits[rows[:, None], steps[:, None], ids.clamp(min=0)].float()
         return (found - self.total[rows, steps][:, None]).masked_fill(ids < 0, -math.inf)
+
+
+def _totals(logits: Tensor) -> Tensor:
+    """[rows, k] float32: logsumexp of logits [rows, k, vocab]."""
+    # Row by row: in half precision a float32 copy of all would be the largest tensor of a run.
+    return torch.stack([row.float().logsumexp(-1) for row in logits])
 
 
 def read_thinking(

@@ -3,7 +3,7 @@
 Gap recovered is (treated - base) / (thinking - base): 0 is the base model, 1 the thinking model. It is
 signed and never clipped: an arm that hurts is below 0, one that beats the thinking model above 1. Its
 interval is a paired bootstrap over documents: a resample draws documents, and every arm is scored on the
-same draw.
+same draw. The ends are BCa ones: percentiles, corrected for the bias and the skew of a ratio.
 
 The bootstrap does not draw indices. Documents on which all arms scored alike are interchangeable, and how
 often each such pattern of scores occurs in a resample is multinomial; drawing those counts gives the same
@@ -58,6 +58,16 @@ class Difference:
     documents: int
 
 
+@dataclass(frozen=True)
+class McNemar:
+    """Of the documents that only one of two arms gets right: how many are the first's (`better`) and the second's
+    (`worse`), and the two-sided p-value of a split as uneven as that, were both equally likely."""
+
+    better: int
+    worse: int
+    p: float
+
+
 def accuracy(scores: Scores) -> Accuracy:
     """Mean of per-document scores (0 or 1) with Wilson's interval (Wilson 1927).
 
@@ -66,10 +76,7 @@ def accuracy(scores: Scores) -> Accuracy:
     Raises:
         HybridError: no scores, or a score that is neither 0 nor 1.
     """
-    (column,) = _paired(scores).T
-    if not np.isin(column, (0.0, 1.0)).all():
-        odd = column[~np.isin(column, (0.0, 1.0))][0]
-        raise HybridError(f"accuracy needs scores of 0 or 1; found {odd:g}; use a task that scores exact_match so")
+    (column,) = _binary(_paired(scores)).T
     n = len(column)
     share = float(column.mean())
     z = NormalDist().inv_cdf(1 - TAIL)
@@ -84,7 +91,7 @@ def gap(base: Scores, treated: Scores, thinking: Scores, seed: int = 0) -> Gap:
     """Share of the gap between base and thinking that `treated` recovers.
 
     Resamples in which thinking is not above base say nothing about the ratio. They are not dropped, which
-    would narrow the interval; each counts as beyond both ends. Where they reach a tail's worth (2.5%), the
+    would narrow the interval; each counts as beyond both ends. Where that leaves an end without a number, the
     interval is undefined.
 
     Args:
@@ -94,24 +101,19 @@ def gap(base: Scores, treated: Scores, thinking: Scores, seed: int = 0) -> Gap:
     Raises:
         HybridError: no scores, or arms of different lengths.
     """
-    scores = _paired(base, treated, thinking)
-    documents = len(scores)
+    sample = _Sample.of(_paired(base, treated, thinking))
     # Sums, not means: integers of 0/1 scores compare exactly.
-    total_base, total_treated, total_thinking = scores.sum(axis=0)
+    total_base, total_treated, total_thinking = sample.sums
     if total_thinking <= total_base:
-        return Gap(None, None, None, documents, "thinking is not above base")
+        return Gap(None, None, None, sample.documents, "thinking is not above base")
     recovered = float((total_treated - total_base) / (total_thinking - total_base))
-
-    sums = _resampled_sums(scores, seed)
-    opening = sums[:, 2] - sums[:, 0]
-    closed = opening <= 0
-    if closed.mean() >= TAIL:
-        reason = f"no interval: thinking is not above base in {closed.mean():.1%} of resamples"
-        return Gap(recovered, None, None, documents, reason)
-    ratios = (sums[:, 1] - sums[:, 0]) / np.where(closed, 1.0, opening)
-    low = _quantile(np.where(closed, -np.inf, ratios), TAIL)
-    high = _quantile(np.where(closed, np.inf, ratios), 1 - TAIL)
-    return Gap(recovered, low, high, documents)
+    resampled, left_out = (_recovered(sums) for sums in (sample.resampled(seed), sample.one_left_out()))
+    low, high = _interval(recovered, resampled, left_out, sample.counts)
+    if np.isfinite((low, high)).all():
+        return Gap(recovered, low, high, sample.documents)
+    closed = np.isnan(resampled).mean()
+    reason = f"no interval: thinking is not above base in {closed:.1%} of resamples"
+    return Gap(recovered, None, None, sample.documents, reason)
 
 
 def difference(scores: Scores, other: Scores, seed: int = 0) -> Difference:
@@ -120,12 +122,110 @@ def difference(scores: Scores, other: Scores, seed: int = 0) -> Difference:
     Raises:
         HybridError: no scores, or arms of different lengths.
     """
-    paired = _paired(scores, other)
-    documents = len(paired)
-    sums = _resampled_sums(paired, seed)
-    resampled = (sums[:, 0] - sums[:, 1]) / documents
-    value = float((paired[:, 0].sum() - paired[:, 1].sum()) / documents)
-    return Difference(value, _quantile(resampled, TAIL), _quantile(resampled, 1 - TAIL), documents)
+    sample = _Sample.of(_paired(scores, other))
+    n = sample.documents
+    value = float((sample.sums[0] - sample.sums[1]) / n)
+    resampled, left_out = sample.resampled(seed), sample.one_left_out()
+    means = (resampled[:, 0] - resampled[:, 1]) / n, (left_out[:, 0] - left_out[:, 1]) / max(1, n - 1)
+    return Difference(value, *_interval(value, *means, sample.counts), n)
+
+
+def mcnemar(scores: Scores, other: Scores) -> McNemar:
+    """McNemar's exact test of whether two arms are right equally often (shapes [documents], in the same order).
+
+    Raises:
+        HybridError: no scores, arms of different lengths, or a score that is neither 0 nor 1.
+    """
+    from scipy.stats import binomtest
+
+    one, two = _binary(_paired(scores, other)).T
+    better, worse = int(((one == 1) & (two == 0)).sum()), int(((one == 0) & (two == 1)).sum())
+    p = float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
+    return McNemar(better, worse, p)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Each p-value, adjusted so that the chance of any false alarm among all of them is bounded (Holm 1979)."""
+    adjusted = [0.0] * len(ps)
+    highest = 0.0
+    for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
+        highest = max(highest, min(1.0, (len(ps) - rank) * ps[i]))
+        adjusted[i] = highest
+    return adjusted
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Documents, those with the same scores together.
+
+    Attributes:
+        patterns: [patterns, arms] float64.
+        counts: [patterns], how many documents have each.
+    """
+
+    patterns: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, scores: np.ndarray) -> "_Sample":
+        return cls(*np.unique(scores, axis=0, return_counts=True))
+
+    @property
+    def documents(self) -> int:
+        return int(self.counts.sum())
+
+    @property
+    def sums(self) -> np.ndarray:
+        """Per arm, [arms]."""
+        return self.counts @ self.patterns
+
+    def resampled(self, seed: int) -> np.ndarray:
+        """Sums per arm over bootstrap resamples of documents, [RESAMPLES, arms]."""
+        share = self.counts / self.documents
+        return np.random.default_rng(seed).multinomial(self.documents, share, size=RESAMPLES) @ self.patterns
+
+    def one_left_out(self) -> np.ndarray:
+        """Sums per arm without one document of each pattern, [patterns, arms]."""
+        return self.sums - self.patterns
+
+
+def _recovered(sums: np.ndarray) -> np.ndarray:
+    """Gap recovered of sums [n, 3] of base, treated, thinking; NaN where thinking is not above base."""
+    opening = sums[:, 2] - sums[:, 0]
+    return np.where(opening > 0, (sums[:, 1] - sums[:, 0]) / np.where(opening > 0, opening, 1.0), np.nan)
+
+
+def _interval(observed: float, resampled: np.ndarray, left_out: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+    """95% BCa interval (Efron 1987); an end is infinite where too many of the resamples (NaN) say nothing.
+
+    Args:
+        resampled: [RESAMPLES], of bootstrap resamples.
+        left_out: [patterns], without one document of each pattern, of which there are `counts`.
+    """
+    normal = NormalDist()
+    nothing = np.isnan(resampled)
+    # Those that equal what was observed, or say nothing, are half below it.
+    below = ((resampled < observed).sum() + 0.5 * ((resampled == observed) | nothing).sum()) / len(resampled)
+    bias = normal.inv_cdf(min(max(below, 0.5 / len(resampled)), 1 - 0.5 / len(resampled)))
+    acceleration = _acceleration(left_out, counts)
+
+    def end(tail: float, beyond: float) -> float:
+        z = bias + normal.inv_cdf(tail)
+        if acceleration * z >= 1:
+            return beyond
+        level = normal.cdf(bias + z / (1 - acceleration * z))
+        return _quantile(np.where(nothing, beyond, resampled), level)
+
+    return end(TAIL, -np.inf), end(1 - TAIL, np.inf)
+
+
+def _acceleration(left_out: np.ndarray, counts: np.ndarray) -> float:
+    """How the standard error changes with the value, by the jackknife; 0 where it tells nothing."""
+    if np.isnan(left_out).any():
+        return 0.0
+    deviation = np.average(left_out, weights=counts) - left_out
+    spread = (counts * deviation**2).sum()
+    return float((counts * deviation**3).sum() / (6 * spread**1.5)) if spread > 0 else 0.0
 
 
 def _paired(*arms: Scores) -> np.ndarray:
@@ -139,12 +239,11 @@ def _paired(*arms: Scores) -> np.ndarray:
     return np.stack([np.asarray(arm, dtype=np.float64) for arm in arms], axis=1)
 
 
-def _resampled_sums(scores: np.ndarray, seed: int) -> np.ndarray:
-    """Sums per arm over bootstrap resamples of documents: [documents, arms] -> [RESAMPLES, arms]."""
-    patterns, counts = np.unique(scores, axis=0, return_counts=True)
-    documents = len(scores)
-    draws = np.random.default_rng(seed).multinomial(documents, counts / documents, size=RESAMPLES)
-    return draws @ patterns
+def _binary(scores: np.ndarray) -> np.ndarray:
+    if not np.isin(scores, (0.0, 1.0)).all():
+        odd = scores[~np.isin(scores, (0.0, 1.0))][0]
+        raise HybridError(f"accuracy needs scores of 0 or 1; found {odd:g}; use a task that scores exact_match so")
+    return scores
 
 
 def _quantile(values: np.ndarray, share: float) -> float:

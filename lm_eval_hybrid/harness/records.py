@@ -1,8 +1,9 @@
 """Answers that carry how they came to be, and what a run's answers add up to."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from lm_eval_hybrid.decoding.trace import Generation
@@ -19,6 +20,7 @@ class HybridAnswer(str):
         arm, bundle: what generated it.
         thought_open: the model that wrote it was prompted to begin inside a thought.
         compared: the base model was run, so that it is known which tokens steering changed.
+        words: what the models' choices read as, by id, where they are not the token that was taken.
     """
 
     generation: Generation | None
@@ -26,6 +28,7 @@ class HybridAnswer(str):
     bundle: str
     thought_open: bool
     compared: bool
+    words: Mapping[int, str]
 
     def __new__(
         cls,
@@ -35,10 +38,11 @@ class HybridAnswer(str):
         bundle: str = "",
         thought_open: bool = False,
         compared: bool = True,
+        words: Mapping[int, str] = MappingProxyType({}),
     ) -> "HybridAnswer":
         self = super().__new__(cls, text)
         self.generation, self.arm, self.bundle = generation, arm, bundle
-        self.thought_open, self.compared = thought_open, compared
+        self.thought_open, self.compared, self.words = thought_open, compared, dict(words)
         return self
 
 
@@ -48,6 +52,7 @@ class Totals:
 
     Attributes:
         tokens, steered, changed: generated tokens, up to the stop string.
+        made: tokens that were generated now, not before an interruption.
         compared: the base model was run, so that `changed` means something.
         truncated: answers that reached the length limit.
         behaviors: tokens by the behavior they were steered with.
@@ -56,6 +61,7 @@ class Totals:
 
     requests: int = 0
     tokens: int = 0
+    made: int = 0
     steered: int = 0
     changed: int = 0
     compared: bool = True
@@ -63,10 +69,11 @@ class Totals:
     behaviors: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 
-    def add(self, generation: Generation) -> None:
+    def add(self, generation: Generation, made: bool = True) -> None:
         """Count a finished answer; its time is counted apart, as answers are made side by side."""
         self.requests += 1
         self.tokens += len(generation.records)
+        self.made += len(generation.records) if made else 0
         self.steered += sum(record.steered for record in generation.records)
         self.changed += sum(record.changed for record in generation.records)
         self.compared &= all(record.base_choice is not None for record in generation.records)
@@ -78,7 +85,7 @@ class Totals:
         """The totals of processes that ran side by side: counts add up, the longest time counts."""
         whole = cls()
         for part in ranks:
-            for name in ("requests", "tokens", "steered", "changed", "truncated"):
+            for name in ("requests", "tokens", "made", "steered", "changed", "truncated"):
                 setattr(whole, name, getattr(whole, name) + getattr(part, name))
             whole.compared &= part.compared
             whole.behaviors.update(part.behaviors)
@@ -97,5 +104,5 @@ class Totals:
             "behaviors": dict(self.behaviors.most_common()),
             "truncated": self.truncated,
             "seconds": self.seconds,
-            "tokens_per_second": self.tokens / self.seconds if self.tokens and self.seconds else None,
+            "tokens_per_second": self.made / self.seconds if self.made and self.seconds else None,
         }

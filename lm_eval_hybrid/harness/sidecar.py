@@ -70,6 +70,7 @@ def _lines(task_name: str, samples: Iterable[dict[str, Any]]) -> Iterator[str]:
             "prompt": sample["arguments"][0][0],
             "text": answer,
             "finish": answer.generation.finish,
+            "words": answer.words,
             "records": [asdict(record) for record in answer.generation.records],
         }
         yield json.dumps(line, ensure_ascii=False) + "\n"

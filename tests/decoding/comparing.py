@@ -105,8 +105,8 @@ def assert_equal(ours: Generation, theirs: dict[str, Any], policy: Policy) -> No
     for mine, naive_record in zip(ours.records, records, strict=_BROKEN not in theirs["text"]):
         expected = dict(naive_record)
         if not policy.reads_thinking:  # the naive loop runs it all the same
-            expected |= {"thinking_logprob": None, "thinking_choice": None}
-        for field in ("thinking_logprob", "coefficient"):
+            expected |= dict.fromkeys(("thinking_logprob", "thinking_choice", "thinking_choice_logprob"))
+        for field in ("thinking_logprob", "base_logprob", "thinking_choice_logprob", "coefficient"):
             mine_value, value = getattr(mine, field), expected.pop(field)
             if value is None or mine_value is None:
                 assert mine_value is value

@@ -40,7 +40,9 @@ def records(tokens: Sequence[Token], base_runs: bool = True) -> list[TokenRecord
             window=None if behavior is None else 0,
             thinking_logprob=-0.25,
             base_choice=position + 10 + changed if base_runs else None,
+            base_logprob=-0.5 if base_runs else None,
             thinking_choice=position + 10,
+            thinking_choice_logprob=-0.125,
         )
         for position, (text, behavior, changed) in enumerate(tokens)
     ]

@@ -12,6 +12,9 @@ from lm_eval_hybrid.errors import HybridError
 from lm_eval_hybrid.evaluation import data
 
 ROW = {"question": "1 + 1?", "answer": "#### 2"}
+# As the hub has them: AIME's two data sets name their columns differently, and one's answers are integers.
+AIME24 = {"ID": "2024-II-4", "Problem": "Find $m+n$.", "Solution": "So it is.", "Answer": 33}
+AIME25 = {"id": "0", "problem": "Find $m+n$.", "answer": "33"}
 
 
 def write(path: Path, *rows: object) -> None:
@@ -49,7 +52,10 @@ def test_a_relative_folder_is_looked_up_from_the_working_directory(
     [
         ("not json\n", "one JSON object a line; line 1"),
         ("3\n", "one JSON object a line; line 1"),
+        ("[1]\n", "one JSON object a line; line 1: found list"),
         ('{"question": "?"}\n', "line 1 lacks answer"),
+        ('{"question": "?", "answer": null}\n', "line 1 lacks answer"),
+        ('{"question": "?", "answer": "1"}\n{"question": 1, "answer": "1"}\n', "values of one type in a column"),
         ("", "at least one document"),
     ],
 )
@@ -57,6 +63,40 @@ def test_unsound_files_are_refused(tmp_path: Path, text: str, complaint: str) ->
     (tmp_path / "gsm8k_test.jsonl").write_text(text)
     with pytest.raises(HybridError, match=complaint):
         data.gsm8k(data_dir=str(tmp_path))
+
+
+def test_a_line_is_a_line_of_the_file_whatever_its_text_holds(tmp_path: Path) -> None:
+    row = {"question": "one\u2028two\x85three\x0bfour", "answer": "1"}
+    (tmp_path / "gsm8k_test.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert data.gsm8k(data_dir=str(tmp_path))["test"][0] == row
+
+
+@pytest.mark.parametrize(("name", "row"), [("aime24", AIME24), ("aime25", AIME25)])
+def test_answers_are_text_and_columns_in_lower_case_from_file_and_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, row: dict[str, object]
+) -> None:
+    benchmark = {"aime24": data.AIME24, "aime25": data.AIME25}[name]
+    hub, _, split = benchmark.hub
+    (tmp_path / hub).mkdir(parents=True)
+    for path in (tmp_path / f"{name}_test.jsonl", tmp_path / hub / f"{split}.jsonl"):
+        write(path, row, row)
+    monkeypatch.chdir(tmp_path)
+    load = getattr(data, name)
+    from_file, from_hub = load(data_dir=".")["test"], load()["test"]
+    assert from_file.to_list() == from_hub.to_list()
+    assert (from_file[1]["problem"], from_file[1]["answer"]) == ("Find $m+n$.", "33")
+
+
+def test_a_perturbation_is_a_part_of_gsm_plus(tmp_path: Path) -> None:
+    kinds = ("digit expansion", "critical thinking", "digit expansion")
+    rows = [{"question": f"{n}?", "answer": str(n), "perturbation_type": kind} for n, kind in enumerate(kinds)]
+    write(tmp_path / "gsm_plus_test.jsonl", *rows)
+    part = data.gsm_plus("digit expansion", data_dir=str(tmp_path), version=2.0)["test"]
+    assert part["question"] == ["0?", "2?"]
+    with pytest.raises(
+        HybridError, match="'adding operation'; found critical thinking, digit expansion; use the whole"
+    ):
+        data.gsm_plus("adding operation", data_dir=str(tmp_path))
 
 
 def test_offline_without_a_folder_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ def answer(
     text: str, finish: Finish = "eos", arm: str = "hybrid", thought_open: bool = False, compared: bool = True
 ) -> HybridAnswer:
     """An answer of four tokens, two of them steered and one changed."""
-    records = tuple(TokenRecord(i, i, "", i < 2, i < 1, None, None, None, None, None, 0, 0) for i in range(4))
+    records = tuple(TokenRecord(i, i, "", i < 2, i < 1, None, None, None, None, None, 0, None, 0, None) for i in range(4))
     return HybridAnswer(text, Generation(text, records, finish), arm, "tiny", thought_open, compared)
 
 

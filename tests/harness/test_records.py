@@ -10,7 +10,7 @@ from lm_eval_hybrid.harness.records import HybridAnswer, Totals
 
 def record(position: int, behavior: str | None, base_choice: int | None = 5) -> TokenRecord:
     steered = behavior is not None
-    return TokenRecord(position, 5, "a", steered, position == 0, 1, behavior, 1.0, 0, -0.1, base_choice, 5)
+    return TokenRecord(position, 5, "a", steered, position == 0, 1, behavior, 1.0, 0, -0.1, base_choice, -0.5, 5, -0.2)
 
 
 GENERATION = Generation("aa", (record(0, "plan"), record(1, None)), "length")

@@ -11,8 +11,8 @@ from lm_eval_hybrid.decoding.trace import Generation, TokenRecord
 from lm_eval_hybrid.harness import sidecar
 from lm_eval_hybrid.harness.records import HybridAnswer
 
-RECORD = TokenRecord(0, 5, "4", True, False, 1, "compute", 1.0, 0, -0.25, 5, 5)
-ANSWER = HybridAnswer("4", Generation("4", (RECORD,), "eos"), "hybrid", "tiny@1.0.0#0")
+RECORD = TokenRecord(0, 5, "4", True, False, 1, "compute", 1.0, 0, -0.25, 5, -0.5, 5, -0.2)
+ANSWER = HybridAnswer("4", Generation("4", (RECORD,), "eos"), "hybrid", "tiny@1.0.0#0", words={7: " four"})
 
 
 def sample(doc_id: int, answer: str, filter_name: str = "none") -> dict[str, Any]:
@@ -50,7 +50,7 @@ def test_a_line_a_document_beside_the_samples(tmp_path: Path, output: str) -> No
     assert [line["doc_id"] for line in lines] == [0, 1]
     assert [TokenRecord(**record) for record in lines[0].pop("records")] == [RECORD]
     assert lines[0] == {
-        "schema_version": 1,
+        "schema_version": 2,
         "doc_id": 0,
         "task": "sums",
         "arm": "hybrid",
@@ -58,6 +58,7 @@ def test_a_line_a_document_beside_the_samples(tmp_path: Path, output: str) -> No
         "prompt": "2 + 2?",
         "text": "4",
         "finish": "eos",
+        "words": {"7": " four"},
     }
 
 

@@ -311,7 +311,9 @@ def one_step(
         "coefficient": chosen["coefficient"] if chosen else None,
         "window": chosen["window"] if chosen else None,
         "base_choice": base_choice,
+        "base_logprob": None if base_choice is None else float(torch.log_softmax(base_logits, dim=-1)[base_choice]),
         "thinking_choice": None if thinking_choice is None else bridge.first_base(thinking_choice),
+        "thinking_choice_logprob": None if thinking_choice is None else float(logprobs[thinking_choice]),
     }
     return Step(token, logits, by_thinking, logprobs, fields)
 

@@ -327,7 +327,8 @@ def test_other_ids_for_the_same_tokens_change_nothing(sampling: NaiveSampling | 
     assert prompts(renamed)[1] == order[prompts(pair)[0]].tolist()
     result = decoded(renamed, policy, sampling=sampling)
     for record, other in zip(result["records"], expected["records"], strict=True):
-        assert record.pop("thinking_logprob") == pytest.approx(other.pop("thinking_logprob"), abs=1e-4)
+        for field in ("thinking_logprob", "thinking_choice_logprob"):
+            assert record.pop(field) == pytest.approx(other.pop(field), abs=1e-4)
     assert result == expected
     assert any(record["steered"] for record in result["records"])
     assert scored(renamed, policy, result["tokens"]) == pytest.approx(expected_score, abs=1e-3)

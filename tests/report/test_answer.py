@@ -5,7 +5,8 @@ import pytest
 from rich.console import Console
 
 from lm_eval_hybrid.errors import HybridError
-from lm_eval_hybrid.evaluation.runs import Answer, read
+from lm_eval_hybrid.evaluation.outputs import read
+from lm_eval_hybrid.evaluation.runs import Answer
 from lm_eval_hybrid.report.answer import PALETTE, PROMPT_SHOWN, Shown, choose, render
 from tests.evaluation.outputs import PLAIN, STEERED, Token, records, samples, write
 
@@ -14,7 +15,7 @@ ONE: tuple[Token, ...] = ((" So", "compute", True), (" 4", None, False))
 
 def answer(tokens: tuple[Token, ...], prompt: str = "Question: 2+2?\nAnswer:", finish: str = "stop") -> Shown:
     text = "".join(text for text, _, _ in tokens)
-    return Shown(Answer(3, "toy", "hybrid", prompt, text, finish, tuple(records(tokens))), True, False)
+    return Shown(Answer(3, "toy", "hybrid", prompt, text, finish, {}, tuple(records(tokens))), True, False)
 
 
 def drawn(shown: Shown, colour: bool = False, width: int = 100) -> str:

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from lm_eval_hybrid.evaluation.gap import difference, gap
-from lm_eval_hybrid.evaluation.runs import read
+from lm_eval_hybrid.evaluation.outputs import read
 from lm_eval_hybrid.report.terminal import render
 from tests.evaluation.outputs import PLAIN, STEERED, samples, write
 

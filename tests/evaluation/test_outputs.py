@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from lm_eval_hybrid.errors import HybridError
-from lm_eval_hybrid.evaluation.runs import read
+from lm_eval_hybrid.evaluation.outputs import read
 from tests.evaluation.outputs import BUNDLE, PLAIN, STEERED, samples, write
 
 
@@ -33,7 +33,7 @@ def test_fractions_are_of_tokens_not_of_documents(tmp_path: Path) -> None:
     run = read(tmp_path).arms("toy")["hybrid"]
     assert run.steered_fraction == pytest.approx(3 / 9)
     assert run.changed_fraction == pytest.approx(2 / 9)
-    assert run.documents[0].counts.behaviors == {"compute", "check"}
+    assert run.documents[0].counts.behaviors == {"compute": 2, "check": 1}
 
 
 def test_without_token_records_the_samples_fractions_are_averaged(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_other_models_in_one_comparison(tmp_path: Path, role: str) -> None:
 
 @pytest.mark.parametrize("name", ["samples", "tokens"])
 @pytest.mark.parametrize(
-    "line", [b"[]", b"7", b"null", b"{}", b'{"exact_match": null}', b'{"schema_version": 1, "records": [3]}', b'"\xff"']
+    "line", [b"[]", b"7", b"null", b"{}", b'{"exact_match": null}', b'{"schema_version": 2, "records": [3]}', b'"\xff"']
 )
 def test_foreign_lines_are_named(tmp_path: Path, name: str, line: bytes) -> None:
     written = write(tmp_path, "hybrid", {"toy": samples([1, 0])}, tokens=[PLAIN, PLAIN])
@@ -170,8 +170,8 @@ def test_broken_samples(tmp_path: Path) -> None:
 def test_token_records_of_another_schema(tmp_path: Path) -> None:
     written = write(tmp_path, "hybrid", {"toy": samples([1])}, tokens=[PLAIN])
     (path,) = written.parent.glob("tokens_toy_*")
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
-    with pytest.raises(HybridError, match="must have schema version 1; found 2"):
+    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 1'))
+    with pytest.raises(HybridError, match="must have schema version 2; found 1"):
         read(tmp_path)
 
 
