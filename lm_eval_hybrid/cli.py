@@ -88,6 +88,14 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
         report_command.add_arguments(report)
         report.set_defaults(run=report_command.run)
 
+    run = commands.add_parser("run", help="run arms x tasks on the same documents; what gap is recovered, at what cost")
+    rerun = commands.add_parser("rerun", help="repeat the experiment of a gap.json; say what differs")
+    if argv[:1] in (["run"], ["rerun"]):
+        from lm_eval_hybrid.experiment import command as experiment
+
+        experiment.add_arguments(run, _console)
+        experiment.add_rerun_arguments(rerun, _console)
+
     discover = commands.add_parser("discover", help="find behaviors in a thinking model's traces; write a bundle")
     if argv[:1] == ["discover"]:
         from lm_eval_hybrid.discovery import command

@@ -54,6 +54,7 @@ def ask(question: str | None) -> Ask:
     last = next((part for part in reversed(asking) if "?" in part), asking[-1] if asking else flat)
     starts = [found.start() for found in _STARTS.finditer(last)]
     last = last[starts[-1] :] if starts else last
+    last = re.sub(r"(?<=.{20}),? if\b.*", "", last)
     unit: set[str] = set()
     for found in _HOW_MANY.finditer(last):
         for word in (found[1] or found[2] or found[3]).lower().split():
@@ -73,5 +74,5 @@ def _stem(word: str) -> str:
     word = word.removesuffix("'s").replace(",", "")
     for ending in ("ings", "ing", "ied", "ies", "ed", "es", "s"):
         if word.endswith(ending) and len(word) - len(ending) >= 3:
-            return word.removesuffix(ending)[:6]
-    return word.rstrip("e")[:6] if len(word) > 3 else word
+            return word.removesuffix(ending)[:5]
+    return word.rstrip("e")[:5] if len(word) > 3 else word

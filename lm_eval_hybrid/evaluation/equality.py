@@ -28,6 +28,7 @@ _NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'*(?:\s*\([^()]*\))?")
 _MEMBER = re.compile(r"^(?:[A-Za-z]|\\[a-z]+)\s*\\in(?![a-z])\s*")
 _UNION = r"\\cup(?![a-z])"
 _COMMA = r",(?:\s*(?:and|or)\b)?|;|\b(?:and|or)\b"
+_LIST = r",(?!\d{3}(?!\d))|;|\b(?:and|or)\b"  # no thousands
 _MATRIX = re.compile(r"\\begin\s*\{(?:[pbvBV]?(?:small)?matrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end\s*\{\w+\}", re.DOTALL)
 _LETTER = re.compile(r"\\[a-zA-Z]+|(?P<variable>[A-Za-z])")
 _CONSTANTS = frozenset("ei")
@@ -106,7 +107,7 @@ def _memberships(answer: str, truth: str) -> bool | None:
 def _equations(answer: str, truth: str) -> bool | None:
     """`x = 5` is 5 where the truth is no equation, and the other way round. Two equations are equal up to form."""
     mine, its = parts(answer, _EQUALS), parts(truth, _EQUALS)
-    if len(mine) == len(its) == 1 or any(len(parts(text, _COMMA)) > 1 for text in (answer, truth)):
+    if len(mine) == len(its) == 1 or any(len(parts(text, _LIST)) > 1 for text in (answer, truth)):
         return None
     if len(mine) == 1 or len(its) == 1:
         named = len(its) == 1 or _NAME.fullmatch(its[0])

@@ -6,6 +6,7 @@ Files of one run share their folder and date. Folders are searched to any depth;
 on one task the newest counts.
 """
 
+import hashlib
 import json
 import logging
 import re
@@ -92,7 +93,8 @@ def read(folder: Path) -> Runs:
 def _outputs(folder: Path) -> Iterator[_Output]:
     for path in sorted(folder.rglob("*.json")):
         named = _RESULTS.fullmatch(path.name)
-        if not named:
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)  # half-written
+        if hidden or not named:
             continue
         try:
             results = json.loads(path.read_text(encoding="utf-8"))
@@ -164,7 +166,8 @@ def _counts(line: dict[str, Any]) -> tuple[int, Counts]:
     compared = all(record["base_choice"] is not None for record in steered)
     behaviors = Counter(record["behavior"] for record in steered if record["behavior"] is not None)
     changed = sum(record["changed"] for record in steered) if compared else None
-    return line["doc_id"], Counts(len(records), len(steered), changed, behaviors, line["finish"])
+    digest = hashlib.sha256(line["text"].encode(errors="replace")).hexdigest()
+    return line["doc_id"], Counts(len(records), len(steered), changed, behaviors, line["finish"], digest)
 
 
 def _settings(arm: str, policy: dict[str, Any]) -> dict[str, str]:

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 
 from lm_eval_hybrid.evaluation.asking import Ask, ask
+from lm_eval_hybrid.evaluation.notation import plain, tight
 from lm_eval_hybrid.evaluation.runon import headers
 from lm_eval_hybrid.evaluation.sentences import broken, sentences, unbroken
 from lm_eval_hybrid.evaluation.values import Value, clauses, value
@@ -19,17 +20,18 @@ _JOIN = re.compile(r"[\s$\\()\[\],;]*(?:and|or|,|\\text\{ ?(?:and|or) ?\}|\\quad
 _HASHES = re.compile(r"(?<!#)####(?!#)\s*(?P<answer>\S.*)")
 _HEADING = re.compile(r"^(?:step|solution|explanation|method|approach|part|case|conclusion|verification|summary|final|answer|\*\*)", re.IGNORECASE)
 _ANSWER = re.compile(
-    r"\banswers?\b[^.:=]{0,60}?\s*(?:\bis\b|\bare\b|\bwas\b|\bbe\b|=|:)(?:\*\*|[:\s])*(?P<rest>\S.*)", re.IGNORECASE
+    r"\banswers?\b[^.:=,;]{0,60}?\s*(?:\bis\b|\bare\b|\bwas\b|\bbe\b|=|:)(?:\*\*|[:\s])*(?P<rest>\S.*)", re.IGNORECASE
 )
 _NO_ANSWER = re.compile(r"(?:not|in|a|an|incorrect|wrong|correct|right|given|to)\b(?!\s+\$)", re.IGNORECASE)
 _LETTER = re.compile(r"(?:option |choice )?\\?\(?(?:\\text\{)?\(?([A-Z])\)?(?:\}|\\?\)|[).:]|$)(?!\w)", re.IGNORECASE)
 _IS_ANSWER = re.compile(r"(?P<rest>.*\S)\s+(?:is|are|as)\s+(?:thus |therefore |then )?(?:the|our|my) (?:final |correct )?answer\b", re.IGNORECASE)
 _CONCLUDES = re.compile(
-    r"\b(?:therefore|thus|hence|so|consequently|accordingly|in conclusion|in total|in summary|to summari[sz]e|finally|overall|altogether|conclude|"
-    r"this means|(?:solutions?|results?) (?:is|are)|we (?:get|have|find|obtain)|it follows|∴|\\therefore)\b",
+    r"\b(?:therefore|thus|hence|consequently|accordingly|in conclusion|in total|in summary|to summari[sz]e|finally|overall|altogether|"
+    r"conclude|it follows)\b|\\therefore|∴|^\W*So\b",
     re.IGNORECASE,
 )
-_STUCK = 3  # times the same at the end
+_LEADS = re.compile(r"\b(?:so|this means|(?:solutions?|results?) (?:is|are)|we (?:get|have|find|found|obtain))\b", re.IGNORECASE)
+_STUCK = 6  # sentences of one value at the end
 _ENOUGH = 0.5  # of the asked words, for a conclusion in a text that broke off
 
 
@@ -60,12 +62,10 @@ def read(text: str, question: str | None = None, cut: bool | None = None) -> Rea
 def _read(text: str, asked: Ask, cut: bool | None) -> Reading | None:
     off = broken(text) if cut is None else cut
     said = [each for each in sentences(unbroken(text) if off else text) if not _repeats(each, asked)]
-    if said and said[-1:] * _STUCK == said[-_STUCK:]:
-        off = False  # it had nothing else to say
     marked = [Reading(answer, each) for each in said if (answer := _marked(each, asked)) is not None]
     if marked:
         return marked[-1]
-    return _conclusion(said, asked, off)
+    return (_stuck(said, asked) if off else None) or _conclusion(said, asked, off)
 
 
 def _repeats(sentence: str, asked: Ask) -> bool:
@@ -89,10 +89,10 @@ def _marked(sentence: str, asked: Ask) -> str | None:
         letter = _LETTER.match(said["rest"])
         if letter and (not asked.question or f"({letter[1]})" in asked.question):
             return letter[1]
-        return stated.text if stated else said["rest"] if len(said["rest"].split()) < 7 and not letter else None
+        return stated[1].text if stated else said["rest"] if len(said["rest"].split()) < 7 and not letter else None
     said = _IS_ANSWER.search(sentence)
     stated = _stated(said["rest"], asked) if said else None
-    return stated.text if stated else None
+    return stated[1].text if stated else None
 
 
 def _boxes(sentence: str) -> str | None:
@@ -120,29 +120,45 @@ def _closing(text: str, start: int) -> int | None:
     return None
 
 
-def _stated(sentence: str, asked: Ask) -> Value | None:
-    """The value of the clause of a sentence that is closest to what is asked; the first of those alike."""
-    found = [(asked.match(each), each) for each in clauses(sentence)]
-    values = [(match, stated) for match, each in found if (stated := value(each, asked)) is not None]
-    return max(values, key=lambda each: each[0])[1] if values else None
+def _stated(sentence: str, asked: Ask) -> tuple[float, Value] | None:
+    """How close the clause of a sentence that has a value is to what is asked, and the value; of several, the closest."""
+    found = [(asked.match(each), stated) for each in clauses(sentence) if (stated := value(each, asked)) is not None]
+    return max(found, key=lambda each: each[0]) if found else None
+
+
+def _stuck(said: list[str], asked: Ask) -> Reading | None:
+    """The one new value that the last sentences of a text say over and over."""
+    last = said[-_STUCK:]
+    stated = [_stated(sentence, asked) for sentence in last]
+    values = {tight(plain(each[1].text)) if each and each[1].new else None for each in stated}
+    if len(said) < _STUCK or len(values) != 1 or len(set(last)) > 2 or stated[-1] is None or None in values:
+        return None
+    return Reading(stated[-1][1].text, last[-1])
 
 
 def _conclusion(said: list[str], asked: Ask, off: bool) -> Reading | None:
-    """The answer of the last of the sentences that conclude best what is asked."""
-    found: list[tuple[float, Reading]] = []
-    for sentence in said:
-        stated = _stated(sentence, asked)
-        if stated is None:
+    """The value that most and best of the sentences conclude; the last one of those that are about as good."""
+    found: dict[str, list[tuple[float, int, Reading]]] = {}
+    # What is said again and again until a text breaks off adds nothing.
+    for place, sentence in enumerate(dict.fromkeys(said) if off else said):
+        closest = _stated(sentence, asked)
+        if closest is None:
             continue
-        match = max(asked.match(clause) for clause in clauses(sentence))
-        concludes = _CONCLUDES.search(sentence) is not None
-        if match < _ENOUGH and (off or not (concludes or stated.new)):
+        match, stated = closest
+        concludes = 0.35 if _CONCLUDES.search(sentence) else 0.15 if _LEADS.search(sentence) else 0.0
+        if off and match < (0.3 if concludes == 0.35 else _ENOUGH):
             continue
-        weight = match + 0.3 * concludes + 0.2 * stated.new + 0.2 * stated.fits
-        found.append((weight, Reading(stated.text, sentence)))
+        if match < _ENOUGH and not (concludes or stated.new):
+            continue
+        weight = match + concludes + 0.3 * stated.new + 0.2 * stated.fits
+        key = tight(plain(stated.text)).rpartition("=")[2]
+        found.setdefault(key, []).append((weight, place, Reading(stated.text, sentence)))
     if not found:
         return None
-    if not off:
-        found[-1] = (found[-1][0] + 0.3, found[-1][1])
-    best = max(weight for weight, _ in found)
-    return [reading for weight, reading in found if weight >= best - 0.25][-1]
+    last = max(place for group in found.values() for _, place, _ in group)
+    ranked = []
+    for group in found.values():
+        weight, place, reading = max(((w + 0.15 * (p == last and not off), p, r) for w, p, r in group), key=lambda each: each[:2])
+        ranked.append((weight + 0.08 * min(len(group) - 1, 3), place, reading))
+    best = max(weight for weight, _, _ in ranked)
+    return max((place, reading.answer, reading) for weight, place, reading in ranked if weight >= best - 0.25)[2]

@@ -27,6 +27,7 @@ class Counts:
         changed: those that steering changed; None where the base model was not run.
         behaviors: tokens by the behavior they were steered with.
         finish: `eos`, `stop` or `length`.
+        text_sha256: of its text.
     """
 
     tokens: int
@@ -34,6 +35,7 @@ class Counts:
     changed: int | None
     behaviors: Mapping[str, int]
     finish: str
+    text_sha256: str
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ _JOINT = re.compile(
     r"\s*\n\s*(?=\\\[|\$\$|\\begin\{|=|(?:\*\*|\$|\\\(\s*)?\\boxed)"
     rf"|(?<=[:=])(?:\*\*)?\s*\n\s*(?!{_ITEM})"
 )
-_LABEL = re.compile(rf"^{_ITEM}+(?=\S)", re.MULTILINE)
+_LABEL = re.compile(rf"^(?:{_ITEM}+(?=\S)|(?:[#*]+[ \t]*)*Step \d+[.:]?(?:\*\*)?:?[ \t]*)", re.MULTILINE)
 _TITLES = r"(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMs\.)(?<!\bDr\.)(?<!\bSt\.)(?<!\bvs\.)(?<!\be\.g\.)(?<!\bi\.e\.)"
 _CLOSERS = r"(?:\*\*|\\[\])]|\$+|[\"')])*"
 _END = re.compile(rf"(?<=[.!?]){_TITLES}{_CLOSERS}(?:\s+(?=[A-Z\\$(\[*\"#<`\d])|(?=[A-Z][a-z]+\s)|\s+(?=[a-z]\s*=))|\n\s*")
-_WHOLE = re.compile(r"[.!?)\]}$*`\"'|]\s*$")
+_WHOLE = re.compile(r"(?<!\n\d\.)(?<!\n\d\d\.)(?<!\n\d\d\d\.)(?<=[.!?)\]}$*`\"'|])$")
 SHORT = 800  # characters: what is no longer ended by itself, however it ends
 
 
@@ -33,7 +33,7 @@ def sentences(text: str) -> list[str]:
 
 def broken(text: str) -> bool:
     """Whether a text seems to break off: it is not short, and its end is none of a sentence."""
-    return len(text) > SHORT and not _WHOLE.search(text)
+    return len(text) > SHORT and not _WHOLE.search(text.rstrip())
 
 
 def unbroken(text: str) -> str:

@@ -5,46 +5,40 @@ from dataclasses import dataclass
 
 from lm_eval_hybrid.evaluation.asking import Ask, stems
 
-_COMMAND = r"\\(?:[a-zA-Z]+|[{}%$,!; ])"
 _DIGITS = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+(?![\d/])|\d+(?:\.\d+)?|\.\d+"
 _TOKEN = (
-    rf"(?:{_COMMAND}|{_DIGITS}|(?<![A-Za-z'])(?:sqrt|pi|sin|cos|tan|log|ln)(?![A-Za-z])"
-    r"|(?<![A-Za-z'&])[A-Za-z](?![A-Za-z'&])|[-−–+*/^=×÷·√π()\[\]{}|<>≤≥±∞∪∈°%!_$]|,(?=\s?[-\d\\(]))"
+    rf"(?:\\(?:[a-zA-Z]+|[{{}}%$,!; ])|{_DIGITS}|(?<![A-Za-z'])(?:sqrt|pi|sin|cos|tan|log|ln)(?![A-Za-z])"
+    r"|(?<![A-Za-z'&])[A-Za-z](?![A-Za-z'&])|[-−–+*/^=×÷·√π()\[\]{}|<>≤≥±∞∪∈°%!_$≈]|,(?=\s?[-\d\\(]))"
 )
-_SPAN = r"\\\((?:.*?)\\\)|\\\[(?:.*?)\\\]|\$\$(?:.*?)\$\$|(?<![\\\w])\$(?=[^\s$])(?:[^$]*?[^\s\\$])?\$(?![\d])"
+_SPAN = r"\\\(.*?\\\)|\\\[.*?\\\]|\$\$.*?\$\$|(?<![\\\w])\$(?=[^\s$])(?:[^$]*?[^\s\\$])?\$(?!\d)"
 _RUN = re.compile(rf"(?P<span>{_SPAN})|(?P<run>{_TOKEN}(?:\s?{_TOKEN})*)")
-_HAS_VALUE = re.compile(r"\d|\\[a-zA-Z]|[a-zA-Z]\s*[-+*/^=(]|[π√∞]|^[a-zA-Z]$")
+_MARKS = (("\\(", "\\)"), ("\\[", "\\]"), ("$$", "$$"), ("$", "$"))
+_VALUED = re.compile(r"\d|\\[a-zA-Z]|[a-zA-Z]\s*[-+*/^=(]|[π√∞]|^[a-zA-Z]$")
 _EQUALS = re.compile(r"(?<![\\<>!:])=(?!=)|≈|\\approx(?![a-z])")
+_NUMBER = re.compile(r"[-−\\$%\s]*([\d,. ]*\d)\s*(?:\\?%|\^?\s*\\circ|°)?[\\$.]*")
+_NAME = re.compile(r"[a-zA-Z](?:_\w)?")
+
+_AMOUNT = r"\s+(?:(?:also|then|just|simply|equal to|approximately|about|an? (?:total|average|sum) of)\s+)*(?=[-$\\(*]*\d|\\frac)"
 _SAYS_EQUAL = re.compile(
-    r",?\s+(?:which|that|this|and this|and that|and it|it)\s+(?:is|equals|gives(?: us| him| her| them)?|makes|simplifies to|comes to|results in|means|amounts to|leaves)"
-    r"\s+(?:also |then |just |simply |equal to |a total of |approximately |about )?(?=[-$\\(]*\d|\\frac|\$)"
-    r"|\s+(?:equals|is equal to|is equivalent to|simplifies to)\s+"
-    r"|,?\s+(?:for|giving|making|leaving)(?: \w+)? a total of\s+"
+    r",?\s+(?:which|that|this|and (?:this|that|it)|it)(?: in this case)?"
+    r"\s+(?:is|was|equals|g[ia]ves?(?: (?:us|him|her|them|you))?|makes|simplifies to|comes to|results in|means|amounts to|leaves)"
+    rf"{_AMOUNT}"
+    r"|,?\s+(?:equals|is equal to|is equivalent to|simplifies to|adding up to|resulting in|totaling)" + _AMOUNT
+    + r"|,\s+(?:giving|making|leaving)(?:\s+(?:us|it|him|her|them|you))?" + _AMOUNT
+    + r"|,?\s+for a (?:grand )?total of\s+(?=[-$\\(*]*\d)"
 )
 _CLAUSE = re.compile(
-    r";\s+|,\s+(?=(?!(?:and|or)\s+[-$\\(\d])(?:and|but|so|which|with|while|where|since|because|as|not|whereas|after|if|when|given|giving|making|or)\b)"
+    r";\s+|,\s+(?=(?!(?:and|or)\s+[-$\\(\d])(?:and|but|so|which|with|while|where|since|because|as|not|whereas|after|if|when|"
+    r"given|giving|making|or|we|it|he|she|they|this|that|there|the|each|its|his|her|their|both|[A-Z][a-z]+)\b)"
     r"|\s+(?=(?:because|since|whereas|while|if|when|given that|after|before|so that)\s)|(?<=[a-z])\s+--?\s+(?=[a-z])|\s+(?=but\s)"
 )
 _PREDICATE = re.compile(
-    r"(?:\b(?:is|are|was|were|be|being|becomes?|equals?|totals?|totaling|equal to|total of)\b|[:=≈])"
-    r"(?:\s*(?:exactly|approximately|about|only|indeed|therefore|thus|also|the|a|an|value|number|pair|ordered|just|simply|now|then|:))*\s*$"
+    r"(?:\b(?:is|are|was|were|be|being|becomes?|equals?|totals?|equal to|total of)\b|:)"
+    r"(?:\s*(?:exactly|approximately|about|only|indeed|therefore|thus|also|the|an?|value|number|pair|ordered|just|simply|now|then|:))*\s*$"
 )
-_SMALL = {word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())}
-_SPELLED = re.compile(rf"\b(?:{'|'.join(w for w in _SMALL if w not in ('one', 'zero'))})\b", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    value: "Value"
-    score: float
-    end: int
-
-
-def clauses(sentence: str) -> list[str]:
-    """The clauses of a sentence; those of one word are part of the next."""
-    plain = _SAYS_EQUAL.sub(" = ", sentence)
-    found = [piece.strip() for piece in _CLAUSE.split(plain) if piece and piece.strip()]
-    return found
+_SUBJECT = re.compile(r"\W*(?:is|are|was|will be)\s+(?:the|how|what)\b")
+_SMALL = {word: str(n) for n, word in enumerate("two three four five six seven eight nine ten eleven twelve".split(), 2)}
+_SPELLED = re.compile(rf"\b(?:{'|'.join(_SMALL)})\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -61,71 +55,72 @@ class Value:
     fits: bool
 
 
+def clauses(sentence: str) -> list[str]:
+    """The clauses of a sentence, in which words that say that two things are equal are written `=`."""
+    return [piece.strip() for piece in _CLAUSE.split(_SAYS_EQUAL.sub(" = ", sentence)) if piece.strip()]
+
+
 def value(clause: str, asked: Ask) -> Value | None:
     """The number or expression that `clause` states, as it is written there; None where there is none.
 
-    A number in the asked unit counts before others, what follows `=`, `is` and the like before what precedes them, a new
-    number before one that the question gave.
+    What follows `=` counts before what follows `is` and the like, and that before others; what is in the asked unit, and
+    what the question did not give, before what is not. Of those alike the first counts.
     """
-    runs = [run for run in _RUN.finditer(clause) if _HAS_VALUE.search(_inner(run))]
-    found = [each for run in runs if (each := _candidate(run, clause, asked)) is not None]
-    if not found:
-        return _spelled(clause, asked)
-    return max(found, key=lambda each: (each.score, -each.end)).value
+    found = [each for run in _RUN.finditer(clause) if (each := _weighed(run, clause, asked)) is not None]
+    return max(found, key=lambda each: each[0])[1] if found else _spelled(clause, asked)
 
 
-def _spelled(clause: str, asked: Ask) -> Value | None:
-    """A number in words, in the asked unit or after `is` and the like."""
-    for word in _SPELLED.finditer(clause):
-        following = stems(" ".join(re.findall(r"[A-Za-z]+", clause[word.end() :])[:4]))
-        fits = bool(asked.unit & following)
-        if fits or _PREDICATE.search(clause[: word.start()]):
-            number = _SMALL[word.group().lower()]
-            return Value(number, number not in asked.given, fits)
-    return None
-
-
-def _inner(run: re.Match[str]) -> str:
-    text = run.group().strip()
-    for start, end in (("\\(", "\\)"), ("\\[", "\\]"), ("$$", "$$"), ("$", "$")):
-        if run["span"] and text.startswith(start) and text.endswith(end):
-            return text[len(start) : -len(end)].strip()
-    return text
-
-
-def _candidate(run: re.Match[str], clause: str, asked: Ask) -> _Candidate | None:
-    inner, before, after = _inner(run), clause[: run.start()], clause[run.end() :]
-    if not run["span"]:
-        inner = _trimmed(inner, before)
-        if not inner or not _HAS_VALUE.search(inner) or re.fullmatch("[A-Za-z]", inner):
-            return None
-    sides = _EQUALS.split(inner)
-    last = sides[-1].strip() or (sides[-2].strip() if len(sides) > 1 else "")
-    number = re.fullmatch(r"[-−\\$%\s]*([\d,. ]*\d)\s*(?:\\?%|\^?\s*\\circ|°)?[\\$.]*", last)
-    digits = number[1].replace(",", "").replace(" ", "") if number else ""
-    fits, new = False, "".join(inner.split()) not in asked.tight
-    score = 1.5 * (len(sides) > 1 or re.search(r"[=≈]\s*\**\s*$", before) is not None)
-    score += 2 * (_PREDICATE.search(before.rstrip("*_ ") + " ") is not None)
+def _weighed(run: re.Match[str], clause: str, asked: Ask) -> tuple[float, Value] | None:
+    before, after = clause[: run.start()].rstrip("* "), clause[run.end() :]
+    text = _unmarked(run.group()) if run["span"] else _trimmed(run.group())
+    if not _VALUED.search(text) or (not run["span"] and len(text) == 1 and text.isalpha()):
+        return None
+    sides = [side.strip() for side in _EQUALS.split(text)]
+    last = sides[-1] or sides[0]
+    number = _NUMBER.fullmatch(last)
     if number:
-        following = stems(" ".join(re.findall(r"[A-Za-z]+", after[:60])[:5]))
-        new = digits not in asked.given
-        fits = bool(asked.unit & following) or (asked.money and ("$" in run.group() or after.lstrip().startswith("dollar")))
-        score += 2 * fits
-    score += 1.5 * new
-    if re.fullmatch(r"[a-zA-Z](?:_\w)?", inner):
-        score -= 3  # a name, not a value
-    if before.endswith("**") and after.startswith("**"):
-        score += 1
-    return _Candidate(Value(inner if len(sides) < 3 else last, new, fits), score, run.end())
+        new = number[1].replace(",", "").replace(" ", "") not in asked.given
+        dollars = "$" in run.group() or after.lstrip().startswith("dollar")
+        fits = bool(asked.unit & _following(after)) or (asked.money and dollars)
+    else:
+        new, fits = "".join(text.split()) not in asked.tight, False
+    weight = 1.5 * new + 2.0 * fits
+    if len(sides) > 1 or run.group().lstrip("$\\([* ").startswith(("=", "≈")) or before.endswith(("=", "≈")):
+        weight += 2.5
+    elif _PREDICATE.search(before) or (not before and _SUBJECT.match(after)):
+        weight += 2
+    weight += clause[: run.start()].endswith("**") and after.startswith("**")
+    weight -= 3 * (_NAME.fullmatch(text) is not None)
+    return weight, Value(last if len(sides) > 2 else text, new, fits)
 
 
-def _trimmed(run: str, before: str) -> str:
+def _unmarked(span: str) -> str:
+    start, end = next(marks for marks in _MARKS if span.startswith(marks[0]))
+    return span[len(start) : -len(end)].strip()
+
+
+def _trimmed(run: str) -> str:
     """A run of prose without letters that are words, signs that join it to words, and brackets that nothing closes."""
     text = re.sub(r"^(?:[aAIx]\s+)+|\s+[aAI]$", "", run.strip())
-    text = re.sub(r"^[,*/+×÷·=≈]+\s*|^[-−–]\s+|[\s,*/+×÷·=\-−–(\[{$]+$", "", text)
+    text = re.sub(r"^[,*/+×÷·=≈\s]+|^[-−–]\s+|[\s,*/+×÷·=≈\-−–(\[{$]+$", "", text)
     for opened, closed in ("()", "[]", "{}"):
         while text.endswith(closed) and text.count(opened) < text.count(closed) and not text.endswith("\\" + closed):
             text = text[:-1].rstrip()
         if text.startswith(opened) and text.count(opened) > text.count(closed):
             text = text[1:].lstrip()
     return text.strip()
+
+
+def _spelled(clause: str, asked: Ask) -> Value | None:
+    """A number in words, in the asked unit or after `is` and the like."""
+    for word in _SPELLED.finditer(clause):
+        fits = bool(asked.unit & _following(clause[word.end() :]))
+        if fits or _PREDICATE.search(clause[: word.start()].rstrip()):
+            number = _SMALL[word.group().lower()]
+            return Value(number, number not in asked.given, fits)
+    return None
+
+
+def _following(text: str) -> set[str]:
+    """The words that stand right after a number."""
+    return stems(" ".join(re.findall(r"[A-Za-z]+", text[:60])[:5]))
