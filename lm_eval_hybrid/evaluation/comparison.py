@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, median
 
-from lm_eval_hybrid.errors import HybridError
 from lm_eval_hybrid.evaluation.gap import (
     Accuracy,
     Difference,
@@ -126,23 +125,21 @@ def compare(runs: Runs, seed: int = 0) -> tuple[TaskComparison, ...]:
         seed: of the bootstrap.
 
     Raises:
-        HybridError: for a task without documents, or a score that is neither 0 nor 1.
+        HybridError: for a score that is neither 0 nor 1.
     """
     return tuple(_task(task, runs.arms(task), seed) for task in runs.tasks)
 
 
 def _task(task: str, arms: dict[str, ArmRun], seed: int) -> TaskComparison:
     first = next(iter(arms.values()))
-    if not first.documents:
-        raise HybridError(f"a comparison needs documents; found none in {task}; run it with a larger --limit")
     hashes = json.dumps([document.doc_hash for document in first.documents])
-    figures = [_figures(run, arms, seed) for run in arms.values()]
+    figures = _adjusted([_figures(run, arms, seed) for run in arms.values()])
     return TaskComparison(
         task=task,
         documents=len(first.documents),
         digest=hashlib.sha256(hashes.encode()).hexdigest(),
-        arms=_adjusted(figures),
-        behaviors=_behaviors(arms, seed),
+        arms=figures,
+        behaviors=_behaviors(arms.get("hybrid"), figures),
         missing=tuple(arm for arm in ("base", "thinking") if arm not in arms),
     )
 
@@ -171,9 +168,12 @@ def _against(hybrid: ArmRun, run: ArmRun, seed: int) -> Against:
 
 
 def _adjusted(figures: Sequence[ArmFigures]) -> tuple[ArmFigures, ...]:
-    """The same, their tests adjusted for one another."""
+    """The same, their tests adjusted for one another: those with a behavior left out are a family of their own."""
     tested = [f for f in figures if f.against is not None]
-    ps = dict(zip((f.arm for f in tested), holm([f.against.test.p for f in tested]), strict=True))
+    ps: dict[str, float] = {}
+    for left_out in (False, True):
+        family = [f for f in tested if f.arm.startswith(WITHOUT) is left_out]
+        ps |= zip((f.arm for f in family), holm([f.against.test.p for f in family]), strict=True)
     return tuple(
         replace(f, against=replace(f.against, holm=ps[f.arm])) if f.against is not None else f for f in figures
     )
@@ -190,8 +190,7 @@ def _length(counts: Sequence[Counts]) -> Length:
     return Length(mean(tokens), median(tokens), max(tokens))
 
 
-def _behaviors(arms: dict[str, ArmRun], seed: int) -> tuple[BehaviorUse, ...]:
-    hybrid = arms.get("hybrid")
+def _behaviors(hybrid: ArmRun | None, figures: Sequence[ArmFigures]) -> tuple[BehaviorUse, ...]:
     if hybrid is None:
         return ()
     tokens: Counter[str] = Counter()
@@ -200,19 +199,16 @@ def _behaviors(arms: dict[str, ArmRun], seed: int) -> tuple[BehaviorUse, ...]:
         used = Counter(counts.behaviors)
         used["bias"] += counts.steered - used.total()
         tokens += used
-        documents.update(+used)
-    names = {arm: arm.removeprefix(WITHOUT) for arm in arms if arm.startswith(WITHOUT)}
-    left_out = {key: arms[arm] for arm, key in names.items() if "," not in key}
-    tests = {key: _against(hybrid, run, seed) for key, run in left_out.items()}
-    adjusted = dict(zip(tests, holm([found.test.p for found in tests.values()]), strict=True))
-    names = sorted(tokens.keys() | left_out.keys(), key=lambda name: (-tokens[name], name))
+        documents.update((+used).keys())
+    keys = {f.arm.removeprefix(WITHOUT): f for f in figures if f.arm.startswith(WITHOUT) and "," not in f.arm}
+    names = sorted(tokens.keys() | keys.keys(), key=lambda name: (-tokens[name], name))
     return tuple(
         BehaviorUse(
             behavior=name,
             tokens=tokens[name],
             share=tokens[name] / tokens.total() if tokens else 0.0,
             documents=documents[name],
-            left_out=replace(tests[name], holm=adjusted[name]) if name in tests else None,
+            left_out=keys[name].against if name in keys else None,
         )
         for name in names
     )

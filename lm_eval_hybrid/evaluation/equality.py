@@ -16,6 +16,7 @@ from lm_eval_hybrid.evaluation.verifying import verified
 Rule = Callable[[str, str], bool | None]
 
 _LONGEST = 4000  # characters of an answer; nobody means a longer one
+_MOST_WORDS = 12  # of an answer in words
 _CHOICE = re.compile(r"\(([A-Z])\)|([A-Z])")
 _CHOSEN = re.compile(r"(?:(?i:option|choice|answer)\b\W*)?(?:\(\s*([A-Z])\s*\)|([A-Z])(?:[).:]|$)|([B-Z])\s).*", re.DOTALL)
 _WORDS = re.compile(r"[A-Za-z]{2,}(?:[ '-]+[A-Za-z]+)*")
@@ -65,7 +66,7 @@ def _words(answer: str, truth: str) -> bool | None:
     if not _WORDS.fullmatch(truth):
         return None
     denied = _DENIAL.search(answer) and not _DENIAL.search(truth)
-    if not denied and len(answer.split()) < 9 and re.search(rf"\b{re.escape(truth)}(?:e?s)?\b", answer, re.IGNORECASE):
+    if not denied and len(answer.split()) <= _MOST_WORDS and re.search(rf"\b{re.escape(truth)}(?:e?s)?\b", answer, re.IGNORECASE):
         return True
     return None if len(truth) < 4 else False  # a product of variables, perhaps
 
@@ -102,6 +103,12 @@ def _memberships(answer: str, truth: str) -> bool | None:
     r"""`x \in S` is S."""
     bare = _MEMBER.sub("", answer), _MEMBER.sub("", truth)
     return None if bare == (answer, truth) else _same(*bare)
+
+
+def _approximations(answer: str, truth: str) -> bool | None:
+    """A value and what it is rounded to: either may be the true one."""
+    said = parts(answer, r"\\approx(?![a-z])")
+    return None if len(said) == 1 else any(_same(each, truth) for each in said if each)
 
 
 def _equations(answer: str, truth: str) -> bool | None:
@@ -199,6 +206,7 @@ _RULES: tuple[Rule, ...] = (
     _numbers,
     _numerals,
     _memberships,
+    _approximations,
     _equations,
     _unions,
     _matrices,

@@ -11,7 +11,7 @@ from functools import lru_cache
 _SIGNS = {
     "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "⁄": "/",
     "π": r"\pi ", "θ": r"\theta ", "∞": r"\infty ", "∪": r"\cup ", "∈": r"\in ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ",
-    "±": r"\pm ", "√": r"\sqrt ", "°": r"^\circ ", "⟨": r"\langle ", "⟩": r"\rangle ", "’": "'",
+    "±": r"\pm ", "≈": r"\approx ", "√": r"\sqrt ", "°": r"^\circ ", "⟨": r"\langle ", "⟩": r"\rangle ", "’": "'",
     "$": " ", "€": " ", "£": " ", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "`": " ", "**": " ", "~": " ",
 }  # fmt: skip
 _SIGN = re.compile("|".join(map(re.escape, sorted(_SIGNS, key=len, reverse=True))))
@@ -28,6 +28,7 @@ _LOOKS = tuple(
         (r"\\!|\\(?:displaystyle|textstyle|limits|boldsymbol|bf|rm)(?![a-zA-Z])", ""),
         (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\s*\.?", ""),
         (r"(?<!\\)\\[,;:> ]|\\q?quad(?![a-z])|\\hspace\*?\{[^{}]*\}|\\phantom\{[^{}]*\}", " "),
+        (r"\(?\s*\\p?mod\s*(?:\{[^{}]*\}|\d+)\s*\)?|\(mod \d+\)", ""),
         (r"\\[dtc]frac", r"\\frac"),
         (r"\\([gl])eq(?:slant)?(?![a-z])", r"\\\1e "),
         (r"\\lbrace(?![a-z])", r"\\{"),
@@ -41,6 +42,7 @@ _WORDS = re.compile(
 _NAME = re.compile(
     r"(?<![\\A-Za-z])(sqrt|pi|infty|(?:(?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|ln)(?=\s*[\\({\d]|\s[a-z]\b))(?![A-Za-z])"
 )
+_ORDINAL = re.compile(r"(\d)\s*\^?\s*\{?\s*(st|nd|rd|th)\b\s*\}?")
 _ROOT = re.compile(r"\\sqrt\s*(?:\(([^()]*)\)|(\d+|[a-zA-Z](?![a-zA-Z])))")
 _PART = r"(\{[^{}]*\}|\d|[a-zA-Z]|\\pi(?![a-z]))"
 _FRACTION = re.compile(rf"\\frac\s*{_PART}\s*{_PART}")
@@ -60,6 +62,8 @@ def plain(text: str) -> str:
     text = _SIGN.sub(lambda found: _SIGNS[found.group()], text)
     for _ in range(3):  # boxes in boxes
         text = _WORDS.sub(lambda box: box[1] if len(box[1]) == 1 else f" {box[1]} ", text)
+    text = re.sub(r"(?<=[)\]])\s*U\s*(?=[(\[])", r" \\cup ", text)
+    text = _ORDINAL.sub(r"\1\2", text)
     text = _NAME.sub(r"\\\1 ", text)
     text = _ROOT.sub(lambda root: f"\\sqrt{{{root[1] or root[2] or ''}}}", text)
     text = _FRACTION.sub(lambda parts: f"\\frac{_braced(parts[1])}{_braced(parts[2])}", text)

@@ -128,6 +128,11 @@ def _runs(output: _Output) -> Iterator[ArmRun]:
     by_filter: dict[str, dict[int, _Sample]] = {}
     for sample in lines.parsed(samples_path, _Sample.parse):
         by_filter.setdefault(sample.filter, {})[sample.doc_id] = sample
+    if not by_filter:
+        raise HybridError(
+            f"a comparison needs documents; found none in {samples_path}; run again with a larger --limit, or move "
+            "these files away"
+        )
     config = output.results["config"]
     policy = config.get("hybrid_policy") or {}
     for name, samples in by_filter.items():

@@ -15,6 +15,7 @@ _JOINT = re.compile(
 _LABEL = re.compile(rf"^(?:{_ITEM}+(?=\S)|(?:[#*]+[ \t]*)*Step \d+[.:]?(?:\*\*)?:?[ \t]*)", re.MULTILINE)
 _TITLES = r"(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMs\.)(?<!\bDr\.)(?<!\bSt\.)(?<!\bvs\.)(?<!\be\.g\.)(?<!\bi\.e\.)"
 _CLOSERS = r"(?:\*\*|\\[\])]|\$+|[\"')])*"
+_STOP = re.compile(r"([.,])[ \t]*(\$\$|\\[\])]|(?<=[^\s\d$][.,])\$(?=\s|$|[A-Z]))")  # a full stop within a formula
 _END = re.compile(rf"(?<=[.!?]){_TITLES}{_CLOSERS}(?:\s+(?=[A-Z\\$(\[*\"#<`\d])|(?=[A-Z][a-z]+\s)|\s+(?=[a-z]\s*=))|\n\s*")
 _WHOLE = re.compile(r"(?<!\n\d\.)(?<!\n\d\d\.)(?<!\n\d\d\d\.)(?<=[.!?)\]}$*`\"'|])$")
 SHORT = 800  # characters: what is no longer ended by itself, however it ends
@@ -23,6 +24,7 @@ SHORT = 800  # characters: what is no longer ended by itself, however it ends
 def sentences(text: str) -> list[str]:
     """The sentences of a text, spaces single, without the marks of list items; formulas included."""
     flat = _DISPLAY.sub(lambda formula: formula.group().replace("\n", " "), _INDENT.sub("\n", text))
+    flat = _STOP.sub(r"\2\1 ", flat)
     flat = _LABEL.sub("", _JOINT.sub(" ", flat))
     pieces, start = [], 0
     for end in _END.finditer(flat):
@@ -32,7 +34,9 @@ def sentences(text: str) -> list[str]:
 
 
 def broken(text: str) -> bool:
-    """Whether a text seems to break off: it is not short, and its end is none of a sentence."""
+    """Whether a text seems to break off: within a formula, or, unless it is short, not at the end of a sentence."""
+    if any(text.rfind(opened) > text.rfind(closed) for opened, closed in (("\\[", "\\]"), ("\\(", "\\)"))):
+        return True
     return len(text) > SHORT and not _WHOLE.search(text.rstrip())
 
 

@@ -8,17 +8,22 @@ from lm_eval_hybrid.evaluation.asking import Ask, stems
 _DIGITS = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+(?![\d/])|\d+(?:\.\d+)?|\.\d+"
 _TOKEN = (
     rf"(?:\\(?:[a-zA-Z]+|[{{}}%$,!; ])|{_DIGITS}|(?<![A-Za-z'])(?:sqrt|pi|sin|cos|tan|log|ln)(?![A-Za-z])"
-    r"|(?<![A-Za-z'&])[A-Za-z](?![A-Za-z'&])|[-−–+*/^=×÷·√π()\[\]{}|<>≤≥±∞∪∈°%!_$≈]|,(?=\s?[-\d\\(]))"
+    r"|(?<![A-Za-z'&])[A-Za-z](?![A-Za-z'&])|[-−–+*/^=×÷·√π()\[\]{}|<>≤≥±∞∪∈°%!_$≈�]|,(?=\s?[-−\d\\(∞�]))"
 )
 _SPAN = r"\\\(.*?\\\)|\\\[.*?\\\]|\$\$.*?\$\$|(?<![\\\w])\$(?=[^\s$])(?:[^$]*?[^\s\\$])?\$(?!\d)"
 _RUN = re.compile(rf"(?P<span>{_SPAN})|(?P<run>{_TOKEN}(?:\s?{_TOKEN})*)")
 _MARKS = (("\\(", "\\)"), ("\\[", "\\]"), ("$$", "$$"), ("$", "$"))
 _VALUED = re.compile(r"\d|\\[a-zA-Z]|[a-zA-Z]\s*[-+*/^=(]|[π√∞]|^[a-zA-Z]$")
-_EQUALS = re.compile(r"(?<![\\<>!:])=(?!=)|≈|\\approx(?![a-z])")
+_EQUALS = re.compile(r"(?<![\\<>!:])=(?!=)")
+_ABOUT = re.compile(r"approximately|about|roughly")
 _NUMBER = re.compile(r"[-−\\$%\s]*([\d,. ]*\d)\s*(?:\\?%|\^?\s*\\circ|°)?[\\$.]*")
-_NAME = re.compile(r"[a-zA-Z](?:_\w)?")
+_LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
+_NAME = re.compile(r"\\?[a-zA-Z](?:_\{?\w\}?)?|\\(?:begin|end|angle|triangle|alpha|theta)\b.{0,12}")
+_LEFT = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'*(?:\s*\([^()]*\))?")
+_SUPPOSED = re.compile(r"\b(?:when|where|if|for|since|let|with|test|try|suppose|assume|consider)$", re.IGNORECASE)
+_RELATION = re.compile(r"[<>≤≥]|\\(?:le|ge|lt|gt)(?:q|qslant)?(?![a-z])")
 
-_AMOUNT = r"\s+(?:(?:also|then|just|simply|equal to|approximately|about|an? (?:total|average|sum) of)\s+)*(?=[-$\\(*]*\d|\\frac)"
+_AMOUNT = r"\s+(?:(?:also|then|just|simply|equal to|approximately|about|roughly|an? (?:total|average|sum) of)\s+)*(?=[-$\\(*]*\d|\\frac)"
 _SAYS_EQUAL = re.compile(
     r",?\s+(?:which|that|this|and (?:this|that|it)|it)(?: in this case)?"
     r"\s+(?:is|was|equals|g[ia]ves?(?: (?:us|him|her|them|you))?|makes|simplifies to|comes to|results in|means|amounts to|leaves)"
@@ -30,12 +35,14 @@ _SAYS_EQUAL = re.compile(
 _CLAUSE = re.compile(
     r";\s+|,\s+(?=(?!(?:and|or)\s+[-$\\(\d])(?:and|but|so|which|with|while|where|since|because|as|not|whereas|after|if|when|"
     r"given|giving|making|or|we|it|he|she|they|this|that|there|the|each|its|his|her|their|both|[A-Z][a-z]+)\b)"
-    r"|\s+(?=(?:because|since|whereas|while|if|when|given that|after|before|so that)\s)|(?<=[a-z])\s+--?\s+(?=[a-z])|\s+(?=but\s)"
+    r"|\s+(?=(?:because|since|whereas|while|given that|after|before|so that)\s)|(?<=[a-z])\s+--?\s+(?=[a-z])|\s+(?=but\s)"
 )
 _PREDICATE = re.compile(
     r"(?:\b(?:is|are|was|were|be|being|becomes?|equals?|totals?|equal to|total of)\b|:)"
     r"(?:\s*(?:exactly|approximately|about|only|indeed|therefore|thus|also|the|an?|value|number|pair|ordered|just|simply|now|then|:))*\s*$"
 )
+_PURPOSE = re.compile(r"(?:(?:and|so|then|now|next|finally|first)\W+)*to (?:find|determine|compute|calculate|get|solve|express|check)\b", re.IGNORECASE)
+_JOINS = re.compile(r"\s*(?:,|,?\s*\b(?:and|or)\b)\s*")
 _SUBJECT = re.compile(r"\W*(?:is|are|was|will be)\s+(?:the|how|what)\b")
 _SMALL = {word: str(n) for n, word in enumerate("two three four five six seven eight nine ten eleven twelve".split(), 2)}
 _SPELLED = re.compile(rf"\b(?:{'|'.join(_SMALL)})\b", re.IGNORECASE)
@@ -57,7 +64,12 @@ class Value:
 
 def clauses(sentence: str) -> list[str]:
     """The clauses of a sentence, in which words that say that two things are equal are written `=`."""
-    return [piece.strip() for piece in _CLAUSE.split(_SAYS_EQUAL.sub(" = ", sentence)) if piece.strip()]
+    found = [piece.strip() for piece in _CLAUSE.split(_SAYS_EQUAL.sub(_sign, sentence)) if piece.strip()]
+    return [piece for piece in found if not _PURPOSE.match(piece)] or found
+
+
+def _sign(words: re.Match[str]) -> str:
+    return " ≈ " if _ABOUT.search(words.group()) else " = "
 
 
 def value(clause: str, asked: Ask) -> Value | None:
@@ -66,32 +78,62 @@ def value(clause: str, asked: Ask) -> Value | None:
     What follows `=` counts before what follows `is` and the like, and that before others; what is in the asked unit, and
     what the question did not give, before what is not. Of those alike the first counts.
     """
-    found = [each for run in _RUN.finditer(clause) if (each := _weighed(run, clause, asked)) is not None]
+    found: list[tuple[float, Value]] = []
+    end = 0
+    for run in _RUN.finditer(clause):
+        each = _weighed(run, clause, asked)
+        if each is None:
+            continue
+        if found and _JOINS.fullmatch(clause[end : run.start()]) and _alike(found[-1][1].text, each[1].text, asked):
+            (weight, first), (other, second) = found.pop(), each
+            joint = " and " if first.text.isdigit() and "/" in second.text else ", "  # 137 and 1/2
+            each = (max(weight, other), Value(first.text + joint + second.text, first.new or second.new, second.fits))
+        found.append(each)
+        end = run.end()
     return max(found, key=lambda each: each[0])[1] if found else _spelled(clause, asked)
+
+
+def _alike(first: str, second: str, asked: Ask) -> bool:
+    """Whether two values that `and`, `or` or a comma joins make one answer: they are of the same name, or none, or asked for."""
+    names = {match[0].strip() for text in (first, second) if (match := re.match(r"[^=]+(?==)", text))}
+    return len(names) <= 1 or stems(" ".join(names)) <= asked.words
 
 
 def _weighed(run: re.Match[str], clause: str, asked: Ask) -> tuple[float, Value] | None:
     before, after = clause[: run.start()].rstrip("* "), clause[run.end() :]
     text = _unmarked(run.group()) if run["span"] else _trimmed(run.group())
-    if not _VALUED.search(text) or (not run["span"] and len(text) == 1 and text.isalpha()):
+    if not _VALUED.search(text) or _NAME.fullmatch(text):
         return None
     sides = [side.strip() for side in _EQUALS.split(text)]
     last = sides[-1] or sides[0]
     number = _NUMBER.fullmatch(last)
     if number:
-        new = number[1].replace(",", "").replace(" ", "") not in asked.given
+        digits = re.sub("[, ]", "", number[1])
+        new = digits not in asked.given or (last[0] in "-−" and f"-{digits}" not in asked.tight)
+        new = new and not (len(sides) > 1 and "".join(text.split()) in asked.tight)
         dollars = "$" in run.group() or after.lstrip().startswith("dollar")
         fits = bool(asked.unit & _following(after)) or (asked.money and dollars)
     else:
-        new, fits = "".join(text.split()) not in asked.tight, False
+        new, fits = _new(text, sides, asked), False
+        if not new and set(_LETTER.findall(text)) - {"i", "e"} and "".join(text.split()) in asked.tight:
+            return None  # what is asked about
     weight = 1.5 * new + 2.0 * fits
     if len(sides) > 1 or run.group().lstrip("$\\([* ").startswith(("=", "≈")) or before.endswith(("=", "≈")):
         weight += 2.5
-    elif _PREDICATE.search(before) or (not before and _SUBJECT.match(after)):
+    if _PREDICATE.search(before) or (not before and _SUBJECT.match(after)):
         weight += 2
     weight += clause[: run.start()].endswith("**") and after.startswith("**")
-    weight -= 3 * (_NAME.fullmatch(text) is not None)
+    weight -= 2 * (_SUPPOSED.search(before) is not None or _RELATION.search(text) is not None)
     return weight, Value(last if len(sides) > 2 else text, new, fits)
+
+
+def _new(text: str, sides: list[str], asked: Ask) -> bool:
+    """Whether an expression answers: the question does not have it, its letters are the question's, and it is solved."""
+    tight = "".join(text.split())
+    letters = set(_LETTER.findall(sides[-1])) - asked.letters if asked.letters else set()
+    left = sides[0] if len(sides) > 1 else ""
+    unsolved = _LETTER.search(left) and not _LEFT.fullmatch(left) and "".join(left.split()) not in asked.tight
+    return tight not in asked.tight and not letters and not unsolved and not _RELATION.search(text)
 
 
 def _unmarked(span: str) -> str:
@@ -101,12 +143,13 @@ def _unmarked(span: str) -> str:
 
 def _trimmed(run: str) -> str:
     """A run of prose without letters that are words, signs that join it to words, and brackets that nothing closes."""
-    text = re.sub(r"^(?:[aAIx]\s+)+|\s+[aAI]$", "", run.strip())
+    text = re.sub(r"^(?:[aAI]\s+)+|^x\s+(?=\d)|\s+[aAI]$", "", run.strip())
     text = re.sub(r"^[,*/+×÷·=≈\s]+|^[-−–]\s+|[\s,*/+×÷·=≈\-−–(\[{$]+$", "", text)
-    for opened, closed in ("()", "[]", "{}"):
-        while text.endswith(closed) and text.count(opened) < text.count(closed) and not text.endswith("\\" + closed):
-            text = text[:-1].rstrip()
-        if text.startswith(opened) and text.count(opened) > text.count(closed):
+    for opened, closed in (("([", ")]"), ("{", "}")):
+        extra = sum(text.count(sign) for sign in opened) - sum(text.count(sign) for sign in closed)
+        while extra < 0 and text[-1:] in closed and not text.endswith("\\" + text[-1:]):
+            text, extra = text[:-1].rstrip(), extra + 1
+        if extra > 0 and text[:1] in opened:
             text = text[1:].lstrip()
     return text.strip()
 

@@ -1,6 +1,7 @@
 """What the figures of a comparison rest on, as far as the runs recorded it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from lm_eval_hybrid.evaluation.gap import RESAMPLES
 from lm_eval_hybrid.evaluation.runs import SETTINGS, Runs
@@ -30,3 +31,17 @@ def _all(values: Iterable[str | None]) -> str:
     """The one value that all runs share, or every value there is; runs without one (None) do not count."""
     found = sorted({value for value in values if value is not None}) or ["not recorded"]
     return found[0] if len(found) == 1 else f"{' and '.join(found)} (runs differ)"
+
+
+def command(made: Any) -> str | None:
+    """The command of a gap.json, if that has one."""
+    return made if isinstance(made, str) and made else None
+
+
+def hardware(made: Any) -> list[tuple[str, str]]:
+    """The hardware of a gap.json in words, as a fact; none where that does not have it."""
+    if not isinstance(made, Mapping):
+        return []
+    named = {name: ", ".join(map(str, value)) if isinstance(value, list) else value for name, value in made.items()}
+    words = [f"{name} {value}" for name, value in named.items() if value not in ("", None)]
+    return [("hardware", "; ".join(words))] if words else []

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import bootstrap
 
 from lm_eval_hybrid.errors import HybridError
-from lm_eval_hybrid.evaluation.gap import TAIL, accuracy, difference, gap
+from lm_eval_hybrid.evaluation.gap import TAIL, accuracy, difference, gap, holm, mcnemar
 
 bits = st.integers(0, 1)
 triples = st.lists(st.tuples(bits, bits, bits), min_size=1, max_size=60)
@@ -159,3 +160,47 @@ def test_seed_decides_the_resamples() -> None:
 def test_unpaired_or_missing_scores_are_refused(scores: tuple[list[int], ...]) -> None:
     with pytest.raises(HybridError, match="same documents in every arm"):
         gap(*scores)
+
+
+@pytest.mark.parametrize("rates", [(0.3, 0.7, 0.9), (0.1, 0.12, 0.5), (0.4, 0.3, 0.8)])
+def test_interval_is_the_bca_one_of_scipy(rates: tuple[float, ...]) -> None:
+    columns = arms(np.random.default_rng(6), 150, *rates)
+
+    def recovered(base: np.ndarray, treated: np.ndarray, thinking: np.ndarray, axis: int = -1) -> np.ndarray:
+        return (treated - base).mean(axis) / (thinking - base).mean(axis)
+
+    theirs = bootstrap(columns, recovered, paired=True, method="BCa", n_resamples=20_000, rng=1).confidence_interval
+    plain = bootstrap(columns, recovered, paired=True, method="percentile", n_resamples=20_000, rng=1)
+    found = gap(*columns, seed=3)
+    width = theirs.high - theirs.low
+    # Two draws of the resamples differ by a few percent of the width; the correction is not less than that.
+    assert found.low == pytest.approx(theirs.low, abs=0.04 * width)
+    assert found.high == pytest.approx(theirs.high, abs=0.04 * width)
+    assert plain.confidence_interval.high != pytest.approx(theirs.high, abs=1e-6)
+
+
+def test_difference_interval_is_the_bca_one_of_scipy() -> None:
+    columns = arms(np.random.default_rng(8), 90, 0.95, 0.8)
+    theirs = bootstrap(
+        columns, lambda a, b, axis=-1: (a - b).mean(axis), paired=True, method="BCa", n_resamples=20_000, rng=1
+    ).confidence_interval
+    found = difference(*columns, seed=3)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=1.01 / 90)
+
+
+def test_mcnemar_is_the_exact_test_of_statsmodels() -> None:
+    contingency_tables = pytest.importorskip("statsmodels.stats.contingency_tables")
+    for better, worse in ((0, 0), (1, 0), (7, 1), (12, 25), (40, 40)):
+        one = [1] * better + [0] * worse + [1] * 5 + [0] * 3
+        other = [0] * better + [1] * worse + [1] * 5 + [0] * 3
+        found = mcnemar(one, other)
+        theirs = contingency_tables.mcnemar([[5, better], [worse, 3]], exact=True)
+        assert (found.better, found.worse) == (better, worse)
+        assert found.p == pytest.approx(theirs.pvalue)
+
+
+@given(st.lists(st.floats(0, 1), max_size=12))
+def test_holm_is_the_step_down_of_statsmodels(ps: list[float]) -> None:
+    multitest = pytest.importorskip("statsmodels.stats.multitest")
+    expected = multitest.multipletests(ps, method="holm")[1].tolist() if ps else []
+    assert holm(ps) == pytest.approx(expected)

@@ -1,0 +1,88 @@
+"""What an experiment is made of, and which folders it may go on in."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lm_eval_hybrid.decoding.arms import ARMS
+from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.experiment.plan import PAPER, PLAN_FILE, Experiment, named_arms, read, settle
+
+VERSIONS = {"lm_eval": "0.4.13"}
+
+
+def experiment(**changes: object) -> Experiment:
+    return Experiment.model_validate({"behaviors": "embedded", "tasks": ["toy"], "arms": ["base", "hybrid"], **changes})
+
+
+def test_arms_are_named_in_groups_and_come_in_canonical_order() -> None:
+    assert named_arms(["paper"], ()) == tuple(arm for arm in ARMS if arm in PAPER)
+    assert named_arms(["all"], ()) == ARMS
+    assert named_arms(["thinking", "base", "base"], ()) == ("base", "thinking")
+    assert named_arms(["leave-one-out", "base"], ("plan", "check")) == (
+        "base", "hybrid", "without plan", "without check",
+    )  # fmt: skip
+    assert named_arms(["without check"], ("plan", "check")) == ("without check",)
+
+
+@pytest.mark.parametrize("name", ["bases", "without nothing", ""])
+def test_unknown_arms(name: str) -> None:
+    with pytest.raises(HybridError, match=r"--arms must be of paper, all, leave-one-out, base, hybrid"):
+        named_arms([name], ("plan",))
+
+
+def test_an_arm_says_what_it_takes() -> None:
+    plan = experiment(model_args={"dtype": "float32"}, seed=7)
+    assert plan.arm_arguments("takeover") == {
+        "behaviors": "embedded", "seed": 7, "dtype": "float32", "arm": "takeover",
+    }  # fmt: skip
+    assert plan.arm_arguments("without plan")["arm"] == "hybrid"
+    assert plan.arm_arguments("without plan")["without"] == ["plan"]
+
+
+def test_a_folder_takes_more_arms_and_tasks(tmp_path: Path) -> None:
+    settle(tmp_path, experiment(), VERSIONS)
+    settled = settle(tmp_path, experiment(arms=["thinking"], tasks=["other"], batch_size="8"), VERSIONS)
+    assert settled.arms == ("base", "hybrid", "thinking")
+    assert settled.tasks == ("toy", "other")
+    content = json.loads((tmp_path / PLAN_FILE).read_text())
+    assert read(content["experiment"], "here") == settled
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [({"limit": 5}, "limit None, here it is 5"), ({"seed": 1}, "seed 0, here"), ({"behaviors": "b"}, "behaviors")],
+)
+def test_a_folder_is_of_one_experiment(tmp_path: Path, changes: dict[str, object], found: str) -> None:
+    settle(tmp_path, experiment(), VERSIONS)
+    with pytest.raises(HybridError, match=found):
+        settle(tmp_path, experiment(**changes), VERSIONS)
+
+
+def test_a_folder_is_of_one_version(tmp_path: Path) -> None:
+    settle(tmp_path, experiment(), VERSIONS)
+    with pytest.raises(HybridError, match=r"version of lm_eval 0\.4\.13, here it is 0\.5"):
+        settle(tmp_path, experiment(), {"lm_eval": "0.5"})
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"experiment": {"tasks": []}, "versions": {}}', "\xff"])
+def test_a_plan_that_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / PLAN_FILE).write_text(text, encoding="latin-1")
+    with pytest.raises(HybridError, match=PLAN_FILE):
+        settle(tmp_path, experiment(), VERSIONS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"limit": 0}, "limit"),
+        ({"tasks": []}, "tasks"),
+        ({"model_args": {"arm": "base"}}, "arm is none of the model_args"),
+        ({"unheard": 1}, "unheard"),
+    ],
+)
+def test_what_means_nothing(changes: dict[str, object], found: str) -> None:
+    fields = {"behaviors": "embedded", "tasks": ["toy"], "arms": ["base"], **changes}
+    with pytest.raises(HybridError, match=found):
+        read(fields, "the arguments")
