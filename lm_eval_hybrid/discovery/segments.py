@@ -73,10 +73,6 @@ class Pack:
         """[m, T] bool: what is not padding."""
         return self.target != IGNORED
 
-    def place(self) -> Tensor:
-        """[m, T] int64: how many tokens of its segment are before each; nothing sensible in padding."""
-        return self.branches.columns - self.branches.forks
-
     def residual(self) -> Tensor:
         """[m, T, d]: unsteered, after the steering layer, at each token."""
         columns = self.branches.columns.clamp(min=0)

@@ -1,7 +1,7 @@
 """Bias, behavior vectors and coefficient network, fitted to the frozen base by one of two recipes.
 
 - `likelihood` (paper, 2025): a vector makes the base write the thinking model's sentences. The loss is the
-  cross-entropy of a sentence given what is before it, the vector added at each of its tokens, or at its first few.
+  cross-entropy of a sentence given what is before it, the vector added at each of its tokens.
 - `disagreement` (paper, 2026): a vector, times the coefficient that a small network computes from the base's residual,
   makes the base say what the thinking model would have said where the two differ. The loss is the Kullback-Leibler
   divergence there from the thinking model's likeliest tokens to the base's distribution.
@@ -66,13 +66,10 @@ class Likelihood(_Fitting):
     Attributes:
         examples: sentences of each category that are learned from, at most. Of the twice as many that the latent
             answers to most strongly, those which the base finds least likely.
-        window: tokens of a sentence that are steered, from its first; 0 is all, as in the paper. Decoding mostly steers
-            a sentence's first token alone, and a vector that is fitted so has no other to make up for.
     """
 
     recipe: Literal["likelihood"] = "likelihood"
     examples: Count = 2048
-    window: Index = 0
 
 
 @pydantic.dataclasses.dataclass(**_CLOSED)
@@ -166,11 +163,7 @@ def _likelihood(material: Material, recipe: Likelihood, seed: int, folder: Path)
         return F.cross_entropy(logits, packed.target[packed.real], reduction="none")
 
     def descend(name: str, parameter: Tensor, segments: Sequence[Segment], steering: Callable, epochs: int) -> list:
-        def windowed(packed: Pack) -> Tensor:
-            added = steering(packed)
-            return added if not recipe.window else added * (packed.place() < recipe.window)[..., None]
-
-        task = Task(name, {name: parameter}, {name: rate}, segments, held_out, windowed, cross_entropy)
+        task = Task(name, {name: parameter}, {name: rate}, segments, held_out, steering, cross_entropy)
         rules = Rules(epochs, recipe.batch, recipe.patience, seed)
         return Descent(material.pasts, task, rules, folder).run()
 

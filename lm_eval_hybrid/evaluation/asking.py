@@ -40,6 +40,11 @@ _MONEY = re.compile(
 )
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 _LETTER = re.compile(r"(?<![A-Za-z\\'])[A-Za-z](?![A-Za-z'])")
+_IN_WORDS = re.compile(
+    r"(?:^|, )(?:who|whose|whom)\b|(?:^|, )which (?:direction|student|person|child|of|city|day|month|colou?r|team|animal|option|statement|"
+    r"graph|curve|shape|equation|figure)\b|\bor neither\b|\benter \W*[\"“'`]+[a-z]+|\ba (?:line|circle|parabola)\b.*\bor\b",
+    re.IGNORECASE,
+)
 _AMOUNT = re.compile(r"\W*[\d,.]+\W*(?:\\circ\W*|[A-Za-z ]*\$[\d,.]*)?")
 _LONGEST_HEAD = 4  # words
 _STEM = 5
@@ -55,6 +60,7 @@ class Ask:
         unit: stems of what is counted or measured; empty where the question does not say.
         given: the numbers that the question has, without commas.
         letters: the names of variables and constants in it.
+        in_words: whether a name or word is asked for, not a number.
         choices: whether it lists choices (A), (B), ...
         money: whether an amount of money is asked for.
         question: all of it, spaces single; `tight`: without spaces.
@@ -65,6 +71,7 @@ class Ask:
     unit: frozenset[str] = frozenset()
     given: frozenset[str] = frozenset()
     letters: frozenset[str] = frozenset()
+    in_words: bool = False
     choices: bool = False
     money: bool = False
     question: str = ""
@@ -92,6 +99,7 @@ def ask(question: str | None) -> Ask:
         unit=frozenset(_unit(last)),
         given=frozenset(each.replace(",", "") for each in _NUMBER.findall(_FORMULA.sub(_numeric, flat))),
         letters=frozenset(_LETTER.findall(flat)) | {"i", "e"},
+        in_words=_IN_WORDS.search(asking[-1]) is not None or _IN_WORDS.search(last) is not None,
         choices=_CHOICES.search(flat) is not None,
         money=_MONEY.search(last) is not None,
         question=flat,

@@ -21,6 +21,7 @@ _CHOICE = re.compile(r"\(([A-Z])\)|([A-Z])")
 _CHOSEN = re.compile(r"(?:(?i:option|choice|answer)\b\W*)?(?:\(\s*([A-Z])\s*\)|([A-Z])(?:[).:]|$)|([B-Z])\s).*", re.DOTALL)
 _WORDS = re.compile(r"[A-Za-z]{2,}(?:[ '-]+[A-Za-z]+)*")
 _DENIAL = re.compile(r"\b(?:not|no|nor|neither|or|non)\b", re.IGNORECASE)
+_AGAINST = r"\b(?:than|unlike|instead of|rather)\b"
 _NUMERAL = re.compile(r"\(?\s*(\w*\d\w*?)\s*\)?\s*(?:_\s*\{?\s*|\(?(?:in )?base[ -]?)(\w+)\s*[})]?")
 _BASES = {word: base for base, word in enumerate("two three four five six seven eight nine ten eleven twelve".split(), 2)}
 _EQUALS = r"(?<![\\<>!:=])=(?!=)|\\equiv(?![a-z])"
@@ -53,6 +54,17 @@ def _same(answer: str, truth: str) -> bool:
         return True
     verdicts = (rule(answer, truth) for rule in _RULES)
     return next((verdict for verdict in verdicts if verdict is not None), False)
+
+
+def mentions(sentence: str, truth: str) -> bool:
+    """Whether a sentence names the truth, where that is words or a letter among choices, and denies or compares nothing."""
+    text, truth = plain(sentence[:_LONGEST]), plain(truth)
+    if _CHOICE.fullmatch(truth):
+        return set(re.findall(r"\(\s*([A-Z])\s*\)", text)) == {truth.strip("()")}
+    if not _WORDS.fullmatch(truth):
+        return False
+    found = re.search(rf"\b{re.escape(truth)}\b", re.split(_AGAINST, text)[0], re.IGNORECASE)
+    return found is not None and not _DENIAL.search(text)
 
 
 def _choices(answer: str, truth: str) -> bool | None:

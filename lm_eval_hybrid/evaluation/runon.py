@@ -2,17 +2,25 @@
 
 import re
 
-_HEADERS = re.compile(
-    r"(?:^|(?<=\n)|(?<=[.!?\])}$\"'`]))[ \t]*(?:[#*>_`-]+[ \t]*)*"
-    r"(?:(?:New |Next |Another |Similar |Follow-?up |Practice |Bonus |Extra )?(?:Question|Problem|Exercise|Task|Example|Prompt|Instruction|Query)s?"
-    r"(?:[ \t]*(?:#|No\.?)?[ \t]*\d+)?[ \t*_]*[:.\n]"
-    r"|Q(?:\d+)?[ \t]*[:.)]|(?:User|Human|Student|Assistant|System|Input|Tutor|Teacher)[ \t*_]*:"
-    r"|You are an? (?:AI|helpful|intelligent|expert)|<\|?[a-z_]+\|?>|\[INST\]|### ?(?:Question|Instruction|Input|Problem|User|Human)"
-    r"|(?:Here is|Here's|Let's try|Try|Now try|Consider) (?:another|a (?:similar|new|different)) (?:question|problem|example)"
-    r"|(?:What if|Suppose instead)\b)",
+_KIND = r"(?:New |Next |Another |Similar |Follow-?up |Practice |Bonus |Extra )?(?:Question|Problem|Exercise|Task|Query|Prompt)s?"
+_HEADER = re.compile(
+    r"(?:^|(?<=[.!?\])}$\"'`]))[ \t#*>_`-]*"
+    rf"(?:{_KIND}(?: ?(?:#|No\.?)? ?\d+)?[ *_]*(?:[:.]|$)"
+    r"|Example \d+[ *_]*[:.]|Q\d* ?[:.)]|(?:User|Human|Student|Assistant|System|Teacher|Tutor|Instruction|Input)[ *_]*:"
+    r"|You are an? (?:AI|helpful|intelligent|expert)\b|<\|?(?:im_start|im_end|endoftext|user|assistant|system|eot_id|end)\|?>|\[INST\]"
+    r"|(?:Here is|Here's|Let's try|Try|Now try|Consider) (?:another|a (?:similar|new|different)) (?:question|problem|example)\b)",
+    re.MULTILINE,
 )
+# A problem has its data in it, and none of the words with which a solution asks itself.
+_POSED = re.compile(r"(?!(?:But|So|Wait|Hmm|Is|Are|Does|Did|Should|Could|Can|Right|Then|Now|Why|Let)\b)[A-Z\"$\\].*\d.*\?\W*")
+_WORDS = 8
 
 
 def headers(text: str) -> list[int]:
-    """Where headers of questions begin in a text, in order."""
-    return [found.start() for found in _HEADERS.finditer(text)]
+    """Where headers of questions begin in a text of single spaces (see `sentences.lines`), in order."""
+    return [found.start() for found in _HEADER.finditer(text)]
+
+
+def poses(sentence: str) -> bool:
+    """Whether a sentence poses a question with its data, as exercises do."""
+    return len(sentence.split()) >= _WORDS and _POSED.fullmatch(sentence) is not None

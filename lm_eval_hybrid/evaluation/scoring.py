@@ -4,30 +4,69 @@ Metrics: `exact_match`, `thought_unfinished` for any model's answers; `steered_f
 `truncated` only for answers of the `hybrid` model, which carry their generation. Another model's answers do not have
 these, rather than a zero that nobody measured; for the same reason a policy that does not run the base model, as of arm
 `thinking`, has no `changed_fraction`.
+
+A task of yours is scored so by one line, `process_results: !function lm_eval_hybrid.evaluation.scoring.any_task`, and the
+metrics that you want in its `metric_list`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lm_eval_hybrid.decoding.trace import Finish, Generation
+from lm_eval_hybrid.errors import HybridError
 from lm_eval_hybrid.evaluation.answers import (
     THOUGHT_END,
-    after_thought,
-    final_answer,
+    answered,
+    marked_answer,
     same_expression,
     same_number,
     thought_is_open,
 )
+from lm_eval_hybrid.evaluation.equality import mentions
+
+TRUTHS = ("answer", "Answer", "final_answer", "solution", "target")
+QUESTIONS = ("question", "problem", "Question", "Problem", "input", "query", "prompt")
 
 
 def gsm8k(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """Scores against the number after `####` in `doc["answer"]`."""
-    return _score(results[0], final_answer(doc["answer"]), same_number)
+    return _score(results[0], marked_answer(doc["answer"]), same_number, doc.get("question"))
 
 
 def math500(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """Scores against the expression `doc["answer"]`."""
-    return _score(results[0], doc["answer"], same_expression)
+    return _score(results[0], doc["answer"], same_expression, doc.get("problem"))
+
+
+def any_task(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    r"""Scores against the truth that a document of any task has in one of `TRUTHS`.
+
+    Raises:
+        HybridError: where it has none.
+    """
+    return _score(results[0], truth_of(doc), same_expression, question_of(doc))
+
+
+def truth_of(doc: Mapping[str, Any]) -> str:
+    r"""The true answer of a document: what follows `####` or is boxed in the first of `TRUTHS` that it has, or all of it.
+
+    Raises:
+        HybridError: where it has none of these, or none that is text or a number.
+    """
+    for name in TRUTHS:
+        value = doc.get(name)
+        value = value[0] if isinstance(value, list | tuple) and value else value
+        if isinstance(value, int | float | str) and not isinstance(value, bool) and str(value).strip():
+            return marked_answer(str(value)) or str(value).strip()
+    raise HybridError(
+        f"a document to score must have its true answer in {' or '.join(TRUTHS)}; found {', '.join(map(str, doc)) or 'nothing'}; "
+        "give the task a process_docs that names it so"
+    )
+
+
+def question_of(doc: Mapping[str, Any]) -> str | None:
+    """The question of a document, in the first of `QUESTIONS` that it has."""
+    return next((doc[name] for name in QUESTIONS if isinstance(doc.get(name), str)), None)
 
 
 def thought_unfinished(response: str) -> bool:
@@ -47,17 +86,31 @@ def unfinished(text: str, opened_by_prompt: bool, finish: Finish | None) -> bool
     return opened_by_prompt and THOUGHT_END not in text and finish not in (None, "eos")
 
 
-def is_right(text: str, truth: str | None, same: Callable[[str, str], bool] = same_expression) -> bool:
-    """Whether the answer that a finished thought and what follows it end in is the true one."""
-    answer = final_answer(after_thought(text))
-    return answer is not None and truth is not None and same(answer, truth)
+def is_right(
+    text: str,
+    truth: str | None,
+    same: Callable[[str, str], bool] = same_expression,
+    question: str | None = None,
+    cut: bool | None = None,
+) -> bool:
+    """Whether the answer that a finished thought and what follows it commit to is the true one.
+
+    Args:
+        question: the posed one, if known.
+        cut: whether a limit of length ended the text; None where nobody knows.
+    """
+    found = None if truth is None else answered(text, question, cut)
+    return found is not None and truth is not None and (same(found.answer, truth) or mentions(found.sentence, truth))
 
 
-def _score(response: str, truth: str | None, same: Callable[[str, str], bool]) -> dict[str, float]:
+def _score(
+    response: str, truth: str | None, same: Callable[[str, str], bool], question: str | None
+) -> dict[str, float]:
     open_still = thought_unfinished(response)
-    right = not open_still and is_right(response, truth, same)
-    scores = {"exact_match": float(right), "thought_unfinished": float(open_still)}
     generation: Generation | None = getattr(response, "generation", None)
+    cut = None if generation is None else generation.finish == "length"
+    right = not open_still and is_right(response, truth, same, question, cut)
+    scores = {"exact_match": float(right), "thought_unfinished": float(open_still)}
     if generation is not None:
         scores["steered_fraction"] = generation.steered_fraction
         scores["truncated"] = float(generation.finish == "length")

@@ -2,46 +2,54 @@
 
 import re
 
-_INDENT = re.compile(r"\n[ \t]+")
+SHORT = 800  # characters: a shorter text has ended by itself, whatever its end is
+_LONGEST = 2000  # characters of a sentence; of longer ones their ends count
+
 _DISPLAY = re.compile(
     r"\\\[.*?(?:\\\]|\Z)|\$\$.*?(?:\$\$|\Z)|\\begin\{([a-z]+\*?)\}.*?(?:\\end\{\1\}|\Z)", re.DOTALL
 )
-_ITEM = r"(?:[-*+•>][ \t]+|\(?\d{1,3}[.)][ \t]+)"
+_ITEM = r"(?:[-*+•>] |\(?\d{1,3}[.)] )"
 # A formula on a line of its own belongs to the words before it, and a line to the colon above it.
 _JOINT = re.compile(
-    r"\s*\n\s*(?=\\\[|\$\$|\\begin\{|=|(?:\*\*|\$|\\\(\s*)?\\boxed)"
-    rf"|(?<=[:=])(?:\*\*)?\s*\n\s*(?!{_ITEM})"
+    rf"\n(?=\\\[|\$\$|\\begin\{{|=|(?:\*\*|\$|\\\( ?)?\\boxed)|(?<=[:=])(?:\*\*)?\n(?!{_ITEM})"
 )
-_LABEL = re.compile(rf"^(?:{_ITEM}+(?=\S)|(?:[#*]+[ \t]*)*Step \d+[.:]?(?:\*\*)?:?[ \t]*)", re.MULTILINE)
+_LABEL = re.compile(rf"^(?:{_ITEM}+(?=\S)|[#* ]*Step \d+[.:]?(?:\*\*)?:? ?)", re.MULTILINE)
+_STOP_INSIDE = re.compile(r"([.,]) ?(\$\$|\\[\])]|(?<=[^\s\d$][.,])\$(?=\s|$|[A-Z]))", re.MULTILINE)
 _TITLES = r"(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMs\.)(?<!\bDr\.)(?<!\bSt\.)(?<!\bvs\.)(?<!\be\.g\.)(?<!\bi\.e\.)"
-_CLOSERS = r"(?:\*\*|\\[\])]|\$+|[\"')])*"
-_STOP = re.compile(r"([.,])[ \t]*(\$\$|\\[\])]|(?<=[^\s\d$][.,])\$(?=\s|$|[A-Z]))")  # a full stop within a formula
-_END = re.compile(rf"(?<=[.!?]){_TITLES}{_CLOSERS}(?:\s+(?=[A-Z\\$(\[*\"#<`\d])|(?=[A-Z][a-z]+\s)|\s+(?=[a-z]\s*=))|\n\s*")
-_WHOLE = re.compile(r"(?<!\n\d\.)(?<!\n\d\d\.)(?<!\n\d\d\d\.)(?<=[.!?)\]}$*`\"'|])$")
-SHORT = 800  # characters: what is no longer ended by itself, however it ends
+_CLOSERS = r"(?:\*\*|\\[\])]|[$\"')])*"
+_END = re.compile(
+    rf"(?<=[.!?]){_TITLES}{_CLOSERS}(?:\s(?=[A-Z\\$(\[*\"#<`\d])|(?=[A-Z][a-z]+\s)|\s(?=[a-z]\s?=))|\n"
+)
+_WHOLE = re.compile(r"(?<!\n\d\.)(?<!\n\d\d\.)(?<!\n\d\d\d\.)(?<=[.!?)\]}$*`\"'|])\Z|(?<!#)####(?!#)[^\n]*\d[^\n]*\Z")
+_FORMULAS = (("\\[", "\\]"), ("\\(", "\\)"))
+
+
+def lines(text: str) -> str:
+    """A text without what only spaces it: spaces single, no blank lines."""
+    return "\n".join(line for each in text.split("\n") if (line := " ".join(each.split())))
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, spaces single, without the marks of list items; formulas included."""
-    flat = _DISPLAY.sub(lambda formula: formula.group().replace("\n", " "), _INDENT.sub("\n", text))
-    flat = _STOP.sub(r"\2\1 ", flat)
-    flat = _LABEL.sub("", _JOINT.sub(" ", flat))
+    """The sentences of a text of single spaces (see `lines`), without the marks of list items; formulas included."""
+    flat = _DISPLAY.sub(lambda formula: formula.group().replace("\n", " "), text)
+    flat = _LABEL.sub("", _JOINT.sub(" ", _STOP_INSIDE.sub(r"\2\1 ", flat)))
     pieces, start = [], 0
     for end in _END.finditer(flat):
         pieces.append(flat[start : end.end()])
         start = end.end()
-    return [words for piece in (*pieces, flat[start:]) if (words := " ".join(piece.split()))]
+    return [words[-_LONGEST:] for piece in (*pieces, flat[start:]) if (words := " ".join(piece.split()))]
 
 
 def broken(text: str) -> bool:
     """Whether a text seems to break off: within a formula, or, unless it is short, not at the end of a sentence."""
-    if any(text.rfind(opened) > text.rfind(closed) for opened, closed in (("\\[", "\\]"), ("\\(", "\\)"))):
+    if any(text.rfind(opened) > text.rfind(closed) for opened, closed in _FORMULAS):
         return True
-    return len(text) > SHORT and not _WHOLE.search(text.rstrip())
+    return len(text) > SHORT and not _WHOLE.search(text)
 
 
 def unbroken(text: str) -> str:
-    """A text without its last sentence or line."""
-    text = text.rstrip()
+    """A text without its last sentence or line, where that has no end."""
+    if _WHOLE.search(text):
+        return text
     ends = [end.end() for end in _END.finditer(text)]
     return text[: ends[-1]].rstrip() if ends else ""

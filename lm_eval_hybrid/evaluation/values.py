@@ -41,6 +41,8 @@ _PREDICATE = re.compile(
     r"(?:\b(?:is|are|was|were|be|being|becomes?|equals?|totals?|equal to|total of)\b|:)"
     r"(?:\s*(?:exactly|approximately|about|only|indeed|therefore|thus|also|the|an?|value|number|pair|ordered|just|simply|now|then|:))*\s*$"
 )
+_LONG = 6  # characters of an expression that is no answer where the question has it
+NEW, FITS = 0.3, 0.2  # what a clause is worth whose value the question did not give; that has the asked unit
 _PURPOSE = re.compile(r"(?:(?:and|so|then|now|next|finally|first)\W+)*to (?:find|determine|compute|calculate|get|solve|express|check)\b", re.IGNORECASE)
 _JOINS = re.compile(r"\s*(?:,|,?\s*\b(?:and|or)\b)\s*")
 _SUBJECT = re.compile(r"\W*(?:is|are|was|will be)\s+(?:the|how|what)\b")
@@ -72,11 +74,17 @@ def _sign(words: re.Match[str]) -> str:
     return " ≈ " if _ABOUT.search(words.group()) else " = "
 
 
+def stated(sentence: str, asked: Ask) -> tuple[float, Value] | None:
+    """How close the clause of a sentence that has a value is to what is asked, and the value; of several, the closest."""
+    found = [(asked.match(each), each_value) for each in clauses(sentence) if (each_value := value(each, asked))]
+    return max(found, key=lambda each: each[0] + NEW * each[1].new + FITS * each[1].fits) if found else None
+
+
 def value(clause: str, asked: Ask) -> Value | None:
     """The number or expression that `clause` states, as it is written there; None where there is none.
 
     What follows `=` counts before what follows `is` and the like, and that before others; what is in the asked unit, and
-    what the question did not give, before what is not. Of those alike the first counts.
+    what the question did not give, before what is not. Of those alike the first counts, the last where nobody knows what is asked.
     """
     found: list[tuple[float, Value]] = []
     end = 0
@@ -90,6 +98,8 @@ def value(clause: str, asked: Ask) -> Value | None:
             each = (max(weight, other), Value(first.text + joint + second.text, first.new or second.new, second.fits))
         found.append(each)
         end = run.end()
+    if not asked.question:
+        found.reverse()
     return max(found, key=lambda each: each[0])[1] if found else _spelled(clause, asked)
 
 
@@ -104,6 +114,7 @@ def _weighed(run: re.Match[str], clause: str, asked: Ask) -> tuple[float, Value]
     text = _unmarked(run.group()) if run["span"] else _trimmed(run.group())
     if not _VALUED.search(text) or _NAME.fullmatch(text):
         return None
+    said = _PREDICATE.search(before) or (not before and _SUBJECT.match(after))
     sides = [side.strip() for side in _EQUALS.split(text)]
     last = sides[-1] or sides[0]
     number = _NUMBER.fullmatch(last)
@@ -115,16 +126,17 @@ def _weighed(run: re.Match[str], clause: str, asked: Ask) -> tuple[float, Value]
         fits = bool(asked.unit & _following(after)) or (asked.money and dollars)
     else:
         new, fits = _new(text, sides, asked), False
-        if not new and set(_LETTER.findall(text)) - {"i", "e"} and "".join(text.split()) in asked.tight:
+        repeated = not new and "".join(text.split()) in asked.tight
+        if repeated and (set(_LETTER.findall(text)) - {"i", "e"} or len(text) > _LONG) and not said:
             return None  # what is asked about
     weight = 1.5 * new + 2.0 * fits
     if len(sides) > 1 or run.group().lstrip("$\\([* ").startswith(("=", "≈")) or before.endswith(("=", "≈")):
         weight += 2.5
-    if _PREDICATE.search(before) or (not before and _SUBJECT.match(after)):
+    if said:
         weight += 2
     weight += clause[: run.start()].endswith("**") and after.startswith("**")
     weight -= 2 * (_SUPPOSED.search(before) is not None or _RELATION.search(text) is not None)
-    return weight, Value(last if len(sides) > 2 else text, new, fits)
+    return weight, Value(text if len(sides) == 2 and _LETTER.search(sides[0]) else last, new, fits)
 
 
 def _new(text: str, sides: list[str], asked: Ask) -> bool:

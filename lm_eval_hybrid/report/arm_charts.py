@@ -32,7 +32,7 @@ def gap_axis(arms: Iterable[ArmFigures]) -> Axis:
 
 def gap_row(arm: ArmFigures, axis: Axis) -> Markup:
     """One arm's gap and its interval, as wide as there is room: places along the axis are shares of the width."""
-    height = 30
+    height = 32
     parts = [_part(axis, axis.marks[0], 0.0, "harm-ground"), _part(axis, 1.0, axis.marks[-1], "beyond-ground")]
     for mark in axis.marks:
         parts.append(_upright(axis, mark, height, "axis" if mark in (0, 1) else "grid"))
@@ -52,7 +52,7 @@ def gap_scale(axis: Axis) -> Markup:
     parts = []
     for mark in axis.marks:
         anchor = "start" if mark == axis.marks[0] else "end" if mark == axis.marks[-1] else "middle"
-        parts.append(tag("text", f"{100 * mark:g}%", x=_along(axis, mark), y=14, class_=f"tick {anchor}"))
+        parts.append(tag("text", f"{100 * mark:g}%".replace("-", "\N{MINUS SIGN}"), x=_along(axis, mark), y=14, class_=f"tick {anchor}"))
     return tag("svg", *parts, height=20, class_="gap", aria_hidden="true")
 
 
@@ -94,18 +94,19 @@ class Label:
 
 
 def place_labels(
-    points: Sequence[tuple[float, float]], names: Sequence[str], width: float, height: float
+    points: Sequence[tuple[float, float]], names: Sequence[str], room: tuple[float, float, float, float]
 ) -> list[Label | None]:
     """Places for names beside their points (in pixels, y downwards) that cover neither points nor one another.
 
-    None where there is no room.
+    Args:
+        room: left, top, right and bottom of where names may be; one for which there is no room has no place (None).
     """
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
     found: list[Label | None] = []
     for (x, y), name in zip(points, names, strict=True):
         for label in (Label(*place) for place in _PLACES):
             box = _box(x, y, label, len(name) * _LETTER)
-            inside = box[0] >= 0 and box[1] >= 0 and box[2] <= width and box[3] <= height
+            inside = box[0] >= room[0] and box[1] >= room[1] and box[2] <= room[2] and box[3] <= room[3]
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
                 found.append(label)
@@ -132,7 +133,7 @@ def steered_points(arms: Iterable[ArmFigures]) -> list[tuple[ArmFigures, float]]
 
 def accuracy_by_steered(arms: Sequence[ArmFigures]) -> Markup:
     """Accuracy, with its interval, by the share of tokens steered; the thinking model's is a line."""
-    width, height, left, top, right, bottom = 480, 330, 52, 14, 14, 42
+    width, height, left, top, right, bottom = 480, 340, 52, 26, 14, 42
     across, down = width - left - right, height - top - bottom
     shown = steered_points(arms)
     thinking = next((arm for arm in arms if arm.arm == "thinking"), None)
@@ -158,7 +159,7 @@ def accuracy_by_steered(arms: Sequence[ArmFigures]) -> Markup:
         parts.append(tag("text", "thinking model", x=left + across, y=at + 15, class_="tick end"))
         places.append((left + across - 45, at + 11))  # nothing may stand on these words
     names = [arm.arm for arm, _ in shown]
-    labels = place_labels(places, [*names, *([""] if thinking is not None else [])], width, top + down)
+    labels = place_labels(places, [*names, *([""] if thinking is not None else [])], (left, 0, width, top + down))
     for (arm, steered), (a, b), label in zip(shown, places, labels, strict=False):
         parts.append(_point(arm, steered, a, b, label, [top + down - y.place(v, down) for v in _ends(arm)]))
     return svg(width, height, "Accuracy by the share of tokens steered, a point an arm", *parts, class_="natural")

@@ -20,7 +20,7 @@ from lm_eval_hybrid.evaluation.comparison import ArmFigures, TaskComparison
 from lm_eval_hybrid.evaluation.runs import WITHOUT, ArmRun, Runs
 from lm_eval_hybrid.report import arm_charts, figures, provenance
 from lm_eval_hybrid.report.answer import PALETTE
-from lm_eval_hybrid.report.documents import CORE, Pack, pack
+from lm_eval_hybrid.report.documents import CORE, Pack, numbered, pack
 from lm_eval_hybrid.report.page import digest, environment, writable
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def render(runs: Runs, comparison: Sequence[TaskComparison], seed: int, made: Ma
             facts=facts,
             runs=runs.runs,
             command=provenance.command(made.get("command")),
+            numbers=numbered(comparison),
             colours=len(PALETTE),
             style=_style(),
             script=_script(),
@@ -70,7 +71,7 @@ def write(
 def _task(task: TaskComparison, runs: dict[str, ArmRun], held: Pack) -> dict[str, Any]:
     ends = [arm for arm in task.arms if arm.arm not in ("base", "thinking")]
     axis = arm_charts.gap_axis(ends)
-    gaps = [(arm.arm, arm_charts.gap_row(arm, axis), figures.gap(arm, task.missing)) for arm in ends]
+    gaps = [(arm.arm, arm_charts.gap_row(arm, axis), figures.gap(arm, task.missing).partition(" [")[0]) for arm in ends]
     return {
         "name": task.task,
         "figures": task,
@@ -93,7 +94,7 @@ def _tiles(task: TaskComparison) -> list[tuple[str, str]]:
     tiles = []
     if hybrid.gap is not None and hybrid.gap.recovered is not None:
         gap = hybrid.gap
-        between = "" if gap.low is None or gap.high is None else f", 95% between {gap.low:+.1%} and {gap.high:+.1%}"
+        between = "" if gap.low is None or gap.high is None else f" (95%: {100 * gap.low:+.1f} to {100 * gap.high:+.1f})"
         tiles.append((f"{gap.recovered:+.1%}", f"of the gap between base and thinking model is recovered{between}"))
     if base is not None:
         beyond = "" if thinking is None else f"; the thinking model’s is {thinking.accuracy.value:.1%}"
@@ -171,7 +172,7 @@ def _style() -> Markup:
 @functools.cache
 def _script() -> Markup:
     parts = "".join((_FOLDER / name).read_text(encoding="utf-8") for name in _SCRIPTS)
-    return Markup(f'(() => {{\n"use strict";\n{parts}}})();\n')
+    return Markup(f'(() => {{\n"use strict";\nconst COLOURS = {len(PALETTE)};\n{parts}}})();\n')
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import base64
 import json
 import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
@@ -58,12 +59,20 @@ def pack(runs: Runs, comparison: Sequence[TaskComparison], limit: int = LIMIT) -
     Raises:
         HybridError: for a file of samples or token records that cannot be read.
     """
-    packs = []
+    packs, numbers = [], numbered(comparison)
     for place, task in enumerate(comparison):
-        found = _pack(place, task, runs.arms(task.task), limit // (len(comparison) - place))
+        found = _pack(place, task, runs.arms(task.task), numbers, limit // (len(comparison) - place))
         limit -= sum(len(block.text) for block in found.blocks)
         packs.append(found)
     return packs
+
+
+def numbered(comparison: Sequence[TaskComparison]) -> dict[str, int]:
+    """Behaviors of all tasks, the most used first, by number from 0: the same on all of a page."""
+    tokens: Counter[str] = Counter()
+    for use in (use for task in comparison for use in task.behaviors):
+        tokens[use.behavior] += use.tokens
+    return {name: i for i, name in enumerate(sorted(tokens, key=lambda name: (-tokens[name], name)))}
 
 
 @dataclass(frozen=True)
@@ -94,9 +103,8 @@ def _first(value: Any) -> str:
     return value if isinstance(value, str) else "" if value in ([], {}, None) else str(value)
 
 
-def _pack(place: int, task: TaskComparison, arms: dict[str, ArmRun], limit: int) -> Pack:
+def _pack(place: int, task: TaskComparison, arms: dict[str, ArmRun], numbers: dict[str, int], limit: int) -> Pack:
     names = list(arms)
-    numbers = {use.behavior: i for i, use in enumerate(task.behaviors)}
     asked = list(_samples(next(iter(arms.values()))))
     sources: dict[int, Callable[[], Iterable[Any]]] = {
         -1: lambda: ([s.question, s.target, s.prompt] for s in asked),
@@ -115,7 +123,7 @@ def _pack(place: int, task: TaskComparison, arms: dict[str, ArmRun], limit: int)
         "task": writable(task.task),
         "arms": [writable(name) for name in names],
         "core": core[1:],
-        "behaviors": [writable(use.behavior) for use in task.behaviors],
+        "behaviors": [writable(name) for name in numbers],
         "ids": [document.doc_id for document in next(iter(arms.values())).documents],
         "questions": [sample.question[:SEARCHED] for sample in asked],
         "outcomes": [_outcomes(run) for run in arms.values()],

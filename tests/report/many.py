@@ -1,0 +1,62 @@
+"""Runs of many long answers, written as the harness and the sidecar do, but fast."""
+
+import json
+import random
+from dataclasses import asdict
+from pathlib import Path
+
+from lm_eval_hybrid.decoding.trace import TOKENS_SCHEMA
+from tests.evaluation.outputs import BUNDLE, records
+
+DATE = "2026-01-02T03-04-05.678901"
+BEHAVIORS = tuple(f"behavior-{i}" for i in range(15))
+STEERED = 0.08  # share of the hybrid's tokens
+
+
+def write_many(folder: Path, documents: int = 1319, tokens: int = 300, steered: float = STEERED) -> None:
+    """Arms base, hybrid and thinking on one task; token records of the hybrid."""
+    draw = random.Random(0)
+    words = [" " + "".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(5000)]
+    often = [1 / (i + 10) for i in range(len(words))]  # as in a language, so that it packs like one
+    record = asdict(records([(" x", "y", True)])[0])
+    for arm in ("base", "hybrid", "thinking"):
+        (folder / arm).mkdir(parents=True)
+        results = {
+            "configs": {"many": {}},
+            "config": {"hybrid_arm": arm, "hybrid_bundle": BUNDLE, "hybrid_base": "base", "hybrid_thinking": "thinking"},
+        }
+        (folder / arm / f"results_{DATE}.json").write_text(json.dumps(results))
+        with (
+            (folder / arm / f"samples_many_{DATE}.jsonl").open("w") as samples,
+            (folder / arm / f"tokens_many_{DATE}.jsonl").open("w") as sidecar,
+        ):
+            for doc_id in range(documents):
+                answer = draw.choices(words, often, k=tokens)
+                samples.write(json.dumps(_sample(doc_id, "".join(answer), draw)) + "\n")
+                if arm == "hybrid":
+                    made = [_record(record, i, text, draw, steered) for i, text in enumerate(answer)]
+                    line = {"schema_version": TOKENS_SCHEMA, "doc_id": doc_id, "prompt": "", "text": "".join(answer)}
+                    line |= {"finish": "eos", "words": {"7": " other"}}
+                    sidecar.write(f'{json.dumps(line)[:-1]}, "records": [{",".join(made)}]}}\n')
+        if arm != "hybrid":
+            (folder / arm / f"tokens_many_{DATE}.jsonl").unlink()
+
+
+def _sample(doc_id: int, text: str, draw: random.Random) -> dict:
+    question = f"Question {doc_id}: {text[:200]}?"
+    return {
+        **{"doc_id": doc_id, "doc": {"question": question}, "target": str(doc_id), "filter": "none"},
+        **{"arguments": {"gen_args_0": {"arg_0": f"Question: {question}\nAnswer:"}}, "resps": [[text]]},
+        **{"filtered_resps": [str(doc_id)], "doc_hash": f"d{doc_id}", "prompt_hash": f"p{doc_id}"},
+        **{"exact_match": float(draw.random() < 0.5), "metrics": ["exact_match"]},
+    }
+
+
+def _record(record: dict, position: int, text: str, draw: random.Random, steered: float) -> str:
+    if draw.random() >= steered:
+        return json.dumps(record | {"position": position, "text": text, "steered": False, "changed": False})
+    changes = {
+        **{"position": position, "text": text, "behavior": draw.choice(BEHAVIORS), "base_choice": 7},
+        **{"coefficient": draw.random(), "base_logprob": -draw.random(), "thinking_logprob": -draw.random()},
+    }
+    return json.dumps(record | changes)
