@@ -4,13 +4,14 @@ TORCH_CPU ?= torch==2.13.0
 DEMO_ARMS ?= base,hybrid,thinking,takeover
 DEMO_BATCH ?= 100
 DEMO_LIMIT ?=
+DEMO_OUT ?= demo_results
 BENCH ?=
 # A file of tests stays in one process, so that what its tests share is made once.
 WORKERS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 
 BIN := .venv/bin
 
-.PHONY: setup demo clean-demo test test-all lint docs bench
+.PHONY: setup demo test test-all lint docs bench
 
 setup: .venv/.ready
 
@@ -22,16 +23,14 @@ setup: .venv/.ready
 	@$(BIN)/pip install --quiet --editable '.[test]'
 	@touch $@
 
-# Nothing here reaches out of the machine. Interrupted, it goes on where it was; `make clean-demo` has it begin anew.
+# Nothing here reaches out of the machine.
 demo: export HF_HUB_OFFLINE = 1
 demo: export HF_DATASETS_OFFLINE = 1
 demo: setup
+	@rm -rf $(DEMO_OUT)
 	@$(BIN)/lm-eval-hybrid run --tasks gsm8k_embedded,math500_embedded --arms $(DEMO_ARMS) --batch_size $(DEMO_BATCH) \
-	  $(if $(DEMO_LIMIT),--limit $(DEMO_LIMIT)) --out demo_results
-	@$(BIN)/lm-eval-hybrid report demo_results
-
-clean-demo:
-	@rm -rf demo_results
+	  $(if $(DEMO_LIMIT),--limit $(DEMO_LIMIT)) --out $(DEMO_OUT)
+	@$(BIN)/lm-eval-hybrid report $(DEMO_OUT)
 
 test: setup
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow"

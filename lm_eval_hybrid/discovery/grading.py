@@ -22,48 +22,38 @@ import json
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from math import ceil
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import pydantic
+from pydantic import Field
 from torch import Tensor
 
-from lm_eval_hybrid.behaviors.manifest import first_problem
+from lm_eval_hybrid.behaviors.manifest import Count, first_problem
 from lm_eval_hybrid.discovery import questions
-from lm_eval_hybrid.discovery.judge import Judge, JudgeRecipe
 from lm_eval_hybrid.errors import HybridError, one_line
 from lm_eval_hybrid.evaluation.gap import Accuracy, accuracy
+from lm_eval_hybrid.judging.cost import Estimate, cost
+from lm_eval_hybrid.judging.judge import Judge
+from lm_eval_hybrid.judging.recipe import JudgeRecipe
 
 SCHEMA = 1
-TOKEN = 4  # bytes of a prompt to a token, about
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What grading a taxonomy takes, at most.
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
+class TaxonomyJudge(JudgeRecipe):
+    """Which model grades, and how much of the taxonomy.
 
     Attributes:
-        requests: questions to the judge.
-        tokens_in: about, of all prompts.
-        tokens_out: of all replies, if each used all that it may.
-        price: of these, in the currency of the recipe's prices; None where it has none.
+        sentences: held-out sentences of each category that are graded, at most.
+        examples: sentences of each category that the judge names it after, at most.
     """
 
-    requests: int
-    tokens_in: int
-    tokens_out: int
-    price: float | None
-
-    def __str__(self) -> str:
-        price = "no prices given" if self.price is None else f"at most {self.price:,.2f} by the prices given"
-        return (
-            f"at most {self.requests:,} requests, about {self.tokens_in:,} tokens in and at most "
-            f"{self.tokens_out:,} out; {price}"
-        )
+    sentences: Count = 50
+    examples: Annotated[int, Field(ge=1, le=1000)] = 20
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -136,7 +126,7 @@ class Grades:
             raise HybridError(f"grades: {first_problem(error)}; grade again") from None
 
 
-def estimate(categories: int, recipe: JudgeRecipe, characters: int = 120) -> Estimate:
+def estimate(categories: int, recipe: TaxonomyJudge, characters: int = 120) -> Estimate:
     """What grading takes at most, before anything is asked or even found.
 
     Args:
@@ -154,13 +144,7 @@ def estimate(categories: int, recipe: JudgeRecipe, characters: int = 120) -> Est
         (graded, questions.completeness(described, sentence)),
         (pairs, questions.independence(words, words)),
     )
-    requests = sum(count for count, _ in prompts)
-    tokens_in = sum(count * ceil(len(prompt.encode()) / TOKEN) for count, prompt in prompts)
-    tokens_out = requests * recipe.max_tokens
-    price = None
-    if recipe.price_in is not None and recipe.price_out is not None:
-        price = (tokens_in * recipe.price_in + tokens_out * recipe.price_out) / 1e6
-    return Estimate(requests, tokens_in, tokens_out, price)
+    return cost(prompts, recipe)
 
 
 def grade(
@@ -170,7 +154,7 @@ def grade(
     held_out: Sequence[str],
     held_out_categories: Tensor,
     exemplars: Mapping[int, Sequence[str]],
-    recipe: JudgeRecipe,
+    recipe: TaxonomyJudge,
     seed: int,
 ) -> Grades:
     """The judge's grades of a taxonomy. What they cost at most is logged first.

@@ -168,8 +168,9 @@ class Run:
             return None
 
         def ask(folder: Path) -> None:
-            from lm_eval_hybrid.discovery import grading, judge
-            from lm_eval_hybrid.discovery.judge_cache import CachedJudge
+            from lm_eval_hybrid.discovery import grading
+            from lm_eval_hybrid.judging import judge
+            from lm_eval_hybrid.judging.cache import CachedJudge
 
             # Beside the stages: a reply serves all that ask the same.
             asked = CachedJudge(judge.load(self._recipe.judge), self._plan.workshop.folder)

@@ -5,17 +5,14 @@ object, so none can end its place in the prompt, be taken for a line of ours, or
 judge replies is from outside as well: no reply is guessed at, and a title that it gives is cleaned.
 """
 
-import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lm_eval_hybrid.discovery.thoughts import MARKS, thought
-
-if TYPE_CHECKING:
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+from lm_eval_hybrid.judging.templates import rendered
 
 SENTENCE = 1000  # characters of a sentence that a judge sees, at most
 TITLE = 60  # characters of a title that are kept
@@ -81,13 +78,6 @@ def overlap(reply: str) -> float | None:
     return _grade(_answer(reply, "overlap").get("overlap"))
 
 
-def quoted(value: Any) -> str:
-    """JSON in one line without what a terminal or a tokenizer might obey: `<` opens a chat template's marks."""
-    text = json.dumps(value, ensure_ascii=False)
-    text = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
-    return re.sub(r"<(?![\s=\d])", r"\\u003c", text)
-
-
 def _answer(reply: str, key: str) -> Mapping[str, Any]:
     """The last JSON object with `key` that a reply holds after its thought, whatever stands around it; {} if none."""
     text = _said(reply)[-_READ:]
@@ -140,20 +130,4 @@ def _numbered(described: Described) -> list[dict[str, Any]]:
 
 
 def _rendered(name: str, **values: Any) -> str:
-    return _environment().get_template(f"{name}.j2").render(values)
-
-
-@functools.cache
-def _environment() -> "ImmutableSandboxedEnvironment":
-    from jinja2 import FileSystemLoader, StrictUndefined
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-        loader=FileSystemLoader(_PROMPTS),
-        undefined=StrictUndefined,
-        autoescape=False,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["quoted"] = quoted
-    return environment
+    return rendered(_PROMPTS / f"{name}.j2", **values)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lm_eval_hybrid.behaviors import strict_yaml
 from lm_eval_hybrid.behaviors.manifest import Count, Prompt, Words, first_problem
 from lm_eval_hybrid.discovery.calibration import CalibrationRecipe
-from lm_eval_hybrid.discovery.judge import JudgeRecipe
+from lm_eval_hybrid.discovery.grading import TaxonomyJudge
 from lm_eval_hybrid.discovery.problems import Source
 from lm_eval_hybrid.discovery.sweep import SaeRecipe
 from lm_eval_hybrid.discovery.vectors import Likelihood, VectorRecipe
@@ -59,7 +59,7 @@ class Recipe(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**31)]  # scikit-learn takes no others
     activation: Literal["onset", "mean"] = "onset"
     sae: SaeRecipe
-    judge: JudgeRecipe | None = None
+    judge: TaxonomyJudge | None = None
     vectors: VectorRecipe
     calibration: CalibrationRecipe
 

@@ -8,6 +8,7 @@ _LONGEST = 2000  # characters of a sentence; of longer ones their ends count
 _DISPLAY = re.compile(
     r"\\\[.*?(?:\\\]|\Z)|\$\$.*?(?:\$\$|\Z)|\\begin\{([a-z]+\*?)\}.*?(?:\\end\{\1\}|\Z)", re.DOTALL
 )
+_NOTE = re.compile(r"<<[^<>\n]{,200}>>")
 _ITEM = r"(?:[-*+•>] |\(?\d{1,3}[.)] )"
 # A formula on a line of its own belongs to the words before it, and a line to the colon above it.
 _JOINT = re.compile(
@@ -25,7 +26,8 @@ _FORMULAS = (("\\[", "\\]"), ("\\(", "\\)"))
 
 
 def lines(text: str) -> str:
-    """A text without what only spaces it: spaces single, no blank lines."""
+    """A text without what only spaces it, and without GSM8K's notes for a calculator: spaces single, no blank lines."""
+    text = _NOTE.sub("", text)
     return "\n".join(line for each in text.split("\n") if (line := " ".join(each.split())))
 
 

@@ -57,11 +57,13 @@ class Value:
     Attributes:
         new: whether the question did not give it.
         fits: whether it is in the unit that is asked for.
+        result: whether `=` or words to that effect say that it is one.
     """
 
     text: str
     new: bool
     fits: bool
+    result: bool = False
 
 
 def clauses(sentence: str) -> list[str]:
@@ -130,13 +132,13 @@ def _weighed(run: re.Match[str], clause: str, asked: Ask) -> tuple[float, Value]
         if repeated and (set(_LETTER.findall(text)) - {"i", "e"} or len(text) > _LONG) and not said:
             return None  # what is asked about
     weight = 1.5 * new + 2.0 * fits
-    if len(sides) > 1 or run.group().lstrip("$\\([* ").startswith(("=", "≈")) or before.endswith(("=", "≈")):
-        weight += 2.5
+    result = len(sides) > 1 or run.group().lstrip("$\\([* ").startswith(("=", "≈")) or before.endswith(("=", "≈"))
+    weight += 3 * result
     if said:
-        weight += 2
+        weight += 1 if before.endswith(":") else 2
     weight += clause[: run.start()].endswith("**") and after.startswith("**")
     weight -= 2 * (_SUPPOSED.search(before) is not None or _RELATION.search(text) is not None)
-    return weight, Value(text if len(sides) == 2 and _LETTER.search(sides[0]) else last, new, fits)
+    return weight, Value(text if len(sides) == 2 and _LETTER.search(sides[0]) else last, new, fits, result)
 
 
 def _new(text: str, sides: list[str], asked: Ask) -> bool:

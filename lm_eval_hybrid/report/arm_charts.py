@@ -52,7 +52,8 @@ def gap_scale(axis: Axis) -> Markup:
     parts = []
     for mark in axis.marks:
         anchor = "start" if mark == axis.marks[0] else "end" if mark == axis.marks[-1] else "middle"
-        parts.append(tag("text", f"{100 * mark:g}%".replace("-", "\N{MINUS SIGN}"), x=_along(axis, mark), y=14, class_=f"tick {anchor}"))
+        shown = f"{100 * mark:g}%".replace("-", "\N{MINUS SIGN}")
+        parts.append(tag("text", shown, x=_along(axis, mark), y=14, class_=f"tick {anchor}"))
     return tag("svg", *parts, height=20, class_="gap", aria_hidden="true")
 
 

@@ -1,8 +1,8 @@
 """Arms compared, as one HTML page: every figure, and every answer with its steered tokens marked.
 
-The template is comparison.html.j2 beside this file, its style comparison.css, its script comparison_list.js (the list of
-documents) and comparison_reader.js (the one that is open). The page needs no network. Models' and data sets' words are
-escaped wherever they stand; those that the script shows are packed as data, and it shows them as text; and the page
+The template is comparison.html.j2 beside this file, its style comparison.css, its script comparison_list.js (the list
+of documents) and comparison_reader.js (the one that is open). The page needs no network. Models' and data sets' words
+are escaped wherever they stand; those that the script shows are packed as data, and it shows them as text; and the page
 forbids its browser whatever is not its own, by digest.
 """
 
@@ -94,15 +94,17 @@ def _tiles(task: TaskComparison) -> list[tuple[str, str]]:
     tiles = []
     if hybrid.gap is not None and hybrid.gap.recovered is not None:
         gap = hybrid.gap
-        between = "" if gap.low is None or gap.high is None else f" (95%: {100 * gap.low:+.1f} to {100 * gap.high:+.1f})"
+        known = gap.low is not None and gap.high is not None
+        between = f" (95%: {100 * gap.low:+.1f} to {100 * gap.high:+.1f})" if known else ""
         tiles.append((f"{gap.recovered:+.1%}", f"of the gap between base and thinking model is recovered{between}"))
     if base is not None:
-        beyond = "" if thinking is None else f"; the thinking model’s is {thinking.accuracy.value:.1%}"
+        beyond = "" if thinking is None else f"; the thinking model's is {thinking.accuracy.value:.1%}"
         values = f"{base.accuracy.value:.1%} → {hybrid.accuracy.value:.1%}"
         tiles.append((values, f"is the accuracy of the base, and of the hybrid{beyond}"))
     if hybrid.steered is not None:
-        changed = "" if hybrid.changed is None else f"; {hybrid.changed.tokens:.1%} are not what the base would have said"
-        tiles.append((f"{hybrid.steered.tokens:.1%}", f"of the hybrid’s tokens are steered{changed}"))
+        said = "are not what the base would have said"
+        changed = "" if hybrid.changed is None else f"; {hybrid.changed.tokens:.1%} {said}"
+        tiles.append((f"{hybrid.steered.tokens:.1%}", f"of the hybrid's tokens are steered{changed}"))
     if strongest := _strongest(task):
         tiles.append((f"{strongest.gap.recovered:+.1%}", f"is recovered by {strongest.arm}, the strongest control"))
     return tiles

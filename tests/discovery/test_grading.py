@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lm_eval_hybrid.discovery.grading import Grades, estimate, grade
-from lm_eval_hybrid.discovery.judge import JudgeRecipe, load
-from lm_eval_hybrid.discovery.judge_cache import CachedJudge
+from lm_eval_hybrid.discovery.grading import Grades, TaxonomyJudge, estimate, grade
 from lm_eval_hybrid.errors import HybridError
-from tests.discovery.judge_server import RULES, Fault, JudgeServer, rule, says
+from lm_eval_hybrid.judging.cache import CachedJudge
+from lm_eval_hybrid.judging.judge import load
+from tests.judging.judge_server import RULES, Fault, JudgeServer, rule, says
 from tests.tiny_system import write_system
 
 NUMBERS = (0, 2, 3, 7)  # the categories of the rule's words; what numbers there are is the finder's
@@ -24,9 +24,9 @@ def server() -> Iterator[JudgeServer]:
         yield serving
 
 
-def recipe(server: JudgeServer, **changes: object) -> JudgeRecipe:
+def recipe(server: JudgeServer, **changes: object) -> TaxonomyJudge:
     usual = {"sentences": 5, "examples": 4, "retries": 0, "timeout": 5.0}
-    return JudgeRecipe(kind="endpoint", model="rule", url=server.url, **usual | changes)
+    return TaxonomyJudge(kind="endpoint", model="rule", url=server.url, **usual | changes)
 
 
 def sample(count: int, words: tuple[str, ...] = RULES) -> tuple[list[str], torch.Tensor]:
@@ -213,6 +213,6 @@ def test_the_estimate_bounds_what_is_asked(server: JudgeServer) -> None:
 def test_a_random_model_of_the_harness_answers_nothing_usable(tmp_path: Path) -> None:
     system = write_system(tmp_path)
     arguments = f"pretrained={system.base},dtype=float32,device=cpu"
-    asked = JudgeRecipe(kind="harness", model="hf", arguments=arguments, max_tokens=16, sentences=2, examples=3)
+    asked = TaxonomyJudge(kind="harness", model="hf", arguments=arguments, max_tokens=16, sentences=2, examples=3)
     found = grade(load(asked), *sample(3), *sample(3), {}, asked, seed=1)
     assert found.unanswered == found.asked == 4 and found.score == 0.0

@@ -11,7 +11,7 @@ import torch
 from lm_eval_hybrid import __version__
 from lm_eval_hybrid.backends.local import LocalBackend
 from lm_eval_hybrid.behaviors import contents
-from lm_eval_hybrid.discovery import bundling, endpoint
+from lm_eval_hybrid.discovery import bundling
 from lm_eval_hybrid.discovery.calibration import ROWS_FILE
 from lm_eval_hybrid.discovery.command import STEPS
 from lm_eval_hybrid.discovery.found import Found
@@ -22,8 +22,9 @@ from lm_eval_hybrid.discovery.recipe import Recipe
 from lm_eval_hybrid.discovery.stages import DONE_FILE, Workshop
 from lm_eval_hybrid.discovery.traces import Trace, digest
 from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.judging import endpoint
 from tests.discovery.conftest import RAW, Studied
-from tests.discovery.judge_server import JudgeServer
+from tests.judging.judge_server import JudgeServer
 from tests.tiny_system import tiny_model, tiny_tokenizer
 
 FIELDS: dict[str, Any] = {

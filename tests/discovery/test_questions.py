@@ -42,9 +42,8 @@ def test_a_reply_that_repeats_its_prompt_is_no_answer() -> None:
     assert '{"number": 2, "title": "Plan\\"ning\\n", "description": "It plans."}' in prompts[1].splitlines()
 
 
-def test_long_sentences_are_cut_and_comparisons_stay_readable() -> None:
+def test_long_sentences_are_cut() -> None:
     assert len(questions.title(["x" * 100_000])) < 2500
-    assert questions.quoted("a < 3 and b <= 4, not <b>") == '"a < 3 and b <= 4, not \\u003cb>"'
 
 
 @pytest.mark.parametrize(

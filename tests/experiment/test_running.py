@@ -20,10 +20,25 @@ from lm_eval_hybrid.evaluation import outputs
 from lm_eval_hybrid.experiment import gap_file
 from lm_eval_hybrid.experiment.plan import Experiment
 from lm_eval_hybrid.experiment.running import run
+from lm_eval_hybrid.paths import tasks_dir
 from tests.tiny_system import TinySystem, write_system
 
 ARMS = ("base", "hybrid", "thinking", "bias-only", "random-vectors")
 ROWS = [{"question": f"What is {i} plus {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(6)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def our_tasks_alone() -> Iterator[None]:
+    """The harness reads its 13,000 task files anew for every experiment, which none of these needs."""
+    import lm_eval.tasks
+
+    class Ours(lm_eval.tasks.TaskManager):
+        def __init__(self, include_path: Any = None, include_defaults: bool = True, metadata: Any = None) -> None:
+            super().__init__(include_path=str(tasks_dir()), include_defaults=False, metadata=metadata)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lm_eval.tasks, "TaskManager", Ours)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +95,7 @@ def test_every_arm_leaves_what_the_harness_leaves(finished: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_lm_eval(finished: Path, system: TinySystem, rows: Path, tmp_path: Path) -> None:
     """One arm through the harness's own command line gives the same tokens, though there the model was not another."""
     model = f"arm=bias-only,behaviors={system.bundle}"
@@ -244,6 +260,7 @@ def test_answers_of_another_run_are_refused(system: TinySystem, rows: Path, tmp_
     assert not list((tmp_path / "hybrid").glob("*.answers.jsonl"))
 
 
+@pytest.mark.slow
 def test_killed_five_times_ends_as_if_undisturbed(
     finished: Path, system: TinySystem, rows: Path, tmp_path: Path
 ) -> None:

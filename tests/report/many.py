@@ -23,7 +23,12 @@ def write_many(folder: Path, documents: int = 1319, tokens: int = 300, steered: 
         (folder / arm).mkdir(parents=True)
         results = {
             "configs": {"many": {}},
-            "config": {"hybrid_arm": arm, "hybrid_bundle": BUNDLE, "hybrid_base": "base", "hybrid_thinking": "thinking"},
+            "config": {
+                "hybrid_arm": arm,
+                "hybrid_bundle": BUNDLE,
+                "hybrid_base": "base",
+                "hybrid_thinking": "thinking",
+            },
         }
         (folder / arm / f"results_{DATE}.json").write_text(json.dumps(results))
         with (

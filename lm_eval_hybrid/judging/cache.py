@@ -7,8 +7,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from lm_eval_hybrid import jsonl
-from lm_eval_hybrid.discovery.judge import Judge
 from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.judging.judge import Judge
 
 REPLIES_FILE = "judge.jsonl"
 
@@ -16,8 +16,8 @@ REPLIES_FILE = "judge.jsonl"
 class CachedJudge(Judge):
     """A judge whose replies are kept in a folder's judge.jsonl, a line each, as they come.
 
-    A line has the sha256 of the judge's identity and the prompt, and the reply; one that an interruption tore is
-    cut off.
+    A line has the sha256 of the judge's identity and the prompt (and, of any reply to it but the first, its number),
+    and the reply; one that an interruption tore is cut off.
 
     Raises:
         HybridError: where the file holds anything else, or cannot be read or written.
@@ -30,11 +30,27 @@ class CachedJudge(Judge):
         self._known = _read(self._path) if self._path.exists() else {}
 
     def replies(self, prompts: Sequence[str]) -> Generator[tuple[int, str], None, None]:
-        keys = [sha256(json.dumps([self.identity, prompt]).encode()).hexdigest() for prompt in prompts]
-        new = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in self._known}
+        yield from enumerate(self._found([(prompt, 0) for prompt in prompts]))
+
+    def repeated(self, prompts: Sequence[str], repeats: int) -> list[list[str]]:
+        """`repeats` replies to each prompt, each asked for by itself; the first is that of `ask`, which it raises like.
+
+        A judge that decodes greedily may repeat itself.
+        """
+        found = self._found([(prompt, number) for prompt in prompts for number in range(repeats)])
+        return [found[first : first + repeats] for first in range(0, len(found), repeats)]
+
+    def _found(self, asked: Sequence[tuple[str, int]]) -> list[str]:
+        """The reply to each prompt that has this number, from 0."""
+        keys = [self._key(*one) for one in asked]
+        new = {key: prompt for key, (prompt, _) in zip(keys, asked, strict=True) if key not in self._known}
         if new:
             self._ask(new)
-        yield from enumerate(self._known[key] for key in keys)
+        return [self._known[key] for key in keys]
+
+    def _key(self, prompt: str, number: int) -> str:
+        decides = [self.identity, prompt, *([number] if number else [])]
+        return sha256(json.dumps(decides).encode()).hexdigest()
 
     def _ask(self, new: dict[str, str]) -> None:
         keys = list(new)

@@ -8,11 +8,12 @@ from pathlib import Path
 import pydantic
 import pytest
 
-from lm_eval_hybrid.discovery import endpoint
-from lm_eval_hybrid.discovery.judge import HarnessJudge, Judge, JudgeRecipe, load
-from lm_eval_hybrid.discovery.judge_cache import REPLIES_FILE, CachedJudge
 from lm_eval_hybrid.errors import HybridError
-from tests.discovery.judge_server import Fault, JudgeServer, completion, says
+from lm_eval_hybrid.judging import endpoint
+from lm_eval_hybrid.judging.cache import REPLIES_FILE, CachedJudge
+from lm_eval_hybrid.judging.judge import HarnessJudge, Judge, load
+from lm_eval_hybrid.judging.recipe import JudgeRecipe
+from tests.judging.judge_server import Fault, JudgeServer, completion, says
 from tests.tiny_system import CHAT_TEMPLATE, write_system
 
 KEY = "sk-secret-of-the-test"

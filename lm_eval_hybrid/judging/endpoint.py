@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from lm_eval_hybrid import __version__
 from lm_eval_hybrid.behaviors.download import brief
-from lm_eval_hybrid.discovery.judge import Judge, JudgeRecipe
 from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.judging.judge import Judge
+from lm_eval_hybrid.judging.recipe import JudgeRecipe
 
 BACKOFF = 1.0  # seconds before the first retry; doubled for each that follows
 LONGEST = 60.0  # seconds between two tries, whatever the server asks for

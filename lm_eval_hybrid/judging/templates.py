@@ -1,0 +1,42 @@
+"""Prompts from jinja2 templates, in which what is from outside is data.
+
+Through the filter `quoted` a value is one line, a JSON string or object, so it cannot end its place in the prompt, be
+taken for a line of ours, or hold a chat template's marks.
+"""
+
+import functools
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+
+def rendered(template: Path, **values: Any) -> str:
+    """The text of a template with these values."""
+    return _environment(template.parent).get_template(template.name).render(values)
+
+
+def quoted(value: Any) -> str:
+    """JSON in one line without what a terminal or a tokenizer might obey: `<` opens a chat template's marks."""
+    text = json.dumps(value, ensure_ascii=False)
+    text = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+    return re.sub(r"<(?![\s=\d])", r"\\u003c", text)
+
+
+@functools.cache
+def _environment(folder: Path) -> "ImmutableSandboxedEnvironment":
+    from jinja2 import FileSystemLoader, StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        loader=FileSystemLoader(folder),
+        undefined=StrictUndefined,
+        autoescape=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["quoted"] = quoted
+    return environment
