@@ -71,7 +71,7 @@ def _rated(said: list[str], asked: Ask, off: bool) -> list[tuple[float, int, str
                 match = _UNASKED
             if _may(match, mark, value, off, last):
                 weight = match + mark + NEW * value.new + FITS * value.fits
-                weight += _LAST * (last and not off and value.result)
+                weight += _LAST * (last and not off and "=" in sentence)
                 weight -= NEW * (not value.new and not mark and (not last or sentence.startswith("This")))
                 found.append((weight, place, value.text, sentence))
         before = own

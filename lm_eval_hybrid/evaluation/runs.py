@@ -195,3 +195,11 @@ def check_paired(runs: list[ArmRun]) -> None:
             )
         if {document.doc_id: document.prompt_hash for document in run.documents} != prompts:
             log.warning("%s had different prompts: the comparison is of arms and prompts together", pair)
+        if run.versions != first.versions:
+            names = sorted(run.versions.keys() | first.versions.keys())
+            found = [
+                f"{name} {first.versions.get(name, 'not recorded')} and {run.versions.get(name, 'not recorded')}"
+                for name in names
+                if run.versions.get(name) != first.versions.get(name)
+            ]
+            log.warning("%s were run with %s: a difference may be theirs", pair, ", ".join(found))

@@ -9,13 +9,15 @@ _DISPLAY = re.compile(
     r"\\\[.*?(?:\\\]|\Z)|\$\$.*?(?:\$\$|\Z)|\\begin\{([a-z]+\*?)\}.*?(?:\\end\{\1\}|\Z)", re.DOTALL
 )
 _NOTE = re.compile(r"<<[^<>\n]{,200}>>")
+_ALIGNED = re.compile(r"(?:\\\[\s?|\$\$\s?)?\\begin\{((?:align|eqnarray|gather|split)(?:ed)?\*?)\}(.*?)(\\end\{\1\}(?:\s?\\\]|\s?\$\$)?|\Z)", re.DOTALL)
+_INNER = re.compile(r"(\\begin\{[a-z]+\*?\}.*?\\end\{[a-z]+\*?\})", re.DOTALL)
 _ITEM = r"(?:[-*+•>] |\(?\d{1,3}[.)] )"
 # A formula on a line of its own belongs to the words before it, and a line to the colon above it.
 _JOINT = re.compile(
     rf"\n(?=\\\[|\$\$|\\begin\{{|=|(?:\*\*|\$|\\\( ?)?\\boxed)|(?<=[:=])(?:\*\*)?\n(?!{_ITEM})"
 )
 _LABEL = re.compile(rf"^(?:{_ITEM}+(?=\S)|[#* ]*Step \d+[.:]?(?:\*\*)?:? ?)", re.MULTILINE)
-_STOP_INSIDE = re.compile(r"([.,]) ?(\$\$|\\[\])]|(?<=[^\s\d$][.,])\$(?=\s|$|[A-Z]))", re.MULTILINE)
+_STOP_INSIDE = re.compile(r"([.,]) ?(\$\$|\\[\])]|(?<=[^\s$][.,])\$(?=\s|$|[A-Z]))", re.MULTILINE)
 _TITLES = r"(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMs\.)(?<!\bDr\.)(?<!\bSt\.)(?<!\bvs\.)(?<!\be\.g\.)(?<!\bi\.e\.)"
 _CLOSERS = r"(?:\*\*|\\[\])]|[$\"')])*"
 _END = re.compile(
@@ -33,13 +35,20 @@ def lines(text: str) -> str:
 
 def sentences(text: str) -> list[str]:
     """The sentences of a text of single spaces (see `lines`), without the marks of list items; formulas included."""
-    flat = _DISPLAY.sub(lambda formula: formula.group().replace("\n", " "), text)
+    flat = _DISPLAY.sub(lambda formula: formula.group().replace("\n", " "), _ALIGNED.sub(_chain, text))
     flat = _LABEL.sub("", _JOINT.sub(" ", _STOP_INSIDE.sub(r"\2\1 ", flat)))
     pieces, start = [], 0
     for end in _END.finditer(flat):
         pieces.append(flat[start : end.end()])
         start = end.end()
     return [words[-_LONGEST:] for piece in (*pieces, flat[start:]) if (words := " ".join(piece.split()))]
+
+
+def _chain(lines: re.Match[str]) -> str:
+    """Aligned lines as one formula, in which one `=` follows another."""
+    parts = _INNER.split(lines[2])
+    parts[::2] = [part.replace("\\\\", " ").replace("&", "") for part in parts[::2]]
+    return "\\[" + "".join(parts).replace("\n", " ") + ("\\]" if lines[3] else "")
 
 
 def broken(text: str) -> bool:

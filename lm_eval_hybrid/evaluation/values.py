@@ -15,6 +15,7 @@ _RUN = re.compile(rf"(?P<span>{_SPAN})|(?P<run>{_TOKEN}(?:\s?{_TOKEN})*)")
 _MARKS = (("\\(", "\\)"), ("\\[", "\\]"), ("$$", "$$"), ("$", "$"))
 _VALUED = re.compile(r"\d|\\[a-zA-Z]|[a-zA-Z]\s*[-+*/^=(]|[π√∞]|^[a-zA-Z]$")
 _EQUALS = re.compile(r"(?<![\\<>!:])=(?!=)")
+_IMPLIES = re.compile(r"(?:\\q?quad|\s)*\\(?:Rightarrow|Longrightarrow|implies|iff|Leftrightarrow|therefore)(?![a-zA-Z])(?:\\q?quad|\s)*|⇒|=>")
 _ABOUT = re.compile(r"approximately|about|roughly")
 _NUMBER = re.compile(r"[-−\\$%\s]*([\d,. ]*\d)\s*(?:\\?%|\^?\s*\\circ|°)?[\\$.]*")
 _LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
@@ -26,7 +27,7 @@ _RELATION = re.compile(r"[<>≤≥]|\\(?:le|ge|lt|gt)(?:q|qslant)?(?![a-z])")
 _AMOUNT = r"\s+(?:(?:also|then|just|simply|equal to|approximately|about|roughly|an? (?:total|average|sum) of)\s+)*(?=[-$\\(*]*\d|\\frac)"
 _SAYS_EQUAL = re.compile(
     r",?\s+(?:which|that|this|and (?:this|that|it)|it)(?: in this case)?"
-    r"\s+(?:is|was|equals|g[ia]ves?(?: (?:us|him|her|them|you))?|makes|simplifies to|comes to|results in|means|amounts to|leaves)"
+    r"\s+(?:is|was|equals|g[ia]ves?(?: (?:us|him|her|them|you))?|makes|simplifies to|comes to|rounds (?:up |down |off )?to|results in|means|amounts to|leaves)"
     rf"{_AMOUNT}"
     r"|,?\s+(?:equals|is equal to|is equivalent to|simplifies to|adding up to|resulting in|totaling)" + _AMOUNT
     + r"|,\s+(?:giving|making|leaving)(?:\s+(?:us|it|him|her|them|you))?" + _AMOUNT
@@ -41,6 +42,8 @@ _PREDICATE = re.compile(
     r"(?:\b(?:is|are|was|were|be|being|becomes?|equals?|totals?|equal to|total of)\b|:)"
     r"(?:\s*(?:exactly|approximately|about|only|indeed|therefore|thus|also|the|an?|value|number|pair|ordered|just|simply|now|then|:))*\s*$"
 )
+_RESULT, _REASON = 0.15, 0.4  # what it is worth that a value is a result; what it costs that the clause gives a reason
+_REASONS = re.compile(r"(?:since|because|as|if|when|where|given|while)\b", re.IGNORECASE)
 _LONG = 6  # characters of an expression that is no answer where the question has it
 NEW, FITS = 0.3, 0.2  # what a clause is worth whose value the question did not give; that has the asked unit
 _PURPOSE = re.compile(r"(?:(?:and|so|then|now|next|finally|first)\W+)*to (?:find|determine|compute|calculate|get|solve|express|check)\b", re.IGNORECASE)
@@ -78,8 +81,16 @@ def _sign(words: re.Match[str]) -> str:
 
 def stated(sentence: str, asked: Ask) -> tuple[float, Value] | None:
     """How close the clause of a sentence that has a value is to what is asked, and the value; of several, the closest."""
-    found = [(asked.match(each), each_value) for each in clauses(sentence) if (each_value := value(each, asked))]
-    return max(found, key=lambda each: each[0] + NEW * each[1].new + FITS * each[1].fits) if found else None
+    best: tuple[float, float, Value] | None = None
+    for clause in clauses(sentence):
+        each = value(clause, asked)
+        if each is None:
+            continue
+        match = asked.match(clause)
+        worth = match + NEW * each.new + FITS * each.fits + _RESULT * each.result - _REASON * bool(_REASONS.match(clause))
+        if best is None or worth > best[0]:
+            best = worth, match, each
+    return best[1:] if best else None
 
 
 def value(clause: str, asked: Ask) -> Value | None:
@@ -107,8 +118,10 @@ def value(clause: str, asked: Ask) -> Value | None:
 
 def _alike(first: str, second: str, asked: Ask) -> bool:
     """Whether two values that `and`, `or` or a comma joins make one answer: they are of the same name, or none, or asked for."""
-    names = {match[0].strip() for text in (first, second) if (match := re.match(r"[^=]+(?==)", text))}
-    return len(names) <= 1 or stems(" ".join(names)) <= asked.words
+    names = [text.partition("=")[0].strip() if "=" in text else "" for text in (first, second)]
+    if "" in names:
+        return names == ["", ""] and bool(_LETTER.search(first)) == bool(_LETTER.search(second)) and (first[0] == "(") == (second[0] == "(")
+    return names[0] == names[1] or stems(" ".join(names)) <= asked.words
 
 
 def _weighed(run: re.Match[str], clause: str, asked: Ask) -> tuple[float, Value] | None:
@@ -117,6 +130,7 @@ def _weighed(run: re.Match[str], clause: str, asked: Ask) -> tuple[float, Value]
     if not _VALUED.search(text) or _NAME.fullmatch(text):
         return None
     said = _PREDICATE.search(before) or (not before and _SUBJECT.match(after))
+    text = _IMPLIES.split(text)[-1].strip() or text
     sides = [side.strip() for side in _EQUALS.split(text)]
     last = sides[-1] or sides[0]
     number = _NUMBER.fullmatch(last)

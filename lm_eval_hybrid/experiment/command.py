@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +84,8 @@ def _rerun(args: argparse.Namespace, make_console: MakeConsole) -> int:
     then, experiment = gap_file.load(args.gap)
     console = make_console()
     now = execute(experiment, args.out, sys.argv[1:], console)
+    if now is None:
+        return 0
     for line in rerun.circumstances(then, now):
         console.print(f"made with other {line}", markup=False)
     found = rerun.differences(then, now)
@@ -93,8 +96,8 @@ def _rerun(args: argparse.Namespace, make_console: MakeConsole) -> int:
     return 1 if found else 0
 
 
-def execute(experiment: Experiment, folder: Path, arguments: list[str], console: "Console") -> dict[str, Any]:
-    """Run an experiment, write its gap.json, and show its table."""
+def execute(experiment: Experiment, folder: Path, arguments: list[str], console: "Console") -> dict[str, Any] | None:
+    """Run an experiment, write its gap.json, show its table. Of several processes the first does; others get None."""
     from lm_eval_hybrid import autoload
     from lm_eval_hybrid.errors import show_plainly
     from lm_eval_hybrid.evaluation import outputs
@@ -103,6 +106,7 @@ def execute(experiment: Experiment, folder: Path, arguments: list[str], console:
     from lm_eval_hybrid.experiment.running import run
     from lm_eval_hybrid.report import terminal
 
+    console.quiet = os.environ.get("RANK", "0") != "0"
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     with _harness_needed():
         autoload.register()
@@ -113,6 +117,8 @@ def execute(experiment: Experiment, folder: Path, arguments: list[str], console:
         raise HybridError(
             f"the run in {folder} must go on to its end; found it interrupted; the same command goes on from there"
         ) from None
+    if console.quiet:
+        return None
     content = gap_file.write(folder, experiment, arguments)
     runs = outputs.read(folder)
     console.print(terminal.render(compare(runs, experiment.bootstrap_seed), runs, experiment.bootstrap_seed))

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from lm_eval_hybrid.evaluation.comparison import ArmFigures
+from lm_eval_hybrid.evaluation.runs import WITHOUT
 from lm_eval_hybrid.report import figures
 from lm_eval_hybrid.report.charts import Axis, outline, svg, tag, ticks
 
 _WIDEST = (-1.5, 2.5)  # of a gap's axis; few documents give intervals of many gaps
 _CIRCLE, _DIAMOND, _SQUARE = 0, 3, 2
+Box = tuple[float, float, float, float]  # left, top, right and bottom
 _LETTER, _LINE = 6.6, 14.0  # width and height of a label's letter
 # Where a label may stand from its point: right, left, above, below, and then further away with a line to it.
 _PLACES = (
@@ -50,7 +52,8 @@ def gap_row(arm: ArmFigures, axis: Axis) -> Markup:
 def gap_scale(axis: Axis) -> Markup:
     """The axis that stands below the rows."""
     parts = []
-    for mark in axis.marks:
+    crowded = len(axis.marks) > 6
+    for mark in axis.marks[axis.marks.index(0) % 2 :: 2] if crowded else axis.marks:
         anchor = "start" if mark == axis.marks[0] else "end" if mark == axis.marks[-1] else "middle"
         shown = f"{100 * mark:g}%".replace("-", "\N{MINUS SIGN}")
         parts.append(tag("text", shown, x=_along(axis, mark), y=14, class_=f"tick {anchor}"))
@@ -95,17 +98,19 @@ class Label:
 
 
 def place_labels(
-    points: Sequence[tuple[float, float]], names: Sequence[str], room: tuple[float, float, float, float]
+    points: Sequence[tuple[float, float]], names: Sequence[str], room: Box, full: Sequence[Box] = ()
 ) -> list[Label | None]:
     """Places for names beside their points (in pixels, y downwards) that cover neither points nor one another.
 
     Args:
-        room: left, top, right and bottom of where names may be; one for which there is no room has no place (None).
+        names: an empty one needs no place (None).
+        room: where names may be; one for which there is none has no place (None).
+        full: where they may not.
     """
-    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
+    taken = [*full, *((x - 5, y - 5, x + 5, y + 5) for x, y in points)]
     found: list[Label | None] = []
     for (x, y), name in zip(points, names, strict=True):
-        for label in (Label(*place) for place in _PLACES):
+        for label in (Label(*place) for place in _PLACES if name):
             box = _box(x, y, label, len(name) * _LETTER)
             inside = box[0] >= room[0] and box[1] >= room[1] and box[2] <= room[2] and box[3] <= room[3]
             if inside and not any(_overlap(box, other) for other in taken):
@@ -117,19 +122,24 @@ def place_labels(
     return found
 
 
-def _box(x: float, y: float, label: Label, width: float) -> tuple[float, float, float, float]:
+def _box(x: float, y: float, label: Label, width: float) -> Box:
     left = x + label.dx - {"start": 0.0, "middle": width / 2, "end": width}[label.anchor]
     bottom = y + label.dy + 3
     return left, bottom - _LINE, left + width, bottom
 
 
-def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+def _overlap(one: Box, other: Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def steered_points(arms: Iterable[ArmFigures]) -> list[tuple[ArmFigures, float]]:
     """Arms but `thinking`, which writes every token itself, with the share of tokens that they steer."""
     return [(arm, arm.steered.tokens) for arm in arms if arm.steered is not None and arm.arm != "thinking"]
+
+
+def label_of(arm: ArmFigures) -> str:
+    """What stands beside its point: nothing of the many that leave a behavior out, which are near one another."""
+    return "" if arm.arm.startswith(WITHOUT) else arm.arm
 
 
 def accuracy_by_steered(arms: Sequence[ArmFigures]) -> Markup:
@@ -154,14 +164,14 @@ def accuracy_by_steered(arms: Sequence[ArmFigures]) -> Markup:
     places = [
         (left + x.place(steered, across), top + down - y.place(arm.accuracy.value, down)) for arm, steered in shown
     ]
+    words: list[Box] = []
     if thinking is not None:
         at = top + down - y.place(thinking.accuracy.value, down)
         parts.append(tag("line", x1=left, x2=left + across, y1=at, y2=at, class_="thinking-line"))
         parts.append(tag("text", "thinking model", x=left + across, y=at + 15, class_="tick end"))
-        places.append((left + across - 45, at + 11))  # nothing may stand on these words
-    names = [arm.arm for arm, _ in shown]
-    labels = place_labels(places, [*names, *([""] if thinking is not None else [])], (left, 0, width, top + down))
-    for (arm, steered), (a, b), label in zip(shown, places, labels, strict=False):
+        words.append((left + across - 14 * _LETTER, at, left + across, at + 20))
+    labels = place_labels(places, [label_of(arm) for arm, _ in shown], (left, 0, width, top + down), words)
+    for (arm, steered), (a, b), label in zip(shown, places, labels, strict=True):
         parts.append(_point(arm, steered, a, b, label, [top + down - y.place(v, down) for v in _ends(arm)]))
     return svg(width, height, "Accuracy by the share of tokens steered, a point an arm", *parts, class_="natural")
 

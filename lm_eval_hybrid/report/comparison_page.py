@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from lm_eval_hybrid.behaviors.files import write_file
 from lm_eval_hybrid.evaluation.comparison import ArmFigures, TaskComparison
+from lm_eval_hybrid.evaluation.gap import Gap
 from lm_eval_hybrid.evaluation.runs import WITHOUT, ArmRun, Runs
 from lm_eval_hybrid.report import arm_charts, figures, provenance
 from lm_eval_hybrid.report.answer import PALETTE
@@ -71,7 +72,7 @@ def write(
 def _task(task: TaskComparison, runs: dict[str, ArmRun], held: Pack) -> dict[str, Any]:
     ends = [arm for arm in task.arms if arm.arm not in ("base", "thinking")]
     axis = arm_charts.gap_axis(ends)
-    gaps = [(arm.arm, arm_charts.gap_row(arm, axis), figures.gap(arm, task.missing).partition(" [")[0]) for arm in ends]
+    gaps = [(arm.arm, arm_charts.gap_row(arm, axis), _short(arm.gap)) for arm in ends]
     return {
         "name": task.task,
         "figures": task,
@@ -84,6 +85,13 @@ def _task(task: TaskComparison, runs: dict[str, ArmRun], held: Pack) -> dict[str
         "left_out": any(use.left_out is not None for use in task.behaviors),
         "arms": ",".join(arm.arm for arm in task.arms if not arm.arm.startswith(WITHOUT)),
     }
+
+
+def _short(gap: Gap | None) -> str:
+    """What stands beside its row: reasons are in the table."""
+    if gap is None or gap.recovered is None:
+        return "undefined"
+    return f"{gap.recovered:+.1%}{'' if gap.reason is None else ', no interval'}"
 
 
 def _tiles(task: TaskComparison) -> list[tuple[str, str]]:

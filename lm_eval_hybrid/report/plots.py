@@ -123,7 +123,7 @@ def _gaps(task: TaskComparison, arms: Sequence[ArmFigures]) -> Figure:
         axes.plot(100 * gap.recovered, row, marker=marker, color=colour, markersize=4.5, clip_on=not within)
         axes.annotate(
             figures.recovered(gap).replace("-", "\N{MINUS SIGN}"),
-            (1.02, row),
+            (1.035, row),
             xycoords=("axes fraction", "data"),
             va="center",
             fontsize=7,
@@ -157,21 +157,30 @@ def _accuracy(task: TaskComparison) -> Figure:
     axes.set_xlabel("tokens steered (%)")
     axes.set_ylabel("accuracy (%), 95% intervals")
     figure.draw_without_rendering()  # where points are is known only then
-    _label(axes, shown)
+    _label(axes, shown, thinking)
     return figure
 
 
-def _label(axes: Axes, shown: Sequence[tuple[ArmFigures, float]]) -> None:
+def _label(axes: Axes, shown: Sequence[tuple[ArmFigures, float]], thinking: ArmFigures | None) -> None:
     """Names beside their points, where they cover nothing."""
     from matplotlib.patheffects import withStroke
 
-    scale = 72 / axes.figure.dpi * (96 / 72)  # in pixels of a page, as `place_labels` has them
+    scale = 96 / axes.figure.dpi  # in pixels of a page, as `place_labels` has them
     box = axes.get_window_extent()
-    places = [axes.transData.transform((100 * steered, 100 * arm.accuracy.value)) for arm, steered in shown]
-    points = [((x - box.x0) * scale, (box.y1 - y) * scale) for x, y in places]
-    names = [_name(arm.arm) for arm, _ in shown]
-    room = (0.0, -8.0, box.width * scale, box.height * scale)
-    for (arm, steered), name, label in zip(shown, names, arm_charts.place_labels(points, names, room), strict=True):
+    width, height = box.width * scale, box.height * scale
+
+    def place(steered: float, right: float) -> tuple[float, float]:
+        x, y = axes.transData.transform((100 * steered, 100 * right))
+        return (x - box.x0) * scale, (box.y1 - y) * scale
+
+    full = []
+    if thinking is not None:
+        _, line = place(0.0, thinking.accuracy.value)
+        full.append((width - 90, line, width, line + 20))
+    points = [place(steered, arm.accuracy.value) for arm, steered in shown]
+    names = [_name(arm_charts.label_of(arm)) for arm, _ in shown]
+    labels = arm_charts.place_labels(points, names, (0.0, -8.0, width, height), full)
+    for (arm, steered), name, label in zip(shown, names, labels, strict=True):
         if label is None:
             continue
         sides = {"start": "left", "middle": "center", "end": "right"}

@@ -207,3 +207,23 @@ def test_different_prompts_are_warned_about(tmp_path: Path, caplog: pytest.LogCa
     write(tmp_path, "hybrid", {"toy": shot})
     assert len(read(tmp_path).runs) == 2
     assert "arms base and hybrid of toy had different prompts" in caplog.text
+
+
+def test_arms_of_other_versions_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for arm, version in (("base", "0.1.0"), ("hybrid", "0.2.0")):
+        write(tmp_path, arm, {"toy": samples([1, 0])}, hybrid_version=version)
+    read(tmp_path)
+    assert "arms base and hybrid of toy were run with lm_eval_hybrid 0.1.0 and 0.2.0" in caplog.text
+
+
+def test_what_is_being_written_is_not_read(tmp_path: Path) -> None:
+    write(tmp_path, "base", {"toy": samples([1, 0])})
+    write(tmp_path / ".writing-1", "hybrid", {"toy": samples([1])})
+    assert list(read(tmp_path).arms("toy")) == ["base"]
+
+
+def test_a_behavior_left_out_makes_an_arm_of_its_own(tmp_path: Path) -> None:
+    write(tmp_path, "hybrid", {"toy": samples([1, 1])})
+    write(tmp_path, "hybrid", {"toy": samples([0, 1])}, hybrid_without=["plan"])
+    arms = read(tmp_path).arms("toy")
+    assert {arm: run.scores for arm, run in arms.items()} == {"hybrid": [1, 1], "without plan": [0, 1]}

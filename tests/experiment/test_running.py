@@ -276,3 +276,16 @@ def test_killed_five_times_ends_as_if_undisturbed(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert told(tmp_path / "out") == told(finished)
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(finished: Path, system: TinySystem, rows: Path, tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
+    command = [*launch, "-m", "lm_eval_hybrid.cli", *arguments(system, rows, tmp_path / "out")]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("arm 1 of 5") == 2, "the first process alone tells what goes on"
+    ours, theirs = told(tmp_path / "out"), told(finished)
+    assert ours["tasks"] == theirs["tasks"]
+    assert ours["runs"] == theirs["runs"]

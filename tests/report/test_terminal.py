@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from lm_eval_hybrid.evaluation.comparison import compare
 from lm_eval_hybrid.evaluation.gap import difference, gap
 from lm_eval_hybrid.evaluation.outputs import read
 from lm_eval_hybrid.report.terminal import render
@@ -17,7 +18,8 @@ THINKING = [1] * 95 + [0] * 5
 def shown(folder: Path, seed: int = 0) -> str:
     """As piped, with runs of blanks made one so that rows can be compared with what they say."""
     console = Console(width=100, file=io.StringIO(), highlight=False)
-    console.print(render(read(folder), seed))
+    runs = read(folder)
+    console.print(render(compare(runs, seed), runs, seed))
     text = console.file.getvalue()
     assert max(map(len, text.splitlines())) <= 100
     return "\n".join(" ".join(line.split()) for line in text.splitlines())
@@ -39,10 +41,13 @@ def test_rows_of_a_task(tmp_path: Path) -> None:
 def test_differences_from_hybrid(tmp_path: Path) -> None:
     write(tmp_path, "hybrid", {"toy": samples(HYBRID)})
     write(tmp_path, "bias-only", {"toy": samples(BASE)})
+    # The hybrid alone is right 5 times, the other 2 times: p is 2 (1 + 7 + 21) / 2^7; twice that for two arms.
+    write(tmp_path, "takeover", {"toy": samples([1] * 80 + [0] * 5 + [1] * 2 + [0] * 13)})
     text = shown(tmp_path)
-    assert "toy: hybrid minus each arm, in points of accuracy [95%]" in text
-    found = difference(HYBRID, BASE)
-    assert f"bias-only +55.0 [{100 * found.low:+.1f}, {100 * found.high:+.1f}]" in text
+    assert "toy: hybrid minus each arm, in points of accuracy [95%], McNemar's p (Holm)" in text
+    found, close = difference(HYBRID, BASE), difference(HYBRID, [1] * 80 + [0] * 5 + [1] * 2 + [0] * 13)
+    assert f"bias-only +55.0 [{100 * found.low:+.1f}, {100 * found.high:+.1f}] p <0.001" in text
+    assert f"takeover +3.0 [{100 * close.low:+.1f}, {100 * close.high:+.1f}] p 0.453" in text
 
 
 def test_an_arm_that_hurts_is_negative(tmp_path: Path) -> None:
@@ -98,7 +103,8 @@ def test_narrow_terminals_wrap_and_lose_nothing(tmp_path: Path, width: int) -> N
     for arm, scores in (("base", BASE), ("random-positions", HYBRID), ("thinking", THINKING)):
         write(tmp_path, arm, {"toy": samples(scores)})
     console = Console(width=width, file=io.StringIO())
-    console.print(render(read(tmp_path), 0))
+    runs = read(tmp_path)
+    console.print(render(compare(runs), runs, 0))
     text = console.file.getvalue()
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
