@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
 class TaxonomyJudge(JudgeRecipe):
-    """Which model grades, and how much of the taxonomy.
+    """Which model grades, as any judge is asked, and how much of the taxonomy.
 
     Attributes:
         sentences: held-out sentences of each category that are graded, at most.

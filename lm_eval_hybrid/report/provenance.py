@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lm_eval_hybrid.evaluation.gap import RESAMPLES
-from lm_eval_hybrid.evaluation.runs import SETTINGS, Runs
+from lm_eval_hybrid.evaluation.runs import SETTINGS, WITHOUT, Runs
 
 PACKAGES = ("lm_eval_hybrid", "lm_eval", "torch", "transformers", "nnsight")
 
@@ -19,7 +19,8 @@ def facts(runs: Runs, seed: int) -> list[tuple[str, str]]:
     names = [name for name in SETTINGS if any(name in run.settings for run in runs.runs)]
     settings = [f"{name} {_all(run.settings.get(name) for run in runs.runs)}" for name in names]
     return [
-        ("bundle", _all(run.bundle or "not recorded" for run in runs.runs)),
+        # What names a behavior that was left out is the arm.
+        ("bundle", _all(run.bundle or "not recorded" for run in runs.runs if not run.arm.startswith(WITHOUT))),
         ("models", f"base {_all(run.base for run in runs.runs)}; thinking {_all(run.thinking for run in runs.runs)}"),
         ("steering, where the arm does not set it", ", ".join(settings) or "not recorded"),
         ("seeds", f"decoding {_all(str(run.seed) for run in runs.runs)}; bootstrap {seed} ({RESAMPLES:,} draws)"),

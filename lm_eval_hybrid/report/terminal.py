@@ -8,8 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lm_eval_hybrid.evaluation.comparison import TaskComparison
-from lm_eval_hybrid.evaluation.runs import Runs
+from lm_eval_hybrid.evaluation.comparison import ArmFigures, TaskComparison
+from lm_eval_hybrid.evaluation.runs import WITHOUT, Runs
 from lm_eval_hybrid.report import figures, provenance
 from lm_eval_hybrid.report.figures import ABSENT
 
@@ -32,7 +32,7 @@ def render(comparison: Sequence[TaskComparison], runs: Runs, seed: int) -> Group
     for task in comparison:
         arms = runs.arms(task.task)
         table.add_row(Text(task.task, style="bold"))
-        for arm in task.arms:
+        for arm in filter(_is_shown, task.arms):
             speed = arms[arm.arm].tokens_per_second
             cells = (
                 f"  {arm.arm}",
@@ -46,7 +46,13 @@ def render(comparison: Sequence[TaskComparison], runs: Runs, seed: int) -> Group
             )
             table.add_row(*map(Text, cells))
         table.add_section()
-    return Group(table, *(part for task in comparison for part in _differences(task)), *_footer(runs, seed))
+    parts = [part for task in comparison for part in (*_differences(task), *_left_out(task))]
+    return Group(table, *parts, *_footer(runs, seed))
+
+
+def _is_shown(arm: ArmFigures) -> bool:
+    """Whether it has a row: what leaving a behavior out costs is told apart."""
+    return not arm.arm.startswith(WITHOUT)
 
 
 def _percent(fraction: float | None) -> str:
@@ -57,11 +63,28 @@ def _differences(task: TaskComparison) -> Iterable[RenderableType]:
     """Hybrid minus every other arm."""
     items = [
         Text(f"{arm.arm} {figures.difference(arm.against.difference)} p {figures.p_value(arm.against.holm)}")
-        for arm in task.arms
+        for arm in filter(_is_shown, task.arms)
         if arm.against is not None
     ]
     if items:
         yield Text(f"{task.task}: hybrid minus each arm, in points of accuracy [95%], McNemar's p (Holm)", style="bold")
+        yield Columns(items, padding=(0, 3))
+        yield Text()
+
+
+def _left_out(task: TaskComparison) -> Iterable[RenderableType]:
+    """Hybrid minus itself without each behavior."""
+    items = [
+        Text(
+            f"{use.behavior} ({use.share:.0%}) {figures.difference(use.left_out.difference)} "
+            f"p {figures.p_value(use.left_out.holm)}"
+        )
+        for use in task.behaviors
+        if use.left_out is not None
+    ]
+    if items:
+        title = f"{task.task}: hybrid minus itself without a behavior (its share of the steered tokens), likewise"
+        yield Text(title, style="bold")
         yield Columns(items, padding=(0, 3))
         yield Text()
 

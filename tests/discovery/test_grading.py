@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pydantic
 import pytest
 import torch
 
@@ -182,6 +183,11 @@ def test_nothing_held_out_is_a_mistake(server: JudgeServer) -> None:
     with pytest.raises(HybridError, match="held-out sentences; found none"):
         graded(server, None, ([], torch.tensor([], dtype=torch.int64)))
     assert not server.asked
+
+
+def test_a_judge_of_taxonomies_is_checked_as_any() -> None:
+    with pytest.raises(pydantic.ValidationError, match="url must be http"):
+        TaxonomyJudge(kind="endpoint", model="rule", sentences=3)
 
 
 def test_grades_are_kept_as_json(server: JudgeServer) -> None:

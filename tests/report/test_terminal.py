@@ -41,7 +41,7 @@ def test_rows_of_a_task(tmp_path: Path) -> None:
 def test_differences_from_hybrid(tmp_path: Path) -> None:
     write(tmp_path, "hybrid", {"toy": samples(HYBRID)})
     write(tmp_path, "bias-only", {"toy": samples(BASE)})
-    # The hybrid alone is right 5 times, the other 2 times: p is 2 (1 + 7 + 21) / 2^7; twice that for two arms.
+    # The hybrid alone is right 5 times, the other 2 times: p is 2 (1 + 7 + 21) / 2^7, which Holm leaves as the largest.
     write(tmp_path, "takeover", {"toy": samples([1] * 80 + [0] * 5 + [1] * 2 + [0] * 13)})
     text = shown(tmp_path)
     assert "toy: hybrid minus each arm, in points of accuracy [95%], McNemar's p (Holm)" in text
@@ -109,3 +109,15 @@ def test_narrow_terminals_wrap_and_lose_nothing(tmp_path: Path, width: int) -> N
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
     assert "+84.6%" in text
+
+
+def test_what_leaving_a_behavior_out_costs_is_told_apart(tmp_path: Path) -> None:
+    write(tmp_path, "base", {"toy": samples(BASE)})
+    write(tmp_path, "hybrid", {"toy": samples(HYBRID)}, tokens=[STEERED] * len(HYBRID))
+    left_out = {"hybrid_without": ["compute"], "hybrid_bundle": "embedded@1.0.0#0123456789ab[check]"}
+    write(tmp_path, "hybrid", {"toy": samples(BASE)}, tokens=[STEERED] * len(BASE), **left_out)
+    text = " ".join(shown(tmp_path).split())
+    assert "hybrid minus itself without a behavior" in text
+    assert "compute (67%) +" in text
+    assert "without compute" not in text
+    assert "bundle: embedded@1.0.0#0123456789ab models" in text

@@ -1,0 +1,355 @@
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lm_eval_hybrid.evaluation.comparison import compare
+from lm_eval_hybrid.evaluation.outputs import read
+from lm_eval_hybrid.report import charts, comparison_page
+from lm_eval_hybrid.report.answer import PALETTE
+from lm_eval_hybrid.report.comparison_page import INK, PAPER, STRENGTH, render, shade, write
+from lm_eval_hybrid.report.page import digest
+from tests.evaluation.outputs import PLAIN, STEERED, samples
+from tests.evaluation.outputs import write as write_run
+from tests.report.pages import Element, parse
+from tests.report.test_answer import luminance
+from tests.report.test_documents_pack import unpacked
+
+BASE = [1] * 30 + [0] * 70
+HYBRID = [1] * 85 + [0] * 15
+THINKING = [1] * 95 + [0] * 5
+HARM = [1] * 10 + [0] * 90
+ARMS = {"base": BASE, "hybrid": HYBRID, "thinking": THINKING, "random-category": HARM}
+WITHOUT = [1] * 55 + [0] * 45
+
+
+def whole(folder: Path) -> None:
+    """Four arms of 100 documents, and the hybrid without a behavior."""
+    for arm, scores in ARMS.items():
+        tokens = [STEERED] * 50 + [PLAIN] * 50 if arm == "hybrid" else [PLAIN] * 100
+        write_run(folder, arm, {"toy": samples(scores)}, tokens=tokens, hybrid_fingerprint=f"{arm:x<64}")
+    write_run(folder, "hybrid", {"toy": samples(WITHOUT)}, tokens=[PLAIN] * 100, hybrid_without=["check"])
+
+
+def page(folder: Path, seed: int = 0, made: dict[str, Any] | None = None) -> Element:
+    runs = read(folder)
+    return parse(render(runs, compare(runs, seed), seed, made))
+
+
+def section(found: Element, task: int = 1) -> Element:
+    return found.one("section", id=f"results-{task}")
+
+
+def index(found: Element, task: int = 0) -> Any:
+    held = found.one("script", id=f"pack-{task}")
+    assert held.attributes["class"] == "index"
+    return unpacked(json.loads(held.text))
+
+
+def test_the_table_has_every_figure_of_every_arm(tmp_path: Path) -> None:
+    whole(tmp_path)
+    rows = {row[0]: row[1:] for row in section(page(tmp_path)).one("table", class_="arms").rows()}
+    assert list(rows) == ["base", "hybrid", "thinking", "random-category", "without check"]
+    (task,) = compare(read(tmp_path))
+    gap, against = task.arm("hybrid").gap, task.arm("random-category").against.difference
+    dash = "\N{EN DASH}"
+    shown = f"+84.6% [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
+    # 50 answers of 6 tokens, 3 of them steered and 2 changed, and 50 of 3 tokens.
+    assert rows["hybrid"] == ["85.0% [76.7, 90.7]", shown, "33.3%", "22.2%", "4.5", "0", dash, dash, dash]
+    difference = f"+75.0 [{100 * against.low:+.1f}, {100 * against.high:+.1f}]"
+    assert rows["random-category"][0::7] == ["10.0% [5.5, 17.4]", difference]
+    assert rows["random-category"][1].startswith("\N{MINUS SIGN}30.8% [\N{MINUS SIGN}")
+    assert rows["random-category"][8] == "<0.001" and rows["base"][1] == dash
+
+
+def test_large_figures_say_what_the_hybrid_comes_to(tmp_path: Path) -> None:
+    whole(tmp_path)
+    write_run(tmp_path, "takeover", {"toy": samples(THINKING)}, tokens=[PLAIN] * 100)
+    tiles = [(item.one("b").text, item.text) for item in section(page(tmp_path)).one("ul", class_="figures").all("li")]
+    assert [value for value, _ in tiles] == ["+84.6%", "30.0% → 85.0%", "33.3%", "+100.0%"]
+    assert "(95%: +" in tiles[0][1] and "the thinking model's is 95.0%" in tiles[1][1]
+    assert "22.2% are not what the base would have said" in tiles[2][1]
+    assert tiles[3][1].endswith("takeover, the strongest control")
+
+
+def test_gaps_are_places_between_0_and_1_and_harm_is_left_of_0(tmp_path: Path) -> None:
+    whole(tmp_path)
+    figure = section(page(tmp_path)).one("figure", class_="gaps")
+    (task,) = compare(read(tmp_path))
+    at = {}
+    for row in figure.one("tbody").all("tr")[:-1]:
+        name, value = row.one("th").text, row.all("td")[1].text
+        (marker,) = [each for each in row.all("svg") if "x" in each.attributes]
+        line = next(each for each in row.all("line") if "whisker" in (each.attributes["class"] or ""))
+        kind = (marker.one("path").attributes["class"] or "").split()[1]
+        ends = [float((line.attributes[end] or "").rstrip("%")) for end in ("x1", "x2")]
+        at[name] = (float((marker.attributes["x"] or "").rstrip("%")), ends, kind, value)
+    zero, one = (float((line.attributes["x1"] or "").rstrip("%")) for line in figure.all("line", class_="axis")[:2])
+    assert list(at) == ["hybrid", "random-category", "without check"]
+    for name, (place, ends, _, value) in at.items():
+        gap = task.arm(name).gap
+        for shown, true in zip((place, *ends), (gap.recovered, gap.low, gap.high), strict=True):
+            assert (shown - zero) / (one - zero) == pytest.approx(true, abs=0.001)
+        assert value.replace("\N{MINUS SIGN}", "-") == f"{gap.recovered:+.1%}"
+    assert [kind for _, _, kind, _ in at.values()] == ["hybrid", "harm", "control"]
+    assert at["random-category"][1][1] < zero
+    ticks = [tick.text for tick in figure.one("tr", class_="scale").all("text")]
+    assert "0%" in ticks and "100%" in ticks and ticks[0].startswith("\N{MINUS SIGN}")
+
+
+def test_accuracy_by_tokens_steered_has_a_point_an_arm(tmp_path: Path) -> None:
+    whole(tmp_path)
+    picture = section(page(tmp_path)).one("svg", class_="natural")
+    hints = {title.text.split(":")[0]: title.text for title in picture.all("title")}
+    assert list(hints) == ["base", "hybrid", "random-category", "without check"]  # the thinking model is a line
+    assert hints["hybrid"] == "hybrid: 85.0% [76.7, 90.7] right, 33.3% of the tokens steered"
+    assert len(picture.all("line", class_="thinking-line")) == 1
+    names = [text.text for text in picture.all("text") if "name" in (text.attributes["class"] or "")]
+    assert names == ["base", "hybrid", "random-category"]
+
+
+def test_behaviors_have_their_share_and_what_leaving_them_out_costs(tmp_path: Path) -> None:
+    whole(tmp_path)
+    found = section(page(tmp_path))
+    rows = found.one("table", class_="behaviors").rows()
+    (task,) = compare(read(tmp_path))
+    lost = task.behaviors[1].left_out
+    dash = "\N{EN DASH}"
+    shown = f"+30.0 [{100 * lost.difference.low:+.1f}, {100 * lost.difference.high:+.1f}]"
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["1", "compute", "66.7%", "100", "50", dash, dash],
+        ["2", "check", "33.3%", "50", "50", shown, "<0.001"],
+    ]
+    widths = [bar.attributes["width"] for bar in found.all("rect") if "bar" in (bar.attributes["class"] or "")]
+    assert widths == ["66.67%", "33.33%"]
+    assert "was not run" not in found.text
+
+
+def test_the_page_says_that_leaving_behaviors_out_was_not_run(tmp_path: Path) -> None:
+    write_run(tmp_path, "hybrid", {"toy": samples([1])}, tokens=[STEERED])
+    write_run(tmp_path, "base", {"toy": samples([0])}, tokens=[PLAIN])
+    found = section(page(tmp_path))
+    assert "was not run: lm-eval-hybrid run --arms base,hybrid,leave-one-out does." in found.text
+    assert len(found.one("table", class_="behaviors").rows()[0]) == 5
+
+
+def test_it_says_what_it_rests_on(tmp_path: Path) -> None:
+    whole(tmp_path)
+    hardware = {"machine": "x86_64", "cores": 2, "gpus": ["H100", "H100"], "none": []}
+    grounds = page(tmp_path, 3, {"command": "lm-eval-hybrid run --out x", "hardware": hardware}).one(
+        "section", id="grounds"
+    )
+    assert grounds.one("pre").text == "lm-eval-hybrid run --out x"
+    terms = [term.text for term in grounds.all("dt")]
+    facts = dict(zip(terms, [value.text for value in grounds.all("dd")], strict=True))
+    assert facts["Bundle"] == "embedded@1.0.0#0123456789ab"
+    assert facts["Models"] == "base embedded:base@000000000000; thinking embedded:thinking@111111111111"
+    assert facts["Seeds"] == "decoding 7; bootstrap 3 (10,000 draws)"
+    assert facts["Hardware"] == "machine x86_64; cores 2; gpus H100, H100"
+    assert "open" not in grounds.one("details").attributes
+    rows = grounds.rows()
+    assert [row[:2] for row in rows][:2] == [["toy", "base"], ["toy", "hybrid"]]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d\xa0\d\d:\d\d:\d\d", rows[0][2])
+    assert rows[1][3:] == ["\N{EN DASH}", "200", "hybridxxxxxxxxxx"]
+
+
+@pytest.mark.parametrize(
+    "made", [{}, {"command": ["a", "list"], "hardware": "a word"}, {"command": "", "hardware": {}}]
+)
+def test_a_gap_file_that_says_nothing_adds_nothing(tmp_path: Path, made: dict) -> None:
+    write_run(tmp_path, "hybrid", {"toy": samples([1])})
+    grounds = page(tmp_path, made=made).one("section", id="grounds")
+    assert grounds.all("pre") == [] and "Hardware" not in grounds.text
+    assert "open" in grounds.one("details").attributes
+
+
+@pytest.mark.parametrize(
+    ("arms", "notes"),
+    [
+        (["hybrid"], ["No run of base and thinking", "No token records of hybrid"]),
+        (["base", "thinking"], ["No run of hybrid", "No token records of base and thinking"]),
+        (["takeover"], ["No run of base and thinking", "No run of hybrid", "No token records of takeover"]),
+        (["base", "hybrid", "thinking"], ["No token records of base, hybrid and thinking"]),
+    ],
+)
+def test_any_arms_make_a_page_that_says_what_is_missing(tmp_path: Path, arms: list[str], notes: list[str]) -> None:
+    for arm in arms:
+        write_run(tmp_path, arm, {"toy": samples(ARMS.get(arm, THINKING))})
+    found = page(tmp_path)
+    shown = [note.text for note in section(found).all("p", class_="note")]
+    assert len(shown) == len(notes) and all(map(str.startswith, shown, notes)), shown
+    assert [row[0] for row in section(found).one("table", class_="arms").rows()] == arms
+    assert index(found)["arms"] == arms
+    assert (len(section(found).all("figure", class_="gaps")) == 1) is (len(arms) == 3)
+    assert "None" not in found.one("main").text and "nan" not in found.one("main").text
+
+
+def test_undefined_gaps_say_why(tmp_path: Path) -> None:
+    for arm, scores in (("base", THINKING), ("hybrid", HYBRID), ("thinking", BASE)):
+        write_run(tmp_path, arm, {"a-inverted": samples(scores)})
+    for arm, scores in {"base": [0, 0, 1, 0], "hybrid": [1, 0, 1, 0], "thinking": [1, 1, 0, 0]}.items():
+        write_run(tmp_path, arm, {"b-few": samples(scores)})
+    found = page(tmp_path)
+    row = section(found, 1).one("table", class_="arms").rows()[1]
+    assert row[2] == "undefined: thinking is not above base"
+    assert section(found, 1).one("figure", class_="gaps").one("tbody").all("tr")[0].all("td")[1].text == "undefined"
+    assert "+100.0% no interval: thinking is not above" in section(found, 2).one("table", class_="arms").rows()[1][2]
+    figure = section(found, 2).one("figure", class_="gaps")
+    assert figure.one("tbody").all("tr")[0].all("td")[1].text == "+100.0%, no interval"
+    assert [line for line in figure.all("line") if "whisker" in (line.attributes["class"] or "")] == []
+
+
+def test_other_prompts_are_told(tmp_path: Path) -> None:
+    write_run(tmp_path, "base", {"toy": samples([1])})
+    made = samples([1])
+    made[0]["prompt_hash"] = "another"
+    write_run(tmp_path, "thinking", {"toy": made})
+    notes = [note.text for note in section(page(tmp_path)).all("p", class_="note")]
+    assert "Prompts of thinking differ from those of base, which are the ones shown." in notes
+
+
+def test_what_is_left_out_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arm in ("base", "takeover"):
+        write_run(tmp_path, arm, {"toy": samples([1] * 60)})
+    smallest = sum(len(block.text) for held in comparison_page.pack(read(tmp_path), compare(read(tmp_path)))
+                   for block in held.blocks) - 1  # fmt: skip
+    monkeypatch.setattr(comparison_page.pack, "__defaults__", (smallest,))
+    notes = [note.text for note in section(page(tmp_path)).all("p", class_="note")]
+    assert "answers are left out of takeover (10 of 60 documents); lm-eval-hybrid compare has them." in notes[-1]
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</script><script>alert(1)</script>",
+    "</style></title></svg></ol>",
+    "\"><img src=x onerror='alert(1)'>",
+    "' onmouseover=alert(1) x='",
+    "&lt;b&gt; &amp;#60;script&#62;",
+    "<!-- <![CDATA[ ]]> -->",
+    "{{ 7 * 7 }}{% raw %}",
+    "line\u2028separators\u2029too",
+    "\u202eturned \u0663 \U0001f600",
+]
+
+
+@pytest.mark.parametrize("words", HOSTILE)
+def test_words_stay_words_wherever_they_stand(tmp_path: Path, words: str) -> None:
+    write_run(tmp_path, "hybrid", {"toy": samples([1])}, tokens=[STEERED])
+    plain = {element.name for element in page(tmp_path).walk()}
+    made = samples([1], question=words)
+    made[0] |= {"target": words, "filtered_resps": [words]}
+    tokens = [((words, words, True), (words, None, False))]
+    config = {"hybrid_base": words, "hybrid_fingerprint": words, "hybrid_version": words, "hybrid_bundle": words}
+    write_run(tmp_path, "hybrid", {"toy": made}, tokens=tokens, **config)
+    runs = read(tmp_path)
+    runs = replace(runs, runs=tuple(replace(run, task=words) for run in runs.runs))
+    found = parse(render(runs, compare(runs), 0, {"command": words, "hardware": {words: words}}))
+    for where in ("header", "title", "pre", "dl", "nav"):
+        assert any(words in element.text for element in found.all(where)), where
+    for where in ("arms", "behaviors"):
+        assert words[:10] in found.one("table", class_=where).text or where == "arms"
+    assert {element.name for element in found.walk()} <= plain | {"pre"}
+    assert len(found.all("style")) == 1 and len([s for s in found.all("script") if "type" not in s.attributes]) == 1
+    assert not [key for element in found.walk() for key in element.attributes if key.startswith("on") or key == "style"]
+    held = index(found)
+    assert held["questions"] == [f"{words} 0"] and held["behaviors"] == [words] and held["task"] == words
+    blocks = [unpacked(json.loads(block.text)) for block in found.all("script", type="application/json")]
+    assert [[[[words, 0, 1.0, 0, 1, 0.7788, "token 11", 0.60653, words, 0.8825], words], words]] in blocks
+
+
+def test_packed_data_cannot_end_their_element(tmp_path: Path) -> None:
+    write_run(tmp_path, "base", {"toy": samples([1], question="</script>")})
+    for block in page(tmp_path).all("script", type="application/json"):
+        assert re.fullmatch(r'"[A-Za-z0-9+/=]+"', block.text)
+
+
+def test_what_a_page_cannot_hold_is_replaced(tmp_path: Path) -> None:
+    write_run(tmp_path, "hybrid", {"toy": samples([1])}, hybrid_bundle="a\x00b\x1b", tokens=[((" a", "\x07", True),)])
+    found = page(tmp_path)
+    mark = "\N{REPLACEMENT CHARACTER}"
+    assert found.one("h1").text == f"Arms compared: a{mark}b{mark}" and index(found)["behaviors"] == [mark]
+
+
+def test_the_page_loads_nothing_and_allows_only_its_own_style_and_script(tmp_path: Path) -> None:
+    whole(tmp_path)
+    found = page(tmp_path)
+    for element in found.walk():
+        assert "src" not in element.attributes
+        assert (element.attributes.get("href") or "#").startswith("#")
+    (script,) = [each for each in found.all("script") if "type" not in each.attributes]
+    style = found.one("style")
+    assert "url(" not in style.text and "@import" not in style.text
+    for forbidden in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "fetch("):
+        assert forbidden not in script.text
+    policy = found.one("meta", http_equiv="Content-Security-Policy").attributes["content"] or ""
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules == {
+        "default-src": "'none'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "style-src": f"'{digest(style.text)}'",
+        "script-src": f"'{digest(script.text)}'",
+    }
+
+
+def test_the_same_runs_make_the_same_bytes(tmp_path: Path) -> None:
+    whole(tmp_path / "runs")
+    runs = read(tmp_path / "runs")
+    write(runs, compare(runs), 0, tmp_path / "deep" / "page.html")
+    assert (tmp_path / "deep" / "page.html").read_bytes() == render(runs, compare(runs), 0).encode()
+
+
+def test_words_are_readable_on_every_behaviors_colour_by_day_and_by_night() -> None:
+    for ink, paper, strength in zip(INK, PAPER, STRENGTH, strict=True):
+        for colour in PALETTE:
+            light, dark = sorted((luminance(ink), luminance(shade(colour, paper, strength))), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= 4.5  # WCAG AA
+    assert shade("#ff8000", "#000000", 1.0) == "#ff8000" and shade("#ff8000", "#000000", 0.5) == "#804000"
+
+
+def test_inks_are_readable_on_their_papers() -> None:
+    css = (Path(comparison_page.__file__).parent / "comparison.css").read_text()
+    schemes = re.findall(r":root \{\n(.*?)\n *\}", css, re.DOTALL)[:2]
+    for scheme in schemes:
+        colours = dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6})", scheme))
+        for ink in ("ink", "soft", "link", "hybrid", "control", "harm", "right", "wrong"):
+            for paper in ("paper", "ground", "tint"):
+                if (ink, paper) in (("right", "ground"), ("wrong", "ground")) or ink not in ("ink", "soft", "link"):
+                    paper = "paper"
+                light, dark = sorted((luminance(colours[ink]), luminance(colours[paper])), reverse=True)
+                assert (light + 0.05) / (dark + 0.05) >= 4.5, (ink, paper)
+    assert len(schemes) == 2
+
+
+def test_labels_do_not_cover_points_or_one_another() -> None:
+    from lm_eval_hybrid.report.arm_charts import _box, _overlap, place_labels
+
+    points = [(100.0, 100.0), (102.0, 104.0), (98.0, 97.0), (300.0, 20.0), (5.0, 50.0)]
+    names = ["hybrid", "takeover", "random-select", "thinking", "bias-only"]
+    labels = place_labels(points, names, (0, 0, 320, 200))
+    boxes = [
+        _box(x, y, label, 6.6 * len(name)) for (x, y), name, label in zip(points, names, labels, strict=True) if label
+    ]
+    assert len(boxes) == 5
+    for i, box in enumerate(boxes):
+        assert box[0] >= 0 and box[1] >= 0 and box[2] <= 320 and box[3] <= 200
+        assert not any(_overlap(box, other) for other in boxes[:i])
+        assert not any(_overlap(box, (x - 5, y - 5, x + 5, y + 5)) for x, y in points)
+    assert place_labels([(5.0, 5.0)], ["much too long a name"], (0, 0, 40, 40)) == [None]
+
+
+def test_an_axis_of_gaps_shows_the_widest_only_in_part(tmp_path: Path) -> None:
+    from lm_eval_hybrid.report.arm_charts import gap_axis, gap_row
+
+    for arm, scores in (("base", [0, *BASE[1:]]), ("hybrid", [1] * 100), ("thinking", BASE)):
+        write_run(tmp_path, arm, {"toy": samples(scores)})
+    (task,) = compare(read(tmp_path))
+    hybrid = task.arm("hybrid")
+    assert hybrid.gap.recovered == 71
+    axis = gap_axis([hybrid])
+    assert (axis.marks[0], axis.marks[-1]) == (0, 2.5)
+    assert 'x="100.00%"' in gap_row(hybrid, axis)
+    assert gap_axis([]).marks[0] == 0 and gap_axis([]).marks[-1] == 1 and isinstance(axis, charts.Axis)
