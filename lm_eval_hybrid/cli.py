@@ -88,6 +88,13 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
         report_command.add_arguments(report)
         report.set_defaults(run=report_command.run)
 
+    rescore = commands.add_parser("rescore", help="score recorded answers anew, all models alike; compare with judged ones")
+    if argv[:1] == ["rescore"]:
+        from lm_eval_hybrid.evaluation import rescore_command
+
+        rescore_command.add_arguments(rescore, _console)
+        rescore.set_defaults(run=rescore_command.run)
+
     run = commands.add_parser("run", help="run arms x tasks on the same documents; what gap is recovered, at what cost")
     rerun = commands.add_parser("rerun", help="repeat the experiment of a gap.json; say what differs")
     if argv[:1] in (["run"], ["rerun"]):

@@ -1,4 +1,4 @@
-"""Reading the final answer out of generated text, and comparing it with the true one: what the rest of the package needs.
+"""Reading the final answer out of generated text, and comparing it with the true one: what other modules need of both.
 
 How a text is read is in `reading`, when two answers are equal in `equality`.
 """
@@ -72,6 +72,6 @@ def same_expression(answer: str, truth: str) -> bool:
     return same(answer, truth)
 
 
-def answers(found: Reading, truth: str) -> bool:
-    """Whether a reading is the true answer, or, where that is words, its sentence names it."""
-    return same(found.answer, truth) or mentions(found.sentence, truth)
+def agrees(found: Reading, truth: str) -> bool:
+    """Whether a reading is the true answer: equal to it, or, where the truth is words, in a sentence that names it."""
+    return same_number(found.answer, truth) or same(found.answer, truth) or mentions(found.sentence, truth)

@@ -4,11 +4,15 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+_LETTERS = re.compile(r"\w+")
 _STOP = frozenset(
-    """a an the of to in on at for by with from and or as is are was were be been do does did has have had will would can
-    could should must may how many much what which who whom whose when where why find compute calculate determine
-    evaluate express your answer if it its that this these those they them their he she his her him we you i there so
-    then than after before into each value form simplest given such following please let not number total""".split()
+    _LETTERS.findall(
+        "a an the of to in on at for by with from and or as is are was were be been do does did has have had will would "
+        "can could should must may how many much what which who whom whose when where why find compute calculate "
+        "determine evaluate express your answer if it its that this these those they them their he she his her him we "
+        "you i there so then than after before into each value form simplest given such following please let not number "
+        "total"
+    )
 )
 _WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?|\\[a-z]+|\d[\d,.]*\d|\d")
 _DRAWING = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
@@ -18,7 +22,8 @@ _ASKS = re.compile(
     re.IGNORECASE,
 )
 _STARTS = re.compile(
-    r"\b(?:how|what|find|compute|calculate|determine|evaluate|simplify|solve|convert|factor)\b|(?:^|, )(?:which|express)\b",
+    r"\b(?:how|what|find|compute|calculate|determine|evaluate|simplify|solve|convert|factor)\b"
+    r"|(?:^|, )(?:which|express)\b",
     re.IGNORECASE,
 )
 _CONDITION = re.compile(
@@ -31,18 +36,23 @@ _UNIT = re.compile(
     r"\bhow many\s+((?:[A-Za-z-]+\s*){1,6})|\bin ([a-z]+)\s*\?|\bnumber of ((?:[A-Za-z-]+\s*){1,4})", re.IGNORECASE
 )
 _NO_UNIT = frozenset(
-    "does do did is are was were will would can could must should has have had be in of that if there from for to on with".split()
+    _LETTERS.findall(
+        "does do did is are was were will would can could must should has have had be in of that if there from for to "
+        "on with"
+    )
 )
-_LOOSE = frozenset("more fewer less total different possible other extra additional new".split())
+_LOOSE = frozenset(("more", "fewer", "less", "total", "different", "possible", "other", "extra", "additional", "new"))
 _MONEY = re.compile(
-    r"\bhow much (?:more )?(?:money|profit|change)|\bmoney\b|\bcosts?\b|\bprice\b|\bpa(?:id|ys?)\b|\bspen[dt]s?\b|\bearn|\bowe",
+    r"\bhow much (?:more )?(?:money|profit|change)|\b(?:money|costs?|price|pa(?:id|ys?)|spen[dt]s?)\b"
+    r"|\b(?:earn|owe)",
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 _LETTER = re.compile(r"(?<![A-Za-z\\'])[A-Za-z](?![A-Za-z'])")
 _IN_WORDS = re.compile(
-    r"(?:^|, )(?:who|whose|whom)\b|(?:^|, )which (?:direction|student|person|child|of|city|day|month|colou?r|team|animal|option|statement|"
-    r"graph|curve|shape|equation|figure)\b|\bor neither\b|\benter \W*[\"“'`]+[a-z]+|\ba (?:line|circle|parabola)\b.*\bor\b",
+    r"(?:^|, )(?:who|whose|whom)\b|(?:^|, )which (?:direction|student|person|child|of|city|day|month|colou?r|team|"
+    r"animal|option|statement|graph|curve|shape|equation|figure)\b|\bor neither\b|\benter \W*[\"“'`]+[a-z]+"
+    r"|\ba (?:line|circle|parabola)\b.*\bor\b",
     re.IGNORECASE,
 )
 _AMOUNT = re.compile(r"\W*[\d,.]+\W*(?:\\circ\W*|[A-Za-z ]*\$[\d,.]*)?")

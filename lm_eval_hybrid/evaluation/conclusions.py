@@ -7,8 +7,9 @@ from lm_eval_hybrid.evaluation.notation import plain, tight
 from lm_eval_hybrid.evaluation.values import FITS, NEW, Value, stated
 
 _CONCLUDES = re.compile(
-    r"\b(?:therefore|thus|hence|consequently|accordingly|in conclusion|in total|in summary|to summari[sz]e|finally|overall|"
-    r"altogether|conclude|it follows|the (?:solutions?|results?)\b.{,40}?\b(?:is|are))\b|\\therefore|∴|^\W*So\b",
+    r"\b(?:therefore|thus|hence|consequently|accordingly|in conclusion|in total|in summary|to summari[sz]e|finally|"
+    r"overall|altogether|conclude|it follows|the (?:solutions?|results?)\b.{,40}?\b(?:is|are))\b"
+    r"|\\therefore|∴|^\W*So\b",
     re.IGNORECASE,
 )
 _LEADS = re.compile(r"\b(?:so|this means|we (?:get|have|find|found|obtain))\b", re.IGNORECASE)
@@ -45,7 +46,10 @@ def concluded(said: list[str], asked: Ask, off: bool) -> tuple[str, str] | None:
 
 def in_words(said: list[str], asked: Ask) -> str | None:
     """The last of the sentences that have most of what is asked and conclude, whatever they state."""
-    rated = [(asked.match(each) + _CONCLUDING * bool(_CONCLUDES.search(each)), place) for place, each in enumerate(said[-_MOST:])]
+    rated = [
+        (asked.match(each) + _CONCLUDING * bool(_CONCLUDES.search(each)), place)
+        for place, each in enumerate(said[-_MOST:])
+    ]
     return said[-_MOST:][max(rated)[1]] if rated else None
 
 

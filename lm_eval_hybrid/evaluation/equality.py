@@ -1,8 +1,8 @@
 """When two mathematical answers are equal.
 
-Rules are asked in turn, each for one kind of answer: choices, words, numbers, equations, lists, matrices. The first that
-knows the kind decides, so that brackets, order and units count as people mean them; rules for what has members ask again
-for each of these. math_verify does the mathematics of what no rule knows.
+Rules are asked in turn, each for one kind of answer: choices, words, numbers, equations, lists, matrices. The first
+that knows the kind decides, so that brackets, order and units count as people mean them; rules for what has members
+ask again for each of these. math_verify does the mathematics of what no rule knows.
 """
 
 import re
@@ -18,12 +18,16 @@ Rule = Callable[[str, str], bool | None]
 _LONGEST = 4000  # characters of an answer; nobody means a longer one
 _MOST_WORDS = 12  # of an answer in words
 _CHOICE = re.compile(r"\(([A-Z])\)|([A-Z])")
-_CHOSEN = re.compile(r"(?:(?i:option|choice|answer)\b\W*)?(?:\(\s*([A-Z])\s*\)|([A-Z])(?:[).:]|$)|([B-Z])\s).*", re.DOTALL)
+_CHOSEN = re.compile(
+    r"(?:(?i:option|choice|answer)\b\W*)?(?:\(\s*([A-Z])\s*\)|([A-Z])(?:[).:]|$)|([B-Z])\s).*", re.DOTALL
+)
 _WORDS = re.compile(r"[A-Za-z]{2,}(?:[ '-]+[A-Za-z]+)*")
 _DENIAL = re.compile(r"\b(?:not|no|nor|neither|or|non)\b", re.IGNORECASE)
 _AGAINST = r"\b(?:than|unlike|instead of|rather)\b"
 _NUMERAL = re.compile(r"\(?\s*(\w*\d\w*?)\s*\)?\s*(?:_\s*\{?\s*|\(?(?:in )?base[ -]?)(\w+)\s*[})]?")
-_BASES = {word: base for base, word in enumerate("two three four five six seven eight nine ten eleven twelve".split(), 2)}
+_BASES = {
+    word: base for base, word in enumerate("two three four five six seven eight nine ten eleven twelve".split(), 2)
+}
 _EQUALS = r"(?<![\\<>!:=])=(?!=)|\\equiv(?![a-z])"
 _RELATION = re.compile(r"[<>]|\\(?:le|ge|lt|gt)(?![a-z])")
 _NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'*(?:\s*\([^()]*\))?")
@@ -37,7 +41,7 @@ _CONSTANTS = frozenset("ei")
 
 
 def same(answer: str, truth: str) -> bool:
-    """Whether an answer is equal to the true one, as a careful human reads both. Whatever they hold, it raises nothing.
+    """Whether an answer is equal to the true one, as a careful human reads both. What they hold never makes it raise.
 
     Not symmetric: an answer may leave out what its question says, such as a name (`x =`), a unit or a numeral's base.
     """
@@ -78,7 +82,11 @@ def _words(answer: str, truth: str) -> bool | None:
     if not _WORDS.fullmatch(truth):
         return None
     denied = _DENIAL.search(answer) and not _DENIAL.search(truth)
-    if not denied and len(answer.split()) <= _MOST_WORDS and re.search(rf"\b{re.escape(truth)}(?:e?s)?\b", answer, re.IGNORECASE):
+    if (
+        not denied
+        and len(answer.split()) <= _MOST_WORDS
+        and re.search(rf"\b{re.escape(truth)}(?:e?s)?\b", answer, re.IGNORECASE)
+    ):
         return True
     return None if len(truth) < 4 else False  # a product of variables, perhaps
 
@@ -86,7 +94,11 @@ def _words(answer: str, truth: str) -> bool | None:
 def _clocks(answer: str, truth: str) -> bool | None:
     """Times of day. An answer may leave out which half of the day it is, and the minutes of a full hour."""
     said, meant = clock(answer), clock(truth)
-    return None if said is None or meant is None else said[:2] == meant[:2] and (said[2] or meant[2]) == (meant[2] or said[2])
+    return (
+        None
+        if said is None or meant is None
+        else said[:2] == meant[:2] and (said[2] or meant[2]) == (meant[2] or said[2])
+    )
 
 
 def _numbers(answer: str, truth: str) -> bool | None:
@@ -107,8 +119,9 @@ def _numeral(text: str) -> tuple[str, int] | None:
     found = _NUMERAL.fullmatch(text)
     if not found:
         return None
-    base = _BASES.get(found[2].lower()) or (int(found[2]) if re.fullmatch("[0-9]{1,2}", found[2]) else None)
-    return (found[1], base) if base else None
+    if found[2].lower() in _BASES:
+        return found[1], _BASES.index(found[2].lower()) + 2
+    return (found[1], int(found[2])) if re.fullmatch("[0-9]{1,2}", found[2]) else None
 
 
 def _memberships(answer: str, truth: str) -> bool | None:
@@ -156,14 +169,18 @@ def _matrices(answer: str, truth: str) -> bool | None:
     if mine is None and its is None:
         return None
     if mine is None or its is None:
-        flat = [sum(rows, []) if rows else _members(text)[1] for rows, text in ((mine, answer), (its, truth))]
+        flat = [_flat(rows) if rows else _members(text)[1] for rows, text in ((mine, answer), (its, truth))]
         return min(len(rows := mine or its or []), len(rows[0])) == 1 and _aligned(*flat)
-    return [len(row) for row in mine] == [len(row) for row in its] and _aligned(sum(mine, []), sum(its, []))
+    return [len(row) for row in mine] == [len(row) for row in its] and _aligned(_flat(mine), _flat(its))
 
 
 def _rows(text: str) -> list[list[str]] | None:
     found = _MATRIX.fullmatch(text)
     return [parts(row, "&") for row in re.split(r"\\\\|\\cr(?![a-z])", found[1]) if row.strip()] if found else None
+
+
+def _flat(rows: list[list[str]]) -> list[str]:
+    return [entry for row in rows for entry in row]
 
 
 def _lists(answer: str, truth: str) -> bool | None:

@@ -3,7 +3,8 @@
 import re
 
 from lm_eval_hybrid.evaluation.asking import Ask
-from lm_eval_hybrid.evaluation.values import clauses, stated, value
+from lm_eval_hybrid.evaluation.clauses import clauses
+from lm_eval_hybrid.evaluation.values import stated, value
 
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?:\s*\{|\s+(?P<bare>[^\s{}$\\.,]+))")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -11,18 +12,25 @@ _EMPTY = re.compile(r"(?:\\text\s*\{)?\s*(?:final )?(?:answer)?[\s.}_?]*", re.IG
 _JOIN = re.compile(r"[\s$\\()\[\],;]*(?:and|or|,|\\text\{ ?(?:and|or) ?\}|\\quad)?[\s$\\()\[\],;]*")
 _HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*(?P<answer>\S[^\n]*)")
 _HEADING = re.compile(
-    r"(?:step|solution|explanation|method|approach|part|case|conclusion|verification|summary|final|answer|\*\*)", re.IGNORECASE
+    r"(?:step|solution|explanation|method|approach|part|case|conclusion|verification|summary|final|answer|\*\*)",
+    re.IGNORECASE,
 )
-_SUPPOSES = re.compile(r"(?:if|when|to find|assum)|.*\b(?:check|verif|confirm)\w* (?:this|that|our|the|my) answer", re.IGNORECASE)
+_SUPPOSES = re.compile(
+    r"(?:if|when|to find|assum)|.*\b(?:check|verif|confirm)\w* (?:this|that|our|the|my) answer", re.IGNORECASE
+)
 _ANSWER = re.compile(
-    r"\b(?:answers?|option|choice)\b[^.:=,;]{0,60}?\s*(?:\b(?:is|are|was|be)\b|=|:)(?:\*\*|[:\s])*(?P<rest>\S.*)", re.IGNORECASE
+    r"\b(?:answers?|option|choice)\b[^.:=,;]{0,60}?\s*(?:\b(?:is|are|was|be)\b|=|:)(?:\*\*|[:\s])*(?P<rest>\S.*)",
+    re.IGNORECASE,
 )
 _NO_ANSWER = re.compile(r"(?:not|in|a|an|incorrect|wrong|correct|right|given|to)\b(?!\s+\$)", re.IGNORECASE)
 _IS_ANSWER = re.compile(
-    r"(?P<rest>.*\S)\s+(?:is|are|as)\s+(?:thus |therefore |then )?(?:the|our|my) (?:final |correct )?answer\b", re.IGNORECASE
+    r"(?P<rest>.*\S)\s+(?:is|are|as)\s+(?:thus |therefore |then )?(?:the|our|my) (?:final |correct )?answer\b",
+    re.IGNORECASE,
 )
 _VALUE_FIRST = re.compile(r"[-$\\(\[*\s]*(?:\d|\\frac|\\sqrt|\\pi|[a-zA-Z]\b\s*[=^+*/])")
-_LETTER = re.compile(r"(?:option |choice )?\\?\(?(?:\\text(?:bf)?\{)?\(?([A-Z])\)?(?:\}|\\?\)|[).:]|$)(?!\w)", re.IGNORECASE)
+_LETTER = re.compile(
+    r"(?:option |choice )?\\?\(?(?:\\text(?:bf)?\{)?\(?([A-Z])\)?(?:\}|\\?\)|[).:]|$)(?!\w)", re.IGNORECASE
+)
 # An answer in words: a name with what is said of it, or a word or two.
 _NAMED = re.compile(
     r"(?!\W*(?:The|This|That|It|We|There|To|If|In|So|Since|Let|For|As|I|You)\b)[\W_]*[A-Z]\w+(?:\W+\w+){,10}[\W_]*"

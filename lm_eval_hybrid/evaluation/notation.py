@@ -1,4 +1,4 @@
-"""One notation for mathematical answers: what only typesets goes, and what is written in several ways is written in one.
+"""One notation for mathematical answers: what only typesets goes; what is written in several ways is written in one.
 
 Kept is what may decide whether two answers are equal: brackets, braces of sets, units, words, percent signs. Signs of
 money are not.
@@ -8,10 +8,11 @@ import re
 import unicodedata
 from functools import lru_cache
 
+# ruff: noqa: RUF001 - signs that look alike are what this is about
 _SIGNS = {
-    "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "⁄": "/",
-    "π": r"\pi ", "θ": r"\theta ", "∞": r"\infty ", "∪": r"\cup ", "∈": r"\in ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ",
-    "±": r"\pm ", "≈": r"\approx ", "√": r"\sqrt ", "°": r"^\circ ", "⟨": r"\langle ", "⟩": r"\rangle ", "’": "'",
+    "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "⁄": "/", "≈": r"\approx ",
+    "π": r"\pi ", "θ": r"\theta ", "∞": r"\infty ", "∪": r"\cup ", "∈": r"\in ", "≤": r"\le ", "≥": r"\ge ",
+    "≠": r"\ne ", "±": r"\pm ", "√": r"\sqrt ", "°": r"^\circ ", "⟨": r"\langle ", "⟩": r"\rangle ", "’": "'",
     "$": " ", "€": " ", "£": " ", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "`": " ", "**": " ", "~": " ",
 }  # fmt: skip
 _SIGN = re.compile("|".join(map(re.escape, sorted(_SIGNS, key=len, reverse=True))))
@@ -46,7 +47,9 @@ _ORDINAL = re.compile(r"(\d)\s*\^?\s*\{?\s*(st|nd|rd|th)\b\s*\}?")
 _ROOT = re.compile(r"\\sqrt\s*(?:\(([^()]*)\)|(\d+|[a-zA-Z](?![a-zA-Z])))")
 _PART = r"(\{[^{}]*\}|\d|[a-zA-Z]|\\pi(?![a-z]))"
 _FRACTION = re.compile(rf"\\frac\s*{_PART}\s*{_PART}")
-_BRACKETS = r"(?P<open>\\langle(?![a-z])|\\?[({\[]|\\begin(?![a-z]))|(?P<close>\\rangle(?![a-z])|\\?[)}\]]|\\end(?![a-z]))"
+_BRACKETS = (
+    r"(?P<open>\\langle(?![a-z])|\\?[({\[]|\\begin(?![a-z]))|(?P<close>\\rangle(?![a-z])|\\?[)}\]]|\\end(?![a-z]))"
+)
 _ROUND = {"\\langle": "(", "\\rangle": ")"}
 _STARTS = " \"'"
 _ENDS = " \"'.,;:"

@@ -10,23 +10,27 @@ _NUMBER = re.compile(
     r"(?:(?P<whole>\d+)(?:\s+and\s+|\s*))?(?:\\frac\{\s*(?P<over>-?[\d.]+)\s*\}\{\s*(?P<under>[\d.]+)\s*\}"
     r"|(?<![\d,.])(?P<above>\d+)\s*/\s*(?P<below>\d+)(?![\d.]))"
     rf"|(?P<decimal>{_DIGITS}(?:\.\d+|\.(?!\d))?|\.\d+)(?:\\overline\{{(?P<again>\d+)\}})?"
-    r"(?:\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*(?:\{\s*)?(?P<power>[-+]?\d+)(?:\s*\})?|[eE](?P<exponent>[-+]?\d+)(?!\w))?)"
+    r"(?:\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*(?:\{\s*)?(?P<power>[-+]?\d+)(?:\s*\})?"
+    r"|[eE](?P<exponent>[-+]?\d+)(?!\w))?)"
 )
 _PERCENT = re.compile(r"\s*(?:%|per ?cent\b|percentage points?\b)")
+# Units of few letters; others have three letters or more, and none of those that join numbers.
 _SHORT = (
-    "km|cm|mm|m|kg|g|mg|ml|L|l|lbs?|oz|ft|in|yds?|mi|hrs?|h|mins?|s|secs?|mph|rpm|[ap]\\.?m\\.?|st|nd|rd|th|C|F|K|of|per|an?|"
-    "sq|cu|rd|to go"
+    r"km|cm|mm|m|kg|g|mg|ml|L|l|lbs?|oz|ft|in|yds?|mi|hrs?|h|mins?|s|secs?|mph|rpm|[ap]\.?m\.?|st|nd|rd|th|C|F|K|of|per"
+    r"|an?|sq|cu|to go"
 )
-_WORD = rf"(?:(?!(?:and|or|to|by|times|plus|minus|more than|less than)\b)[A-Za-z][A-Za-z'-]{{2,}}|(?:{_SHORT})(?![A-Za-z]))\.?"
+_JOINING = r"(?:and|or|to|by|times|plus|minus|more than|less than)\b"
+_WORD = rf"(?:(?!{_JOINING})[A-Za-z][A-Za-z'-]{{2,}}(?![A-Za-z'-])|(?:{_SHORT})(?![A-Za-z'-]))\.?"
 _POWER = r"(?:\s*\^\s*(?:\{\s*)?-?[1-4](?:\s*\})?)?"
 _UNIT = re.compile(rf"\s*(?:\^\\circ|(?:(?:\^\\circ\s*|[(/-]\s*)?{_WORD}{_POWER}[,)]*\s*)+)")
 _LAST_UNIT = re.compile(rf"(?<=[\w)}}])\s+(?:{_WORD}{_POWER}\s*)+$|\s*\^\\circ$")
 _ATTACHED = re.compile(r"(?!(?:[msh]|an?|in)\b)[A-Za-z]")
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_MOST_POWER = 400
-_MOST_DIGITS = 4000
+_MOST_POWER = 400  # of ten
+_MOST_CHARACTERS = 4000
 _CLOCK = re.compile(r"(\d{1,2}):(\d\d)(?:\s*([ap])\.?\s?m\.?)?", re.IGNORECASE)
-_NEARLY = Fraction(1, 500_000)
+_NEARLY = Fraction(1, 500_000)  # of the truth: what a decimal may miss it by
+_ENOUGH_DIGITS = 6  # of a decimal that may miss it at all
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def quantity(answer: str) -> Quantity | None:
 
     `5x`, `x = 31` and `3 or 4` are none, nor are words alone; `31 crates`, `1\\frac{4}{5}` and `5.4 \\times 10^3` are.
     """
-    if len(answer) > _MOST_DIGITS:
+    if len(answer) > _MOST_CHARACTERS:
         return None
     found = _NUMBER.match(answer)
     value = _value(found) if found else None
@@ -115,4 +119,4 @@ def _decimal(found: re.Match[str]) -> Fraction | None:
 def _near(value: Fraction, truth: Fraction, digits: int) -> bool:
     if value == truth:
         return True
-    return digits >= 6 and truth.denominator != 1 and abs(value - truth) <= _NEARLY * abs(truth)
+    return digits >= _ENOUGH_DIGITS and truth.denominator != 1 and abs(value - truth) <= _NEARLY * abs(truth)

@@ -1,8 +1,8 @@
 """What a generated text answers to the question posed: the answer that it commits to last, before it runs on.
 
-A text commits by a mark (a box, `####`, the word `answer`), or by a sentence that concludes what was asked. One that ends
-by itself commits by its last sentence with a value at the latest; one that breaks off in the middle of a derivation does
-not.
+A text commits by a mark (a box, `####`, the word `answer`), or by a sentence that concludes what was asked. One that
+ends by itself commits by its last sentence with a value at the latest; one that breaks off in the middle of a
+derivation does not.
 """
 
 import re

@@ -2,17 +2,24 @@
 
 import re
 
-_KIND = r"(?:New |Next |Another |Similar |Follow-?up |Practice |Bonus |Extra )?(?:Question|Problem|Exercise|Task|Query|Prompt)s?"
+_KIND = (
+    r"(?:New |Next |Another |Similar |Follow-?up |Practice |Bonus |Extra )?"
+    r"(?:Question|Problem|Exercise|Task|Query|Prompt)s?"
+)
 _HEADER = re.compile(
     r"(?:^|(?<=[.!?\])}$\"'`]))[ \t#*>_`-]*"
     rf"(?:{_KIND}(?: ?(?:#|No\.?)? ?\d+)?[ *_]*(?:[:.]|$)"
     r"|Example \d+[ *_]*[:.]|Q\d* ?[:.)]|(?:User|Human|Student|Assistant|System|Teacher|Tutor|Instruction|Input)[ *_]*:"
-    r"|You are an? (?:AI|helpful|intelligent|expert)\b|<\|?(?:im_start|im_end|endoftext|user|assistant|system|eot_id|end)\|?>|\[INST\]"
-    r"|(?:Here is|Here's|Let's try|Try|Now try|Consider) (?:another|a (?:similar|new|different)) (?:question|problem|example)\b)",
+    r"|You are an? (?:AI|helpful|intelligent|expert)\b"
+    r"|<\|?(?:im_start|im_end|endoftext|user|assistant|system|eot_id|end)\|?>|\[INST\]"
+    r"|(?:Here is|Here's|Let's try|Try|Now try|Consider) (?:another|a (?:similar|new|different))"
+    r" (?:question|problem|example)\b)",
     re.MULTILINE,
 )
 # A problem has its data in it, and none of the words with which a solution asks itself.
-_POSED = re.compile(r"(?!(?:But|So|Wait|Hmm|Is|Are|Does|Did|Should|Could|Can|Right|Then|Now|Why|Let)\b)[A-Z\"$\\].*\d.*\?\W*")
+_POSED = re.compile(
+    r"(?!(?:But|So|Wait|Hmm|Is|Are|Does|Did|Should|Could|Can|Right|Then|Now|Why|Let)\b)[A-Z\"$\\].*\d.*\?\W*"
+)
 _WORDS = 8
 
 

@@ -5,8 +5,8 @@ Metrics: `exact_match`, `thought_unfinished` for any model's answers; `steered_f
 these, rather than a zero that nobody measured; for the same reason a policy that does not run the base model, as of arm
 `thinking`, has no `changed_fraction`.
 
-A task of yours is scored so by one line, `process_results: !function lm_eval_hybrid.evaluation.scoring.any_task`, and the
-metrics that you want in its `metric_list`.
+A task of yours is scored so by one line, `process_results: !function lm_eval_hybrid.evaluation.scoring.any_task`, and
+the metrics that you want in its `metric_list`.
 """
 
 from collections.abc import Callable, Mapping
@@ -48,7 +48,7 @@ def any_task(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
 
 
 def truth_of(doc: Mapping[str, Any]) -> str:
-    r"""The true answer of a document: what follows `####` or is boxed in the first of `TRUTHS` that it has, or all of it.
+    r"""The true answer of a document: what is boxed or follows `####` in the first of `TRUTHS` that it has, or all of it.
 
     Raises:
         HybridError: where it has none of these, or none that is text or a number.
@@ -59,8 +59,8 @@ def truth_of(doc: Mapping[str, Any]) -> str:
         if isinstance(value, int | float | str) and not isinstance(value, bool) and str(value).strip():
             return marked_answer(str(value)) or str(value).strip()
     raise HybridError(
-        f"a document to score must have its true answer in {' or '.join(TRUTHS)}; found {', '.join(map(str, doc)) or 'nothing'}; "
-        "give the task a process_docs that names it so"
+        f"a document to score must have its true answer in {' or '.join(TRUTHS)}; found "
+        f"{', '.join(map(str, doc)) or 'nothing'}; give the task a process_docs that names it so"
     )
 
 

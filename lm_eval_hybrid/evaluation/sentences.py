@@ -5,31 +5,29 @@ import re
 SHORT = 800  # characters: a shorter text has ended by itself, whatever its end is
 _LONGEST = 2000  # characters of a sentence; of longer ones their ends count
 
-_DISPLAY = re.compile(
-    r"\\\[.*?(?:\\\]|\Z)|\$\$.*?(?:\$\$|\Z)|\\begin\{([a-z]+\*?)\}.*?(?:\\end\{\1\}|\Z)", re.DOTALL
-)
+_DISPLAY = re.compile(r"\\\[.*?(?:\\\]|\Z)|\$\$.*?(?:\$\$|\Z)|\\begin\{([a-z]+\*?)\}.*?(?:\\end\{\1\}|\Z)", re.DOTALL)
+_MINUS = dict.fromkeys((0x2010, 0x2011, 0x2013, 0x2212), "-")
 _NOTE = re.compile(r"<<[^<>\n]{,200}>>")
-_ALIGNED = re.compile(r"(?:\\\[\s?|\$\$\s?)?\\begin\{((?:align|eqnarray|gather|split)(?:ed)?\*?)\}(.*?)(\\end\{\1\}(?:\s?\\\]|\s?\$\$)?|\Z)", re.DOTALL)
-_INNER = re.compile(r"(\\begin\{[a-z]+\*?\}.*?\\end\{[a-z]+\*?\})", re.DOTALL)
+_ALIGNED = re.compile(
+    r"(?:\\\[\s?|\$\$\s?)?\\begin\{((?:align|eqnarray|gather|split)(?:ed)?\*?)\}(.*?)(\\end\{\1\}(?:\s?\\\]|\s?\$\$)?|\Z)",
+    re.DOTALL,
+)
+_INNER = re.compile(r"(\\begin\{[a-z]+\*?\}.*?(?:\\end\{[a-z]+\*?\}|\Z))", re.DOTALL)
 _ITEM = r"(?:[-*+•>] |\(?\d{1,3}[.)] )"
 # A formula on a line of its own belongs to the words before it, and a line to the colon above it.
-_JOINT = re.compile(
-    rf"\n(?=\\\[|\$\$|\\begin\{{|=|(?:\*\*|\$|\\\( ?)?\\boxed)|(?<=[:=])(?:\*\*)?\n(?!{_ITEM})"
-)
+_JOINT = re.compile(rf"\n(?=\\\[|\$\$|\\begin\{{|=|(?:\*\*|\$|\\\( ?)?\\boxed)|(?<=[:=])(?:\*\*)?\n(?!{_ITEM})")
 _LABEL = re.compile(rf"^(?:{_ITEM}+(?=\S)|[#* ]*Step \d+[.:]?(?:\*\*)?:? ?)", re.MULTILINE)
 _STOP_INSIDE = re.compile(r"([.,]) ?(\$\$|\\[\])]|(?<=[^\s$][.,])\$(?=\s|$|[A-Z]))", re.MULTILINE)
 _TITLES = r"(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMs\.)(?<!\bDr\.)(?<!\bSt\.)(?<!\bvs\.)(?<!\be\.g\.)(?<!\bi\.e\.)"
 _CLOSERS = r"(?:\*\*|\\[\])]|[$\"')])*"
-_END = re.compile(
-    rf"(?<=[.!?]){_TITLES}{_CLOSERS}(?:\s(?=[A-Z\\$(\[*\"#<`\d])|(?=[A-Z][a-z]+\s)|\s(?=[a-z]\s?=))|\n"
-)
+_END = re.compile(rf"(?<=[.!?]){_TITLES}{_CLOSERS}(?:\s(?=[A-Z\\$(\[*\"#<`\d])|(?=[A-Z][a-z]+\s)|\s(?=[a-z]\s?=))|\n")
 _WHOLE = re.compile(r"(?<!\n\d\.)(?<!\n\d\d\.)(?<!\n\d\d\d\.)(?<=[.!?)\]}$*`\"'|])\Z|(?<!#)####(?!#)[^\n]*\d[^\n]*\Z")
 _FORMULAS = (("\\[", "\\]"), ("\\(", "\\)"))
 
 
 def lines(text: str) -> str:
     """A text without what only spaces it, and without GSM8K's notes for a calculator: spaces single, no blank lines."""
-    text = _NOTE.sub("", text)
+    text = _NOTE.sub("", text).translate(_MINUS)
     return "\n".join(line for each in text.split("\n") if (line := " ".join(each.split())))
 
 
@@ -44,11 +42,11 @@ def sentences(text: str) -> list[str]:
     return [words[-_LONGEST:] for piece in (*pieces, flat[start:]) if (words := " ".join(piece.split()))]
 
 
-def _chain(lines: re.Match[str]) -> str:
+def _chain(aligned: re.Match[str]) -> str:
     """Aligned lines as one formula, in which one `=` follows another."""
-    parts = _INNER.split(lines[2])
+    parts = _INNER.split(aligned[2])
     parts[::2] = [part.replace("\\\\", " ").replace("&", "") for part in parts[::2]]
-    return "\\[" + "".join(parts).replace("\n", " ") + ("\\]" if lines[3] else "")
+    return "\\[" + "".join(parts).replace("\n", " ") + ("\\]" if aligned[3] else "")
 
 
 def broken(text: str) -> bool:

@@ -17,8 +17,8 @@ def serve(seconds: float) -> None:
     """Answers `[answer, truth]` with true or false until the input ends. First it says `READY`.
 
     Args:
-        seconds: after which an answer is given up by whoever asked. A comparison that goes on for twice as long ends the
-            process, which then nobody is left to end.
+        seconds: after which an answer is given up by whoever asked. A comparison that goes on for twice as long ends
+            the process, which then nobody is left to end.
     """
     replies = _own_output()
     _bound_memory()

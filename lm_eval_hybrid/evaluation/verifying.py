@@ -1,7 +1,7 @@
-"""math_verify with a real time limit: in a process of its own, which is ended and started anew where it takes too long.
+"""math_verify with a real time limit: in a process of its own, ended and started anew where it takes too long.
 
-math_verify's own limit is a signal, which only a main thread receives, and which sympy's arithmetic on huge integers does
-not heed. The process is spawned, not forked, because torch's threads may be alive here; it is started by the first
+math_verify's own limit is a signal, which only a main thread receives, and which sympy's arithmetic on huge integers
+does not heed. The process is spawned, not forked, because torch's threads may be alive here; it is started by the first
 comparison, serves all threads of this process one by one, and ends with it.
 """
 
@@ -109,7 +109,7 @@ class Verifier:
 
 
 def _line(process: "subprocess.Popen[str]", question: str | None, seconds: float) -> tuple[str, bool]:
-    """The process's next line after a question, empty where it ended; and whether it was ended here, after `seconds`."""
+    """The process's next line after a question, empty where it ended; and whether it was ended here, for its time."""
     assert process.stdin is not None and process.stdout is not None
     timer = threading.Timer(seconds, process.kill)
     timer.daemon = True

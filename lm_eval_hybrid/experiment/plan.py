@@ -13,8 +13,12 @@ from lm_eval_hybrid.behaviors.manifest import Words, first_problem
 from lm_eval_hybrid.decoding.arms import ARMS
 from lm_eval_hybrid.errors import HybridError
 from lm_eval_hybrid.evaluation.runs import WITHOUT
+from lm_eval_hybrid.harness.answers_file import SUFFIX
 
 PLAN_FILE = "experiment.json"
+DONE_FILE = "done.json"
+"""In an arm's folder: the tasks that it has been run on, each with its results file."""
+
 SCHEMA = 1
 PAPER = ("base", "hybrid", "thinking", "bias-only", "random-category", "random-vectors")
 """What the paper runs: its three systems, and the controls that it calls bias only, random firing, random vectors."""
@@ -115,6 +119,8 @@ def named_arms(names: Iterable[str], keys: Iterable[str]) -> tuple[str, ...]:
 def settle(folder: Path, experiment: Experiment, versions: Mapping[str, str]) -> Experiment:
     """The experiment that `folder` is of from now on: this one, and the arms and tasks that it had before.
 
+    A folder in which nothing has been made yet is of none.
+
     Args:
         versions: of the packages that decide results.
 
@@ -122,7 +128,8 @@ def settle(folder: Path, experiment: Experiment, versions: Mapping[str, str]) ->
         HybridError: the folder is of another experiment, or of other versions.
     """
     path = folder / PLAN_FILE
-    if path.exists():
+    made = [*folder.glob(f"*/{DONE_FILE}"), *folder.glob(f"*/*{SUFFIX}")]
+    if path.exists() and made:
         experiment = _joined(path, experiment, versions)
     content = {"schema_version": SCHEMA, "versions": dict(versions), "experiment": experiment.model_dump(mode="json")}
     write_file(path, json.dumps(content, indent=2).encode() + b"\n")

@@ -14,13 +14,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_hybrid.behaviors.files import write_file
 from lm_eval_hybrid.errors import HybridError
-from lm_eval_hybrid.experiment.plan import Experiment, settle
+from lm_eval_hybrid.experiment.plan import DONE_FILE, Experiment, settle
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 PACKAGES = ("lm_eval_hybrid", "lm_eval", "torch", "transformers", "nnsight")
 _LOCK_FILE = ".lock"
-_DONE_FILE = "done.json"
 _WRITING = ".writing-"
 _PARTS = ("tokens", "samples", "results")  # of a run's files, in the order in which they appear
 
@@ -79,7 +79,7 @@ def _missing(folder: Path, arm: str, tasks: Sequence[str]) -> list[str]:
 
 def _done(folder: Path) -> dict[str, str]:
     """Of each task that is finished its results file; a task whose files are gone counts as not run."""
-    path = folder / _DONE_FILE
+    path = folder / DONE_FILE
     if not path.exists():
         return {}
     try:
@@ -130,7 +130,8 @@ def _evaluate(
 
     arguments = experiment.arm_arguments(arm)
     cache = None if experiment.use_cache is None else f"{experiment.use_cache}_{arm.replace(' ', '-')}"
-    results = simple_evaluate(
+    evaluate = partial(
+        simple_evaluate,
         model=lm,
         model_args=arguments,
         tasks=list(tasks),
@@ -150,6 +151,13 @@ def _evaluate(
         torch_random_seed=experiment.seed,
         fewshot_random_seed=experiment.seed,
     )
+    try:
+        results = evaluate()
+    except ConnectionError as error:  # what datasets and the hub raise
+        raise HybridError(
+            f"the data of {', '.join(tasks)} must be on the hub or in its cache; found: {error}; go online, or give "
+            "them a folder (docs/tasks.md)"
+        ) from error
     if results is None:  # not the first of several processes
         return
     samples = results.pop("samples")
@@ -183,7 +191,7 @@ def _appear(staging: Path, target: Path, tasks: Sequence[str], results: dict[str
         for path in files[part]:
             path.rename(target / path.name)
     done = _done(target) | dict.fromkeys(tasks, files["results"][0].name)
-    write_file(target / _DONE_FILE, json.dumps(done, indent=2).encode() + b"\n")
+    write_file(target / DONE_FILE, json.dumps(done, indent=2).encode() + b"\n")
 
 
 def _limit(limit: float | None) -> float | int | None:

@@ -48,7 +48,9 @@ function read(hash) {
 function address(changes = {}) {
   const { task, document, outcomes, behavior, ending, q, arms } = { ...view, ...changes };
   const query = new URLSearchParams();
-  for (const [arm, verdict] of outcomes) query.append(verdict ? "right" : "wrong", task.arms[arm]);
+  for (const [verdict, key] of [[1, "right"], [0, "wrong"]]) {
+    for (const [arm, wanted] of outcomes) if (wanted === verdict) query.append(key, task.arms[arm]);
+  }
   if (behavior >= 0) query.append("behavior", task.behaviors[behavior]);
   if (ending) query.append("ending", ending);
   if (q) query.append("q", q);
@@ -196,7 +198,7 @@ function follow(first) {
     open();
   } else if (closing) {
     close();
-    if (said === null) return find(`[id="${CSS.escape(location.hash.slice(1))}"]`)?.scrollIntoView();
+    if (said === null) return find(`[id="${CSS.escape(location.hash.slice(1))}"]`)?.scrollIntoView({ behavior: "instant" });
     if (matching.includes(last)) while (shown <= matching.indexOf(last)) more();
     window.scrollTo({ top: scrolled, behavior: "instant" });
     const link = find(`[data-document="${last}"]`);

@@ -241,6 +241,7 @@ for (const part of [answers, find("#tip")]) {
   });
 }
 find("#tip").addEventListener("pointerover", () => clearTimeout(leaving));
+window.addEventListener("resize", hide);
 find(".previous").addEventListener("click", () => step(-1));
 find(".next").addEventListener("click", () => step(1));
 document.addEventListener("keydown", press);

@@ -19,7 +19,7 @@ from typing import Any
 from lm_eval_hybrid.decoding.trace import TokenRecord
 from lm_eval_hybrid.evaluation import lines
 from lm_eval_hybrid.evaluation.comparison import TaskComparison
-from lm_eval_hybrid.evaluation.runs import Answer, ArmRun, Runs
+from lm_eval_hybrid.evaluation.runs import ArmRun, Runs
 from lm_eval_hybrid.report.page import writable
 
 LIMIT = 20_000_000  # bytes of all blocks of a page
@@ -176,25 +176,28 @@ def _samples(run: ArmRun) -> Iterator[_Sample]:
 
 def _answers(run: ArmRun, numbers: dict[str, int]) -> Iterator[list[Any]]:
     """[text, or of the hybrid its pieces; what the task read out of it], in the order of documents."""
-    told = {answer.doc_id: _pieces(answer, numbers) for answer in run.answers()} if run.arm == "hybrid" else {}
+    told: dict[int, list[Any]] = {}
+    if run.arm == "hybrid" and run.sidecar is not None:
+        told = dict(lines.tokens(run.sidecar, lambda line: (line["doc_id"], _pieces(line, numbers))))
     for document, sample in zip(run.documents, _samples(run), strict=True):
         yield [told.get(document.doc_id, sample.text), sample.read]
 
 
-def _pieces(answer: Answer, numbers: dict[str, int]) -> list[Any]:
+def _pieces(line: dict[str, Any], numbers: dict[str, int]) -> list[Any]:
     """Plain text and, as lists, steered tokens, in the order of the answer."""
     pieces: list[Any] = []
     plain: list[str] = []
-    for record in answer.records:
-        if not record.steered:
-            plain.append(record.text)
+    for record in line["records"]:
+        if not record["steered"]:
+            plain.append(record["text"])
             continue
-        pieces += [writable("".join(plain)), _token(record, answer, numbers)]
+        # Only of these a record is made: there are few, and it takes as long as reading the line.
+        pieces += [writable("".join(plain)), _token(TokenRecord(**record), line["words"], numbers)]
         plain.clear()
     return [piece for piece in [*pieces, writable("".join(plain))] if piece != ""]
 
 
-def _token(record: TokenRecord, answer: Answer, numbers: dict[str, int]) -> list[Any]:
+def _token(record: TokenRecord, words: dict[str, str], numbers: dict[str, int]) -> list[Any]:
     """Of a steered token: text, behavior, coefficient, window, whether it was changed, the probability that the
     thinking model gives it, and of both models what they would have said and its probability.
     """
@@ -202,7 +205,7 @@ def _token(record: TokenRecord, answer: Answer, numbers: dict[str, int]) -> list
     def said(choice: int | None) -> str | None:
         if choice is None:
             return None
-        return writable(record.text if choice == record.token else answer.words.get(choice, f"token {choice}"))
+        return writable(record.text if choice == record.token else words.get(str(choice), f"token {choice}"))
 
     return [
         writable(record.text),
@@ -219,7 +222,7 @@ def _token(record: TokenRecord, answer: Answer, numbers: dict[str, int]) -> list
 
 
 def _probability(logprob: float | None) -> float | None:
-    return None if logprob is None else round(math.exp(min(logprob, 0.0)), 5)
+    return None if logprob is None else round(math.exp(min(logprob, 0.0)), 6)
 
 
 def _outcomes(run: ArmRun) -> dict[str, list[int | None]]:

@@ -7,7 +7,7 @@ import pytest
 
 from lm_eval_hybrid.decoding.arms import ARMS
 from lm_eval_hybrid.errors import HybridError
-from lm_eval_hybrid.experiment.plan import PAPER, PLAN_FILE, Experiment, named_arms, read, settle
+from lm_eval_hybrid.experiment.plan import DONE_FILE, PAPER, PLAN_FILE, Experiment, named_arms, read, settle
 
 VERSIONS = {"lm_eval": "0.4.13"}
 
@@ -41,13 +41,25 @@ def test_an_arm_says_what_it_takes() -> None:
     assert plan.arm_arguments("without plan")["without"] == ["plan"]
 
 
+def settled(folder: Path) -> None:
+    """A folder in which an arm has been run."""
+    settle(folder, experiment(), VERSIONS)
+    (folder / "base").mkdir()
+    (folder / "base" / DONE_FILE).write_text("{}")
+
+
+def test_a_folder_where_nothing_was_made_is_of_no_experiment(tmp_path: Path) -> None:
+    settle(tmp_path, experiment(tasks=["mistaken"], limit=3), VERSIONS)
+    assert settle(tmp_path, experiment(), VERSIONS) == experiment()
+
+
 def test_a_folder_takes_more_arms_and_tasks(tmp_path: Path) -> None:
-    settle(tmp_path, experiment(), VERSIONS)
-    settled = settle(tmp_path, experiment(arms=["thinking"], tasks=["other"], batch_size="8"), VERSIONS)
-    assert settled.arms == ("base", "hybrid", "thinking")
-    assert settled.tasks == ("toy", "other")
+    settled(tmp_path)
+    joined = settle(tmp_path, experiment(arms=["thinking"], tasks=["other"], batch_size="8"), VERSIONS)
+    assert joined.arms == ("base", "hybrid", "thinking")
+    assert joined.tasks == ("toy", "other")
     content = json.loads((tmp_path / PLAN_FILE).read_text())
-    assert read(content["experiment"], "here") == settled
+    assert read(content["experiment"], "here") == joined
 
 
 @pytest.mark.parametrize(
@@ -55,19 +67,20 @@ def test_a_folder_takes_more_arms_and_tasks(tmp_path: Path) -> None:
     [({"limit": 5}, "limit None, here it is 5"), ({"seed": 1}, "seed 0, here"), ({"behaviors": "b"}, "behaviors")],
 )
 def test_a_folder_is_of_one_experiment(tmp_path: Path, changes: dict[str, object], found: str) -> None:
-    settle(tmp_path, experiment(), VERSIONS)
+    settled(tmp_path)
     with pytest.raises(HybridError, match=found):
         settle(tmp_path, experiment(**changes), VERSIONS)
 
 
 def test_a_folder_is_of_one_version(tmp_path: Path) -> None:
-    settle(tmp_path, experiment(), VERSIONS)
+    settled(tmp_path)
     with pytest.raises(HybridError, match=r"version of lm_eval 0\.4\.13, here it is 0\.5"):
         settle(tmp_path, experiment(), {"lm_eval": "0.5"})
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"experiment": {"tasks": []}, "versions": {}}', "\xff"])
 def test_a_plan_that_is_none(tmp_path: Path, text: str) -> None:
+    settled(tmp_path)
     (tmp_path / PLAN_FILE).write_text(text, encoding="latin-1")
     with pytest.raises(HybridError, match=PLAN_FILE):
         settle(tmp_path, experiment(), VERSIONS)

@@ -11,6 +11,7 @@ from tests.evaluation.outputs import BUNDLE, records
 DATE = "2026-01-02T03-04-05.678901"
 BEHAVIORS = tuple(f"behavior-{i}" for i in range(15))
 STEERED = 0.08  # share of the hybrid's tokens
+_PLAIN = json.dumps(asdict(records([("%s", None, False)])[0]) | {"position": "%d"}).replace('"%d"', "%d")
 
 
 def write_many(folder: Path, documents: int = 1319, tokens: int = 300, steered: float = STEERED) -> None:
@@ -59,7 +60,7 @@ def _sample(doc_id: int, text: str, draw: random.Random) -> dict:
 
 def _record(record: dict, position: int, text: str, draw: random.Random, steered: float) -> str:
     if draw.random() >= steered:
-        return json.dumps(record | {"position": position, "text": text, "steered": False, "changed": False})
+        return _PLAIN % (position, text)
     changes = {
         **{"position": position, "text": text, "behavior": draw.choice(BEHAVIORS), "base_choice": 7},
         **{"coefficient": draw.random(), "base_logprob": -draw.random(), "thinking_logprob": -draw.random()},

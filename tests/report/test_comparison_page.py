@@ -1,6 +1,6 @@
+import itertools
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from lm_eval_hybrid.evaluation.outputs import read
 from lm_eval_hybrid.report import charts, comparison_page
 from lm_eval_hybrid.report.answer import PALETTE
 from lm_eval_hybrid.report.comparison_page import INK, PAPER, STRENGTH, render, shade, write
+from lm_eval_hybrid.report.documents import pack
 from lm_eval_hybrid.report.page import digest
 from tests.evaluation.outputs import PLAIN, STEERED, samples
 from tests.evaluation.outputs import write as write_run
@@ -211,14 +212,14 @@ def test_other_prompts_are_told(tmp_path: Path) -> None:
     assert "Prompts of thinking differ from those of base, which are the ones shown." in notes
 
 
-def test_what_is_left_out_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     for arm in ("base", "takeover"):
-        write_run(tmp_path, arm, {"toy": samples([1] * 60)})
-    smallest = sum(len(block.text) for held in comparison_page.pack(read(tmp_path), compare(read(tmp_path)))
-                   for block in held.blocks) - 1  # fmt: skip
-    monkeypatch.setattr(comparison_page.pack, "__defaults__", (smallest,))
-    notes = [note.text for note in section(page(tmp_path)).all("p", class_="note")]
-    assert "answers are left out of takeover (10 of 60 documents); lm-eval-hybrid compare has them." in notes[-1]
+        write_run(tmp_path, arm, {"toy": samples([1] * 60)}, tokens=[PLAIN] * 60)
+    runs = read(tmp_path)
+    (task,) = compare(runs)
+    (held,) = pack(runs, [task], limit=100)
+    *_, note = comparison_page._notes(task, runs.arms("toy"), held)
+    assert "left out of base (60 of 60 documents) and takeover (60 of 60 documents); lm-eval-hybrid compare" in note
 
 
 HOSTILE = [
@@ -239,25 +240,28 @@ HOSTILE = [
 def test_words_stay_words_wherever_they_stand(tmp_path: Path, words: str) -> None:
     write_run(tmp_path, "hybrid", {"toy": samples([1])}, tokens=[STEERED])
     plain = {element.name for element in page(tmp_path).walk()}
-    made = samples([1], question=words)
-    made[0] |= {"target": words, "filtered_resps": [words]}
+    made = samples([1], filters=(words, "another"), question=words)
+    for sample in made:
+        sample |= {"target": words, "filtered_resps": [words]}
     tokens = [((words, words, True), (words, None, False))]
     config = {"hybrid_base": words, "hybrid_fingerprint": words, "hybrid_version": words, "hybrid_bundle": words}
     write_run(tmp_path, "hybrid", {"toy": made}, tokens=tokens, **config)
-    runs = read(tmp_path)
-    runs = replace(runs, runs=tuple(replace(run, task=words) for run in runs.runs))
-    found = parse(render(runs, compare(runs), 0, {"command": words, "hardware": {words: words}}))
+    write_run(tmp_path, "hybrid", {"toy": made}, tokens=tokens, hybrid_without=[words], **config)
+    found = page(tmp_path, made={"command": words, "hardware": {words: words}})
     for where in ("header", "title", "pre", "dl", "nav"):
         assert any(words in element.text for element in found.all(where)), where
+    mine = next(part for part in found.all("section", class_="results") if words in part.one("h2").text)
     for where in ("arms", "behaviors"):
-        assert words[:10] in found.one("table", class_=where).text or where == "arms"
+        assert words in mine.one("table", class_=where).text
     assert {element.name for element in found.walk()} <= plain | {"pre"}
     assert len(found.all("style")) == 1 and len([s for s in found.all("script") if "type" not in s.attributes]) == 1
     assert not [key for element in found.walk() for key in element.attributes if key.startswith("on") or key == "style"]
-    held = index(found)
-    assert held["questions"] == [f"{words} 0"] and held["behaviors"] == [words] and held["task"] == words
+    held = next(held for held in (index(found, task) for task in range(3)) if held["task"] == f"toy:{words}")
+    assert held["questions"] == [f"{words} 0"] and words in held["behaviors"] and f"without {words}" in held["arms"]
     blocks = [unpacked(json.loads(block.text)) for block in found.all("script", type="application/json")]
-    assert [[[[words, 0, 1.0, 0, 1, 0.7788, "token 11", 0.60653, words, 0.8825], words], words]] in blocks
+    number = held["behaviors"].index(words)
+    steered = [words, number, 1.0, 0, 1, 0.778801, "token 11", 0.606531, words, 0.882497]
+    assert [[[steered, words], words]] in blocks
 
 
 def test_packed_data_cannot_end_their_element(tmp_path: Path) -> None:
@@ -313,14 +317,13 @@ def test_words_are_readable_on_every_behaviors_colour_by_day_and_by_night() -> N
 def test_inks_are_readable_on_their_papers() -> None:
     css = (Path(comparison_page.__file__).parent / "comparison.css").read_text()
     schemes = re.findall(r":root \{\n(.*?)\n *\}", css, re.DOTALL)[:2]
+    pairs = [*itertools.product(("ink", "soft", "link"), ("paper", "ground", "tint"))]
+    pairs += itertools.product(("hybrid", "control", "harm", "right", "wrong"), ["paper"])
     for scheme in schemes:
         colours = dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6})", scheme))
-        for ink in ("ink", "soft", "link", "hybrid", "control", "harm", "right", "wrong"):
-            for paper in ("paper", "ground", "tint"):
-                if (ink, paper) in (("right", "ground"), ("wrong", "ground")) or ink not in ("ink", "soft", "link"):
-                    paper = "paper"
-                light, dark = sorted((luminance(colours[ink]), luminance(colours[paper])), reverse=True)
-                assert (light + 0.05) / (dark + 0.05) >= 4.5, (ink, paper)
+        for pair in pairs:
+            light, dark = sorted((luminance(colours[name]) for name in pair), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, pair  # WCAG AA
     assert len(schemes) == 2
 
 

@@ -81,9 +81,9 @@ def test_answers_are_texts_and_the_hybrids_has_its_steered_tokens(tmp_path: Path
     pieces, read_as = held[1][0]
     # Text, behavior, coefficient, window, changed, and probabilities: exp(-1/4) of the token by the thinking model,
     # exp(-1/2) and exp(-1/8) of what base and thinking model would have said.
-    so = [" So", 0, 1.0, 0, 1, 0.7788, "token 11", 0.60653, " So", 0.8825]
-    four = [" 4", 0, 1.0, 0, 0, 0.7788, " 4", 0.60653, " 4", 0.8825]
-    check = [" Check", 1, 1.0, 0, 1, 0.7788, "token 15", 0.60653, " Check", 0.8825]
+    so = [" So", 0, 1.0, 0, 1, 0.778801, "token 11", 0.606531, " So", 0.882497]
+    four = [" 4", 0, 1.0, 0, 0, 0.778801, " 4", 0.606531, " 4", 0.882497]
+    check = [" Check", 1, 1.0, 0, 1, 0.778801, "token 15", 0.606531, " Check", 0.882497]
     assert pieces == [so, four, " apples.", check, " it"]
     assert read_as == "4"
 
@@ -108,7 +108,7 @@ def test_a_token_without_behavior_is_the_biass(tmp_path: Path) -> None:
     index = unpacked(found.index.text)
     assert index["behaviors"] == ["compute", "bias", "check"] and index["used"] == [[0, 2], [1], [0, 2]]
     first = contents(found)[1][1][0][0]
-    assert first[:7] == [" So", 1, None, None, 1, 0.7788, "\n"]
+    assert first[:7] == [" So", 1, None, None, 1, 0.778801, "\n"]
 
 
 def test_one_behavior_has_one_number_in_all_tasks(tmp_path: Path) -> None:

@@ -1,0 +1,121 @@
+"""`lm-eval-hybrid rescore`: recorded answers, scored anew, beside what somebody judged."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lm_eval_hybrid.errors import HybridError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console, RenderableType
+
+    from lm_eval_hybrid.evaluation.recordings import Recording
+    from lm_eval_hybrid.evaluation.rescoring import Score
+
+BASE, HYBRID, THINKING = "base_model", "hybrid_model", "thinking_model"
+LONG = 200  # answers: more are worth a progress bar
+ABSENT = "-"
+EXAMPLES = """examples:
+  lm-eval-hybrid rescore benchmark_results_*.json
+  lm-eval-hybrid rescore out/my-model/samples_gsm8k_*.jsonl --out scores.jsonl
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser, console: "Callable[[], Console]") -> None:
+    """Declares the command's arguments; `console` makes what tables are shown on."""
+    parser.set_defaults(console=console)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = "Reads each recorded answer and compares it with the true one, the same for all models."
+    parser.epilog = EXAMPLES
+    parser.add_argument(
+        "files",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        help="a JSON object with tasks (question, correct_answer, model_answers by model), or the harness's "
+        "samples_*.jsonl of any model",
+    )
+    parser.add_argument(
+        "--out", metavar="FILE.jsonl", type=Path, help="write a line per answer: what was read, whether right"
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the bootstrap (default: 0)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints a table a file, and writes `args.out`."""
+    from tqdm import tqdm
+
+    from lm_eval_hybrid.behaviors.files import write_file
+    from lm_eval_hybrid.evaluation import recordings
+    from lm_eval_hybrid.evaluation.rescoring import scores
+
+    if args.seed < 0:
+        raise HybridError(f"--seed must be 0 or more; found {args.seed}; give another")
+    read = [recordings.read(path) for path in args.files]  # all that can be wrong is found before the long work begins
+    console, lines = args.console(), []
+    for recording in read:
+        total = sum(len(task.answers) for task in recording.tasks)
+        hidden = None if total > LONG else True  # None: hidden where nobody looks
+        found = list(tqdm(scores(recording), total=total, desc=recording.path.name, unit="answer", disable=hidden))
+        console.print(table(recording, found))
+        if (line := gap_line(recording, found, args.seed)) is not None:
+            console.print(line)
+        lines += [json.dumps({"file": str(recording.path), **vars(score)}, ensure_ascii=False) for score in found]
+    if args.out:
+        write_file(args.out, "".join(f"{line}\n" for line in lines).encode("utf-8", errors="replace"))
+
+
+def table(recording: "Recording", found: "Sequence[Score]") -> "RenderableType":
+    """A row a model: accuracy with its interval, the recorded one, what was not finished and what has no answer."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from lm_eval_hybrid.evaluation.gap import accuracy
+
+    shown = Table(
+        title=Text(recording.path.name, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    shown.add_column("model", overflow="fold")
+    for name in ("answers", "accuracy [95%]", "recorded", "difference", "unfinished", "no answer"):
+        shown.add_column(name, justify="right")
+    for model in recording.models:
+        mine = [score for score in found if score.model == model]
+        right = accuracy([float(score.right) for score in mine])
+        judged = recording.judged.get(model)
+        unfinished = sum(score.unfinished for score in mine)
+        shown.add_row(
+            Text(model),
+            str(len(mine)),
+            f"{right.value:.1%} [{100 * right.low:.1f}, {100 * right.high:.1f}]",
+            ABSENT if judged is None else f"{judged:.1%}",
+            ABSENT if judged is None else f"{100 * (right.value - judged):+.1f}",
+            str(unfinished),
+            str(sum(score.answer is None for score in mine) - unfinished),
+        )
+    return shown
+
+
+def gap_line(recording: "Recording", found: "Sequence[Score]", seed: int) -> str | None:
+    """The gap recovered on the tasks that base, hybrid and thinking all answered; None where there are none."""
+    from lm_eval_hybrid.evaluation.gap import gap
+
+    by_task: dict[int, dict[str, float]] = {}
+    for score in found:
+        by_task.setdefault(score.task, {})[score.model] = float(score.right)
+    paired = [models for models in by_task.values() if {BASE, HYBRID, THINKING} <= models.keys()]
+    if not paired:
+        return None
+    measured = gap(*([models[name] for models in paired] for name in (BASE, HYBRID, THINKING)), seed=seed)
+    if measured.recovered is None:
+        return f"gap recovered: undefined: {measured.reason}"
+    interval = (
+        measured.reason
+        if measured.low is None or measured.high is None
+        else f"[{100 * measured.low:+.1f}, {100 * measured.high:+.1f}]"
+    )
+    return f"gap recovered: {measured.recovered:+.1%} {interval}, {measured.documents} tasks"
