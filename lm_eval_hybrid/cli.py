@@ -88,7 +88,9 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
         report_command.add_arguments(report)
         report.set_defaults(run=report_command.run)
 
-    rescore = commands.add_parser("rescore", help="score recorded answers anew, all models alike; compare with judged ones")
+    rescore = commands.add_parser(
+        "rescore", help="score recorded answers anew, all models alike; compare with judged ones"
+    )
     if argv[:1] == ["rescore"]:
         from lm_eval_hybrid.evaluation import rescore_command
 

@@ -14,7 +14,10 @@ from tests.tiny_system import write_system
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
-DOCUMENTS = ("README.md", "docs/architecture.md", "docs/benchmark.md", "docs/bundles.md", "docs/discovery.md")
+DOCUMENTS = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("architecture", "benchmark", "bundles", "discovery", "evaluation", "tasks")),
+)
 # Run by `.ci/run` and by whoever reads this: what makes the environment that the tests run in.
 MADE_BEFORE = ("make test", "pip install .")
 REAL = {
@@ -58,7 +61,8 @@ WHOLE = (
 )
 APART = [c for c in SHOWN if c.startswith(WHOLE) and not c.endswith("--dry-run")]
 # The harness reads all its tasks at every start, so its command lines are slow; the fixture runs two of them anyway.
-RUNS = [pytest.param(c, marks=pytest.mark.slow if c.startswith("lm_eval") else ()) for c in SHOWN if c not in APART]
+SLOW = ("lm_eval", "lm-eval-hybrid run", "lm-eval-hybrid rerun")
+RUNS = [pytest.param(c, marks=pytest.mark.slow if c.startswith(SLOW) else ()) for c in SHOWN if c not in APART]
 
 
 @pytest.fixture(scope="module")
@@ -72,16 +76,39 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         (folder / name).write_text(json.dumps(row) + "\n")
     (folder / "my-recipe.yaml").write_text(RECIPE)
+    _stock(folder)
     for arm in ("thinking", "hybrid"):
         run(
             f"lm_eval --model hybrid --model_args arm={arm} --tasks gsm8k_embedded --limit 4 --output_path DIR/{arm} "
             "--log_samples",
             folder,
         )
+    run("lm-eval-hybrid run --tasks gsm8k_embedded,math500_embedded --arms paper --limit 2 --out results", folder)
     _shelve(folder)
     samples = next((folder / "DIR" / "thinking").rglob("samples_*.jsonl"))
     (folder / "samples_thinking.jsonl").write_bytes(samples.read_bytes())
     return folder
+
+
+def _stock(folder: Path) -> None:
+    """What the harness's stock tasks read in place of the hub, and the suite that docs/tasks.md shows."""
+    rows = [{"question": f"{i} + 1?", "answer": f"#### {i + 1}"} for i in range(6)]
+    for split in ("train", "test"):
+        _write_rows(folder / "openai" / "gsm8k" / f"{split}.jsonl", rows)
+    files = "".join(f"  - split: {split}\n    path: {split}.jsonl\n" for split in ("train", "test"))
+    readme = f"---\nconfigs:\n- config_name: main\n  data_files:\n{files}---\n"
+    (folder / "openai" / "gsm8k" / "README.md").write_text(readme)
+    solved = {"problem": "$1 + 1$?", "solution": r"$\boxed{2}$", "answer": "2", "subject": "Algebra", "level": 1}
+    _write_rows(folder / "HuggingFaceH4" / "MATH-500" / "test.jsonl", [solved])
+    _write_rows(folder / "aime24_test.jsonl", [{"problem": "$1 + 1$?", "answer": 2}])
+    suite = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs/tasks.md").read_text(), re.M | re.S)[0]
+    (folder / "suites").mkdir()
+    (folder / "suites" / "my_suite.yaml").write_text(suite)
+
+
+def _write_rows(path: Path, rows: list[dict[str, object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _shelve(folder: Path) -> None:
@@ -114,7 +141,10 @@ def run(command: str, folder: Path) -> str:
     argv = shlex.split(command)
     if argv[0] in ("lm_eval", "lm-eval-hybrid", "torchrun"):
         argv[0] = str(BIN / argv[0])
-    if argv[0].endswith("lm_eval"):
+    argv = [part for word in argv for part in (sorted(map(str, folder.glob(word))) if "*" in word else [word])]
+    if argv[1] == "run":
+        argv[argv.index("--limit") + 1] = "2"
+    if argv[0].endswith("lm_eval") and argv[1].startswith("-"):
         argv += ["--limit", "1"] if "--limit" not in argv else []
         argv += ["--gen_kwargs", "max_gen_toks=20"] if "bundle" in command else []
     environment = os.environ | {"LM_EVAL_HYBRID_DATA": str(folder), "LM_EVAL_HYBRID_BEHAVIORS": str(folder / "shelf")}
@@ -129,7 +159,7 @@ def test_a_command_shown_runs(command: str, desk: Path) -> None:
 
 
 def test_the_documents_show_commands() -> None:
-    assert len(SHOWN) >= 24 and len(APART) == 11
+    assert len(SHOWN) >= 36 and len(APART) == 12
 
 
 def test_the_recipe_shown_is_one(tmp_path: Path) -> None:
@@ -142,13 +172,15 @@ def test_the_recipe_shown_is_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_ends_in_its_table() -> None:
+def test_the_demo_ends_in_its_table(tmp_path: Path) -> None:
     if not (ROOT / ".venv" / ".ready").exists():
         pytest.skip("the demo runs in .venv: make setup")
-    done = subprocess.run(["make", "demo", "DEMO_LIMIT=2"], cwd=ROOT, capture_output=True, text=True)
+    command = ["make", "demo", "DEMO_LIMIT=2", f"DEMO_OUT={tmp_path / 'demo'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     for word in ("base", "hybrid", "thinking", "takeover", "gap recovered"):
         assert word in done.stdout
+    assert (tmp_path / "demo" / "report.html").is_file()
 
 
 @pytest.mark.slow

@@ -72,6 +72,11 @@ def same_expression(answer: str, truth: str) -> bool:
     return same(answer, truth)
 
 
+def same_answer(answer: str, truth: str) -> bool:
+    """Whether two answers are equal, as numbers (see `same_number`) or as expressions."""
+    return same_number(answer, truth) or same(answer, truth)
+
+
 def agrees(found: Reading, truth: str) -> bool:
     """Whether a reading is the true answer: equal to it, or, where the truth is words, in a sentence that names it."""
-    return same_number(found.answer, truth) or same(found.answer, truth) or mentions(found.sentence, truth)
+    return same_answer(found.answer, truth) or mentions(found.sentence, truth)

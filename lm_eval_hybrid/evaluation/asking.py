@@ -7,11 +7,11 @@ from functools import lru_cache
 _LETTERS = re.compile(r"\w+")
 _STOP = frozenset(
     _LETTERS.findall(
-        "a an the of to in on at for by with from and or as is are was were be been do does did has have had will would "
-        "can could should must may how many much what which who whom whose when where why find compute calculate "
-        "determine evaluate express your answer if it its that this these those they them their he she his her him we "
-        "you i there so then than after before into each value form simplest given such following please let not number "
-        "total"
+        "a an the of to in on at for by with from and or as is are was were be been do does did has have had "
+        "will would can could should must may how many much what which who whom whose when where why find "
+        "compute calculate determine evaluate express your answer if it its that this these those they them "
+        "their he she his her him we you i there so then than after before into each value form simplest "
+        "given such following please let not number total"
     )
 )
 _WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?|\\[a-z]+|\d[\d,.]*\d|\d")

@@ -24,10 +24,8 @@ _CHOSEN = re.compile(
 _WORDS = re.compile(r"[A-Za-z]{2,}(?:[ '-]+[A-Za-z]+)*")
 _DENIAL = re.compile(r"\b(?:not|no|nor|neither|or|non)\b", re.IGNORECASE)
 _AGAINST = r"\b(?:than|unlike|instead of|rather)\b"
-_NUMERAL = re.compile(r"\(?\s*(\w*\d\w*?)\s*\)?\s*(?:_\s*\{?\s*|\(?(?:in )?base[ -]?)(\w+)\s*[})]?")
-_BASES = {
-    word: base for base, word in enumerate("two three four five six seven eight nine ten eleven twelve".split(), 2)
-}
+_NUMERAL = re.compile(r"\(?\s*(\w*\d\w*?)\s*\)?\s*(?:_\s*[{(\s]*|\(?(?:in )?base[ -]?)(\w+)[\s})]*")
+_BASES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _EQUALS = r"(?<![\\<>!:=])=(?!=)|\\equiv(?![a-z])"
 _RELATION = re.compile(r"[<>]|\\(?:le|ge|lt|gt)(?![a-z])")
 _NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'*(?:\s*\([^()]*\))?")
@@ -61,7 +59,7 @@ def _same(answer: str, truth: str) -> bool:
 
 
 def mentions(sentence: str, truth: str) -> bool:
-    """Whether a sentence names the truth, where that is words or a letter among choices, and denies or compares nothing."""
+    """Whether a sentence names the truth, where that is words or a letter among choices, and denies nothing."""
     text, truth = plain(sentence[:_LONGEST]), plain(truth)
     if _CHOICE.fullmatch(truth):
         return set(re.findall(r"\(\s*([A-Z])\s*\)", text)) == {truth.strip("()")}

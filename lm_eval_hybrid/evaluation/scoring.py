@@ -18,6 +18,7 @@ from lm_eval_hybrid.evaluation.answers import (
     THOUGHT_END,
     answered,
     marked_answer,
+    same_answer,
     same_expression,
     same_number,
     thought_is_open,
@@ -39,16 +40,16 @@ def math500(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
 
 
 def any_task(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    r"""Scores against the truth that a document of any task has in one of `TRUTHS`.
+    """Scores against the truth that a document of any task has in one of `TRUTHS`.
 
     Raises:
         HybridError: where it has none.
     """
-    return _score(results[0], truth_of(doc), same_expression, question_of(doc))
+    return _score(results[0], truth_of(doc), same_answer, question_of(doc))
 
 
 def truth_of(doc: Mapping[str, Any]) -> str:
-    r"""The true answer of a document: what is boxed or follows `####` in the first of `TRUTHS` that it has, or all of it.
+    """The true answer of a document: what is boxed or follows `####` in the first of `TRUTHS` that it has, or all.
 
     Raises:
         HybridError: where it has none of these, or none that is text or a number.

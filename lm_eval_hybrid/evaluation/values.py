@@ -35,7 +35,10 @@ _STRAY = re.compile(r"^(?:[aAI]\s+)+|^x\s+(?=\d)|\s+[aAI]$")
 _DANGLING = re.compile("^[,*/+\u00d7÷·=≈\\s]+|^-\\s+|[\\s,*/+\u00d7÷·=≈(\\[{$-]+$")
 
 _SUPPOSED = re.compile(r"\b(?:when|where|if|for|since|let|with|test|try|suppose|assume|consider)$", re.IGNORECASE)
-_FILLER = "exactly|approximately|about|only|indeed|therefore|thus|also|the|an?|value|number|pair|ordered|just|simply|now|then|:"
+_FILLER = (
+    "exactly|approximately|about|only|indeed|therefore|thus|also|the|an?|value|number|pair|ordered|just|simply|now|then"
+    "|:"
+)
 _PREDICATE = re.compile(
     r"(?:\b(?:is|are|was|were|be|being|becomes?|equals?|totals?|equal to|total of)\b|:)" + rf"(?:\s*(?:{_FILLER}))*\s*$"
 )
@@ -104,7 +107,7 @@ def _alike(first: str, second: str, asked: Ask) -> bool:
     """Whether two values that `and`, `or` or a comma joins are one answer: of one kind, or of names that are asked."""
     names = [text.partition("=")[0].strip() if "=" in text else "" for text in (first, second)]
     if names == ["", ""]:
-        kinds = [(_LETTER.search(text) is None, text[0] == "(") for text in (first, second)]
+        kinds = [(_LETTER.search(text) is None, text[0] == "(", "$" in text) for text in (first, second)]
         return kinds[0] == kinds[1]
     return "" not in names and (names[0] == names[1] or stems(" ".join(names)) <= asked.words)
 

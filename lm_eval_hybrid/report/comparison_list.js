@@ -120,12 +120,13 @@ function row(i) {
 const listed = (task) => (task.core.length ? task.core : [...task.arms.keys()].slice(0, 3));
 
 function controls() {
-  const { task } = view;
+  const { task } = view, choosing = find(".tasks").contains(document.activeElement);
   find(".tasks").replaceChildren(...(tasks.length < 2 ? [] : tasks.map((each) => {
     const button = make("button", { type: "button", "aria-pressed": String(each === task) }, each.task);
     button.addEventListener("click", () => change({ ...unfiltered(), task: each, arms: [] }));
     return button;
   })));
+  if (choosing) find(".tasks [aria-pressed=true]").focus();
   matrices();
   const q = find("input[name=q]");
   if (q.value !== view.q) q.value = view.q;

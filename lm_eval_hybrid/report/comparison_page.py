@@ -48,7 +48,7 @@ def render(runs: Runs, comparison: Sequence[TaskComparison], seed: int, made: Ma
     facts = [*provenance.facts(runs, seed), *provenance.hardware(made.get("hardware"))]
     return writable(
         _template().render(
-            title=", ".join(dict.fromkeys(run.bundle for run in runs.runs if run.bundle)) or "bundle not recorded",
+            title=dict(facts)["bundle"],
             tasks=[_task(task, runs.arms(task.task), held) for task, held in zip(comparison, packs, strict=True)],
             facts=facts,
             runs=runs.runs,
@@ -72,17 +72,18 @@ def write(
 def _task(task: TaskComparison, runs: dict[str, ArmRun], held: Pack) -> dict[str, Any]:
     ends = [arm for arm in task.arms if arm.arm not in ("base", "thinking")]
     axis = arm_charts.gap_axis(ends)
+    told = {f"{WITHOUT}{use.behavior}" for use in task.behaviors if use.left_out is not None}
     gaps = [(arm.arm, arm_charts.gap_row(arm, axis), _short(arm.gap)) for arm in ends]
     return {
         "name": task.task,
         "figures": task,
-        "rows": figures.rows(task),
+        "rows": [row for row in figures.rows(task) if row[0] not in told],  # the others are with the behaviors
         "tiles": _tiles(task),
         "notes": _notes(task, runs, held),
         "gaps": gaps if any(arm.gap is not None for arm in ends) else [],
         "scale": arm_charts.gap_scale(axis),
         "scatter": arm_charts.accuracy_by_steered(task.arms) if arm_charts.steered_points(task.arms) else None,
-        "left_out": any(use.left_out is not None for use in task.behaviors),
+        "left_out": bool(told),
         "arms": ",".join(arm.arm for arm in task.arms if not arm.arm.startswith(WITHOUT)),
     }
 

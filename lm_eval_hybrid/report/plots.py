@@ -163,8 +163,6 @@ def _accuracy(task: TaskComparison) -> Figure:
 
 def _label(axes: Axes, shown: Sequence[tuple[ArmFigures, float]], thinking: ArmFigures | None) -> None:
     """Names beside their points, where they cover nothing."""
-    from matplotlib.patheffects import withStroke
-
     scale = 96 / axes.figure.dpi  # in pixels of a page, as `place_labels` has them
     box = axes.get_window_extent()
     width, height = box.width * scale, box.height * scale
@@ -192,7 +190,7 @@ def _label(axes: Axes, shown: Sequence[tuple[ArmFigures, float]], thinking: ArmF
             ha=sides[label.anchor],
             va="center",
             fontsize=7,
-            path_effects=[withStroke(linewidth=2, foreground="white")],
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},  # lines do not cross words
             arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": COLOURS["control"]} if label.far else None,
         )
 

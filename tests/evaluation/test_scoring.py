@@ -3,6 +3,7 @@
 import pytest
 
 from lm_eval_hybrid.decoding.trace import Finish, Generation, TokenRecord
+from lm_eval_hybrid.errors import HybridError
 from lm_eval_hybrid.evaluation import scoring
 from lm_eval_hybrid.harness.records import HybridAnswer
 
@@ -14,7 +15,9 @@ def answer(
     text: str, finish: Finish = "eos", arm: str = "hybrid", thought_open: bool = False, compared: bool = True
 ) -> HybridAnswer:
     """An answer of four tokens, two of them steered and one changed."""
-    records = tuple(TokenRecord(i, i, "", i < 2, i < 1, None, None, None, None, None, 0, None, 0, None) for i in range(4))
+    records = tuple(
+        TokenRecord(i, i, "", i < 2, i < 1, None, None, None, None, None, 0, None, 0, None) for i in range(4)
+    )
     return HybridAnswer(text, Generation(text, records, finish), arm, "tiny", thought_open, compared)
 
 
@@ -50,9 +53,43 @@ def test_an_unfinished_thought_is_no_answer() -> None:
 def test_a_thought_opened_by_the_prompt_is_unfinished_where_it_was_cut(finish: Finish) -> None:
     cut = scoring.gsm8k(GSM8K, [answer("maybe 18", finish, "thinking", thought_open=True)])
     assert (cut["exact_match"], cut["thought_unfinished"]) == (0.0, 1.0)
-    closed = scoring.gsm8k(GSM8K, [answer("maybe </think> 18", finish, "thinking", thought_open=True)])
+    closed = scoring.gsm8k(GSM8K, [answer("maybe </think> So it is 18.", finish, "thinking", thought_open=True)])
     assert (closed["exact_match"], closed["thought_unfinished"]) == (1.0, 0.0)
 
 
 def test_a_model_that_ends_by_itself_has_answered() -> None:
     assert scoring.gsm8k(GSM8K, [answer("18", "eos", "thinking", thought_open=True)])["exact_match"] == 1.0
+
+
+def test_a_number_that_the_limit_cut_is_no_answer() -> None:
+    assert scoring.gsm8k(GSM8K, [answer("2 * 9 = 18. Then, all in all, 18", "length")])["exact_match"] == 0.0
+    assert scoring.gsm8k(GSM8K, [answer("2 * 9 = 18. Then, all in all, 18", "eos")])["exact_match"] == 1.0
+
+
+def test_the_question_tells_what_was_concluded() -> None:
+    doc = {"question": "Ann has 20 nuts and eats 2. How many nuts are left?", "answer": "#### 18"}
+    text = "Therefore, Ann has 18 nuts left. She had 20 nuts at first, and she ate 2 of them."
+    assert scoring.gsm8k(doc, [text])["exact_match"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "doc",
+    [
+        {"question": "?", "answer": "so 2 * 9 = 18\n#### 18"},
+        {"problem": "?", "solution": r"so it is $\boxed{18}$."},
+        {"input": "?", "target": "18"},
+        {"input": "?", "target": 18},
+        {"Problem": "?", "Answer": 18.0},
+        {"question": "?", "answer": ["18", "eighteen"]},
+        {"question": "?", "answer": "", "target": "18"},
+    ],
+)
+def test_any_task_is_scored_by_the_truth_in_its_document(doc: dict[str, object]) -> None:
+    assert scoring.any_task(doc, [r"It is \boxed{18}."]) == {"exact_match": 1.0, "thought_unfinished": 0.0}
+    assert scoring.any_task(doc, [r"It is \boxed{17}."])["exact_match"] == 0.0
+
+
+@pytest.mark.parametrize("doc", [{"question": "?"}, {"answer": None}, {"answer": True}, {"answer": []}, {}])
+def test_a_document_without_truth_is_named(doc: dict[str, object]) -> None:
+    with pytest.raises(HybridError, match="must have its true answer in answer or Answer"):
+        scoring.any_task(doc, ["18"])

@@ -71,7 +71,6 @@ def go(browser: Browser, address: str) -> None:
         browser.wait(f"document.querySelector('#document').dataset.drawn === '{place}, document {number}'")
     else:
         browser.wait("document.querySelector('#document').hidden")
-    browser.wait("new Promise((done) => setTimeout(done, 30, true)) && true")
 
 
 def texts(browser: Browser, query: str) -> list[str]:

@@ -32,7 +32,8 @@ def whole(folder: Path) -> None:
     for arm, scores in ARMS.items():
         tokens = [STEERED] * 50 + [PLAIN] * 50 if arm == "hybrid" else [PLAIN] * 100
         write_run(folder, arm, {"toy": samples(scores)}, tokens=tokens, hybrid_fingerprint=f"{arm:x<64}")
-    write_run(folder, "hybrid", {"toy": samples(WITHOUT)}, tokens=[PLAIN] * 100, hybrid_without=["check"])
+    left_out = {"hybrid_without": ["check"], "hybrid_bundle": "embedded@1.0.0#0123456789ab[compute]"}
+    write_run(folder, "hybrid", {"toy": samples(WITHOUT)}, tokens=[PLAIN] * 100, **left_out)
 
 
 def page(folder: Path, seed: int = 0, made: dict[str, Any] | None = None) -> Element:
@@ -53,7 +54,7 @@ def index(found: Element, task: int = 0) -> Any:
 def test_the_table_has_every_figure_of_every_arm(tmp_path: Path) -> None:
     whole(tmp_path)
     rows = {row[0]: row[1:] for row in section(page(tmp_path)).one("table", class_="arms").rows()}
-    assert list(rows) == ["base", "hybrid", "thinking", "random-category", "without check"]
+    assert list(rows) == ["base", "hybrid", "thinking", "random-category"]  # the fifth is told with the behaviors
     (task,) = compare(read(tmp_path))
     gap, against = task.arm("hybrid").gap, task.arm("random-category").against.difference
     dash = "\N{EN DASH}"
@@ -238,7 +239,8 @@ HOSTILE = [
 
 @pytest.mark.parametrize("words", HOSTILE)
 def test_words_stay_words_wherever_they_stand(tmp_path: Path, words: str) -> None:
-    write_run(tmp_path, "hybrid", {"toy": samples([1])}, tokens=[STEERED])
+    for arm, score in (("base", 0), ("hybrid", 1), ("thinking", 1)):
+        write_run(tmp_path, arm, {"toy": samples([score])}, tokens=[STEERED])
     plain = {element.name for element in page(tmp_path).walk()}
     made = samples([1], filters=(words, "another"), question=words)
     for sample in made:
@@ -246,18 +248,21 @@ def test_words_stay_words_wherever_they_stand(tmp_path: Path, words: str) -> Non
     tokens = [((words, words, True), (words, None, False))]
     config = {"hybrid_base": words, "hybrid_fingerprint": words, "hybrid_version": words, "hybrid_bundle": words}
     write_run(tmp_path, "hybrid", {"toy": made}, tokens=tokens, **config)
-    write_run(tmp_path, "hybrid", {"toy": made}, tokens=tokens, hybrid_without=[words], **config)
+    write_run(tmp_path, "hybrid", {"toy": made}, tokens=tokens, hybrid_without=[words, "x"], **config)
+    for arm, score in (("base", 0.0), ("thinking", 1.0)):
+        write_run(tmp_path, arm, {"toy": [sample | {"exact_match": score} for sample in made]}, hybrid_base=words)
     found = page(tmp_path, made={"command": words, "hardware": {words: words}})
     for where in ("header", "title", "pre", "dl", "nav"):
         assert any(words in element.text for element in found.all(where)), where
     mine = next(part for part in found.all("section", class_="results") if words in part.one("h2").text)
     for where in ("arms", "behaviors"):
         assert words in mine.one("table", class_=where).text
+    assert words in mine.one("figure", class_="gaps").text and words in mine.one("svg", class_="natural").text
     assert {element.name for element in found.walk()} <= plain | {"pre"}
     assert len(found.all("style")) == 1 and len([s for s in found.all("script") if "type" not in s.attributes]) == 1
     assert not [key for element in found.walk() for key in element.attributes if key.startswith("on") or key == "style"]
     held = next(held for held in (index(found, task) for task in range(3)) if held["task"] == f"toy:{words}")
-    assert held["questions"] == [f"{words} 0"] and words in held["behaviors"] and f"without {words}" in held["arms"]
+    assert held["questions"] == [f"{words} 0"] and words in held["behaviors"] and f"without {words}, x" in held["arms"]
     blocks = [unpacked(json.loads(block.text)) for block in found.all("script", type="application/json")]
     number = held["behaviors"].index(words)
     steered = [words, number, 1.0, 0, 1, 0.778801, "token 11", 0.606531, words, 0.882497]

@@ -1,0 +1,100 @@
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.evaluation.comparison import TaskComparison, compare
+from lm_eval_hybrid.evaluation.outputs import read
+from lm_eval_hybrid.report import plots
+from tests.evaluation.outputs import PLAIN, STEERED, samples
+from tests.evaluation.outputs import write as write_run
+
+SCORES = {
+    "base": [1] * 30 + [0] * 70,
+    "hybrid": [1] * 85 + [0] * 15,
+    "thinking": [1] * 95 + [0] * 5,
+    "random-category": [1] * 10 + [0] * 90,
+}
+pytest.importorskip("matplotlib", reason="plots need matplotlib")
+
+
+def compared(folder: Path, task: str = "toy") -> tuple[TaskComparison, ...]:
+    for arm, scores in SCORES.items():
+        write_run(folder, arm, {task: samples(scores)}, tokens=[STEERED if arm == "hybrid" else PLAIN] * 100)
+    write_run(folder, "hybrid", {task: samples(SCORES["base"])}, tokens=[PLAIN] * 100, hybrid_without=["check"])
+    return compare(read(folder))
+
+
+def words(path: Path) -> list[str]:
+    """Texts of an SVG."""
+    root = ElementTree.parse(path).getroot()
+    return ["".join(text.itertext()) for text in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_every_task_has_its_plots_in_both_kinds(tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    found = compared(tmp_path / "runs")
+    written = plots.write(found, tmp_path / "deep" / "plots")
+    names = [f"{plot}-toy.{kind}" for plot in ("gap", "accuracy", "behaviors") for kind in ("png", "svg")]
+    assert [path.name for path in written] == names
+    assert sorted(path.name for path in (tmp_path / "deep" / "plots").iterdir()) == sorted(names)
+    for path in written:
+        if path.suffix == ".png":
+            picture = imread(path)[..., :3]
+            assert picture.shape[0] > 200 and picture.shape[1] > 400
+            assert 0.002 < (picture.min(axis=2) < 0.6).mean() < 0.5  # something is drawn, on much white
+
+
+def test_plots_say_what_the_comparison_says(tmp_path: Path) -> None:
+    found = compared(tmp_path / "runs")
+    plots.write(found, tmp_path)
+    gap = found[0].arm("random-category").gap
+    said = words(tmp_path / "gap-toy.svg")
+    assert "toy, 100 documents" in said
+    shown = f"{gap.recovered:+.1%} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
+    assert shown.replace("-", "\N{MINUS SIGN}") in said and "random-category" in said and "thinking" not in said
+    said = words(tmp_path / "accuracy-toy.svg")
+    assert {"base", "hybrid", "random-category", "thinking model"} <= set(said) and "without check" not in said
+    said = words(tmp_path / "behaviors-toy.svg")
+    assert "66.7" in said and any(word.startswith("33.3; +55.0 [+") for word in said)
+    assert "share of steered tokens (%); points of accuracy lost without it [95%]" in said
+
+
+def test_the_same_figures_make_the_same_bytes(tmp_path: Path) -> None:
+    found = compared(tmp_path / "runs")
+    one, two = plots.write(found, tmp_path / "one"), plots.write(found, tmp_path / "two")
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+
+
+def test_names_stay_words_and_stay_in_the_folder(tmp_path: Path) -> None:
+    for name in (r"$\frac{1}$", "<script>&"):
+        tokens = [((" a", name, True),)] * 2
+        made = samples([1, 0], filters=("../up $x$", "up#x#"))
+        write_run(tmp_path / "runs", "hybrid", {"t": made}, tokens=tokens, hybrid_without=[name])
+        write_run(tmp_path / "runs", "hybrid", {"t": made}, tokens=tokens)
+    written = plots.write(compare(read(tmp_path / "runs")), tmp_path / "plots")
+    assert {path.parent for path in written} == {tmp_path / "plots"} and len(set(written)) == len(written) == 8
+    assert r"behaviors-t-up-x--1.svg" in [path.name for path in written]
+    said = words(tmp_path / "plots" / "behaviors-t-up-x--1.svg")
+    assert "<script>&" in said and r"$\frac{1}$" in said and "t:../up $x$: behaviors used" in said
+
+
+def test_only_what_was_measured_is_drawn(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs", "hybrid", {"toy": samples([1])})
+    assert plots.write(compare(read(tmp_path / "runs")), tmp_path) == []
+    for arm, scores in {"base": [0, 0, 1, 0], "hybrid": [1, 0, 1, 0], "thinking": [1, 1, 0, 0]}.items():
+        write_run(tmp_path / "few", arm, {"few": samples(scores)})
+    assert [path.name for path in plots.write(compare(read(tmp_path / "few")), tmp_path)] == [
+        "gap-few.png",
+        "gap-few.svg",
+    ]
+    assert any("no interval: thinking is not above base" in word for word in words(tmp_path / "gap-few.svg"))
+
+
+def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(HybridError, match=r"found none; pip install 'lm-eval-hybrid\[plots\]'"):
+        plots.check()
