@@ -55,6 +55,7 @@ _IN_WORDS = re.compile(
     r"|\ba (?:line|circle|parabola)\b.*\bor\b",
     re.IGNORECASE,
 )
+_SEVERAL = re.compile(r"\b(?:all|both|each|values|solutions|roots|zeros|separated)\b", re.IGNORECASE)
 _AMOUNT = re.compile(r"\W*[\d,.]+\W*(?:\\circ\W*|[A-Za-z ]*\$[\d,.]*)?")
 _LONGEST_HEAD = 4  # words
 _STEM = 5
@@ -70,6 +71,7 @@ class Ask:
         unit: stems of what is counted or measured; empty where the question does not say.
         given: the numbers that the question has, without commas.
         letters: the names of variables and constants in it.
+        several: whether there may be more than one answer.
         in_words: whether a name or word is asked for, not a number.
         choices: whether it lists choices (A), (B), ...
         money: whether an amount of money is asked for.
@@ -81,6 +83,7 @@ class Ask:
     unit: frozenset[str] = frozenset()
     given: frozenset[str] = frozenset()
     letters: frozenset[str] = frozenset()
+    several: bool = False
     in_words: bool = False
     choices: bool = False
     money: bool = False
@@ -110,6 +113,7 @@ def ask(question: str | None) -> Ask:
         given=frozenset(each.replace(",", "") for each in _NUMBER.findall(_FORMULA.sub(_numeric, flat))),
         letters=frozenset(_LETTER.findall(flat)) | {"i", "e"},
         in_words=_IN_WORDS.search(asking[-1]) is not None or _IN_WORDS.search(last) is not None,
+        several=_SEVERAL.search(flat) is not None,
         choices=_CHOICES.search(flat) is not None,
         money=_MONEY.search(last) is not None,
         question=flat,

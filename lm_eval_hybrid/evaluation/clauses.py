@@ -4,7 +4,7 @@ import re
 
 _AMOUNT = (
     r"\s+(?:(?:also|then|just|simply|equal to|approximately|about|roughly|an? (?:total|average|sum) of)\s+)*"
-    r"(?=[-$\\(*]*\d|\\frac)"
+    r"(?=[-$\\(*]*\d|\\frac)(?![-$\\(*]*[\d,.]+%?\s+(?:\w+\s+)?(?:times|more|less|fewer|multiplied|divided|of)\b)"
 )
 _SAYS_EQUAL = re.compile(
     r",?\s+(?:which|that|this|and (?:this|that|it)|it)(?: in this case)?"

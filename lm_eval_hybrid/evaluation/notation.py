@@ -10,7 +10,7 @@ from functools import lru_cache
 
 # ruff: noqa: RUF001 - signs that look alike are what this is about
 _SIGNS = {
-    "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "⁄": "/", "≈": r"\approx ",
+    "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "⁄": "/", "≈": r"\approx ", "≡": r"\equiv ",
     "π": r"\pi ", "θ": r"\theta ", "∞": r"\infty ", "∪": r"\cup ", "∈": r"\in ", "≤": r"\le ", "≥": r"\ge ",
     "≠": r"\ne ", "±": r"\pm ", "√": r"\sqrt ", "°": r"^\circ ", "⟨": r"\langle ", "⟩": r"\rangle ", "’": "'",
     "$": " ", "€": " ", "£": " ", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "`": " ", "**": " ", "~": " ",

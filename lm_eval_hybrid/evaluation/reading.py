@@ -18,6 +18,7 @@ from lm_eval_hybrid.evaluation.values import stated
 _FAULT = re.compile(r"\b(?:mistake|error|incorrect|wrong|miscalculat\w+)\b", re.IGNORECASE)
 _CORRECTS = re.compile(r"\b(?:however|actually|but|wait|correct(?:ed|ion)?|instead)\b", re.IGNORECASE)
 _CORRECTED = 0.75  # of the asked words, for a conclusion that stands against a marked answer
+_SAME = 0.5  # of the asked words, for a question that is the posed one again
 _SAID_BEFORE = 25  # characters: what is shorter may be in a question by chance
 
 
@@ -50,13 +51,18 @@ def _read(text: str, asked: Ask, off: bool) -> Reading | None:
     answers = {each: None if each.endswith("?") else marked(each, asked) for each in dict.fromkeys(said)}
     places = [place for place, each in enumerate(said) if answers[each] is not None]
     if places:
-        end = next((place for place in range(places[0], len(said)) if poses(said[place])), len(said))
+        end = next((place for place in range(places[0], len(said)) if _elsewhere(said[place], asked)), len(said))
         return _last_marked(said[:end], [place for place in places if place < end], answers, asked)
     said = [each for each in said if not each.endswith("?")]
     found = concluded(said, asked, off)
     if asked.in_words and not off and (sentence := in_words(said, asked)) is not None:
         found = (found[0] if found else sentence, sentence)
     return Reading(*found) if found else None
+
+
+def _elsewhere(sentence: str, asked: Ask) -> bool:
+    """Whether a sentence poses another question."""
+    return poses(sentence) and asked.match(sentence) < _SAME
 
 
 def _repeats(sentence: str, asked: Ask) -> bool:
@@ -72,6 +78,8 @@ def _last_marked(said: list[str], places: list[int], answers: dict[str, str | No
     faults = [place for place in range(last + 1, len(said)) if _FAULT.search(said[place])]
     for sentence in reversed(said[faults[0] :] if faults else []):
         closest = stated(sentence, asked)
-        if closest is not None and closest[0] >= _CORRECTED and closest[1].new and concludes(sentence):
+        if closest is None or (asked.question and closest[0] < _CORRECTED):
+            continue
+        if closest[1].new and concludes(sentence):
             return Reading(closest[1].text, sentence)
     return Reading(answers[said[last]] or "", said[last])

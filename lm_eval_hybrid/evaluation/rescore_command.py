@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from lm_eval_hybrid.evaluation.recordings import Recording
     from lm_eval_hybrid.evaluation.rescoring import Score
+    from lm_eval_hybrid.judging.verdicts import Verdict
 
 BASE, HYBRID, THINKING = "base_model", "hybrid_model", "thinking_model"
 LONG = 200  # answers: more are worth a progress bar
@@ -22,6 +23,13 @@ ABSENT = "-"
 EXAMPLES = """examples:
   lm-eval-hybrid rescore benchmark_results_*.json
   lm-eval-hybrid rescore out/my-model/samples_gsm8k_*.jsonl --out scores.jsonl
+  lm-eval-hybrid rescore benchmark_results_*.json --judge judge.yaml
+
+judge.yaml is a file such as this; without a key in the variable none is sent:
+  kind: endpoint
+  url: http://127.0.0.1:8000/v1
+  model: any-model
+  key_variable: OPENAI_API_KEY
 """
 
 
@@ -43,6 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser, console: "Callable[[], Consol
         "--out", metavar="FILE.jsonl", type=Path, help="write a line per answer: what was read, whether right"
     )
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the bootstrap (default: 0)")
+    parser.add_argument(
+        "--judge",
+        metavar="FILE.yaml",
+        type=Path,
+        help="ask this model as well whether each answer is right, and show how far it agrees; its replies are kept in "
+        "judge.jsonl beside the file",
+    )
+    parser.add_argument("--repeats", metavar="N", type=int, default=3, help="of the judge, an answer (default: 3)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -51,22 +67,42 @@ def run(args: argparse.Namespace) -> None:
 
     from lm_eval_hybrid.behaviors.files import write_file
     from lm_eval_hybrid.evaluation import recordings
+    from lm_eval_hybrid.evaluation.judged import agreements
     from lm_eval_hybrid.evaluation.rescoring import scores
+    from lm_eval_hybrid.report import agreement
 
     if args.seed < 0:
         raise HybridError(f"--seed must be 0 or more; found {args.seed}; give another")
+    if args.repeats < 1:
+        raise HybridError(f"--repeats must be 1 or more; found {args.repeats}; give another")
     read = [recordings.read(path) for path in args.files]  # all that can be wrong is found before the long work begins
+    judge, said = _judged(args, read) if args.judge else ("", [])
     console, lines = args.console(), []
-    for recording in read:
+    for place, recording in enumerate(read):
         total = sum(len(task.answers) for task in recording.tasks)
         hidden = None if total > LONG else True  # None: hidden where nobody looks
         found = list(tqdm(scores(recording), total=total, desc=recording.path.name, unit="answer", disable=hidden))
         console.print(table(recording, found))
         if (line := gap_line(recording, found, args.seed)) is not None:
             console.print(line)
-        lines += [json.dumps({"file": str(recording.path), **vars(score)}, ensure_ascii=False) for score in found]
+        rows = [{"file": str(recording.path), **vars(score)} for score in found]
+        if said:
+            console.print(agreement.render(agreements(found, said[place]), judge))
+            rows = [{**row, "judge": verdict.right} for row, verdict in zip(rows, said[place], strict=True)]
+        lines += [json.dumps(row, ensure_ascii=False) for row in rows]
     if args.out:
         write_file(args.out, "".join(f"{line}\n" for line in lines).encode("utf-8", errors="replace"))
+
+
+def _judged(args: argparse.Namespace, read: "Sequence[Recording]") -> "tuple[str, list[list[Verdict]]]":
+    import logging
+
+    from lm_eval_hybrid.evaluation.judged import verdicts
+    from lm_eval_hybrid.judging import recipe
+
+    # What it costs is said before anything is asked.
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return verdicts(read, recipe.read(args.judge), args.repeats, args.judge.parent)
 
 
 def table(recording: "Recording", found: "Sequence[Score]") -> "RenderableType":

@@ -18,9 +18,9 @@ _HEADER = re.compile(
 )
 # A problem has its data in it, and none of the words with which a solution asks itself.
 _POSED = re.compile(
-    r"(?!(?:But|So|Wait|Hmm|Is|Are|Does|Did|Should|Could|Can|Right|Then|Now|Why|Let)\b)[A-Z\"$\\].*\d.*\?\W*"
+    r"(?:How|What|Which|Who|If|When|Where)\b(?:\W+\w+){4,}"
+    r"|(?!(?:But|So|Wait|Hmm|Is|Are|Does|Did|Should|Could|Can|Right|Then|Now|Why|Let)\b)[A-Z\"$\\]\w*(?:\W+\w+){7,}"
 )
-_WORDS = 8
 
 
 def headers(text: str) -> list[int]:
@@ -29,5 +29,5 @@ def headers(text: str) -> list[int]:
 
 
 def poses(sentence: str) -> bool:
-    """Whether a sentence poses a question with its data, as exercises do."""
-    return len(sentence.split()) >= _WORDS and _POSED.fullmatch(sentence) is not None
+    """Whether a sentence poses a question, as exercises do, and as solutions do not."""
+    return sentence.rstrip("*\"' ").endswith("?") and _POSED.match(sentence) is not None

@@ -23,7 +23,8 @@ _SPAN = r"\\\(.*?\\\)|\\\[.*?\\\]|\$\$.*?\$\$|(?<![\\\w])\$(?=[^\s$])(?:[^$]*?[^
 _RUN = re.compile(rf"(?P<span>{_SPAN})|(?P<run>{_TOKEN}(?:\s?{_TOKEN})*)")
 _MARKS = (("\\(", "\\)"), ("\\[", "\\]"), ("$$", "$$"), ("$", "$"))
 _VALUED = re.compile(r"\d|\\[a-zA-Z]|[a-zA-Z]\s*[-+*/^=(]|[π√∞]|^[a-zA-Z]$")
-_EQUALS = re.compile(r"(?<![\\<>!:])=(?!=)")
+_EQUALS = re.compile(r"(?<![\\<>!:])=(?!=)|\\equiv(?![a-z])|≡")
+_MODULUS = re.compile(r"\s*\(?\s*\\p?mod\s*(?:\{[^{}]*\}|\d+)\s*\)?")
 _ARROW = r"\\(?:Rightarrow|Longrightarrow|implies|iff|Leftrightarrow|therefore)(?![a-zA-Z])"
 _IMPLIES = re.compile(rf"(?:\\q?quad|\s)*{_ARROW}(?:\\q?quad|\s)*|⇒|=>")
 _NUMBER = re.compile(r"[-\\$%\s]*([\d,. ]*\d)\s*(?:\\?%|\^?\s*\\circ|°)?[\\$.]*")
@@ -43,7 +44,7 @@ _PREDICATE = re.compile(
     r"(?:\b(?:is|are|was|were|be|being|becomes?|equals?|totals?|equal to|total of)\b|:)" + rf"(?:\s*(?:{_FILLER}))*\s*$"
 )
 _SUBJECT = re.compile(r"\W*(?:is|are|was|will be)\s+(?:the|how|what)\b")
-_JOINS = re.compile(r"\s*(?:,|,?\s*\b(?:and|or)\b)\s*")
+_JOINS = re.compile(r"\s*(?:(,\s*or\b)|,|,?\s*\b(?:and|or)\b)\s*")
 _WORDS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _SPELLED = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b", re.IGNORECASE)
 
@@ -92,8 +93,13 @@ def value(clause: str, asked: Ask) -> Value | None:
         each = _weighed(run, clause, asked)
         if each is None:
             continue
-        if found and _JOINS.fullmatch(clause, end, run.start()) and _alike(found[-1][1].text, each[1].text, asked):
+        joins = _JOINS.fullmatch(clause, end, run.start())
+        if found and joins and _alike(found[-1][1].text, each[1].text, asked):
             (weight, first), (other, second) = found.pop(), each
+            if joins[1] and not asked.several and "," not in first.text and not _RELATION.search(first.text):
+                found.append(each)  # `1 1/4, or 1.25`: the same again
+                end = run.end()
+                continue
             joint = " and " if first.text.isdigit() and "/" in second.text else ", "  # 137 and 1/2
             each = (max(weight, other), Value(first.text + joint + second.text, first.new or second.new, second.fits))
         found.append(each)
@@ -120,7 +126,7 @@ def _weighed(run: re.Match[str], clause: str, asked: Ask) -> tuple[float, Value]
     said = _PREDICATE.search(before) or (not before and _SUBJECT.match(after))
     text = _IMPLIES.split(text)[-1].strip() or text
     sides = [side.strip() for side in _EQUALS.split(text)]
-    last = sides[-1] or sides[0]
+    last = _MODULUS.sub("", sides[-1]) or sides[0]
     number = _NUMBER.fullmatch(last)
     if number:
         new, fits = _new_number(text, last, re.sub("[, ]", "", number[1]), asked), _fits(run.group(), after, asked)

@@ -111,16 +111,22 @@ class Verifier:
 def _line(process: "subprocess.Popen[str]", question: str | None, seconds: float) -> tuple[str, bool]:
     """The process's next line after a question, empty where it ended; and whether it was ended here, for its time."""
     assert process.stdin is not None and process.stdout is not None
-    timer = threading.Timer(seconds, process.kill)
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        process.kill()
+
+    timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
     try:
         if question is not None:
             process.stdin.write(question + "\n")
             process.stdin.flush()
-        return process.stdout.readline(), timer.finished.is_set()
+        return process.stdout.readline(), late.is_set()
     except OSError:  # it ended before it read
-        return "", timer.finished.is_set()
+        return "", late.is_set()
     finally:
         timer.cancel()
 

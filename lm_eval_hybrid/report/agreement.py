@@ -13,20 +13,20 @@ _NUMBERS = ("rule right", "judge right", "agree", "kappa", "only rule", "only ju
 
 
 def render(found: Mapping[str, Agreement], judge: str) -> Table:
-    """A row for each run.
+    """A row for each model.
 
     Args:
-        found: of each run, by its name, the agreement of the rule, first, with the judge, second.
+        found: of each model, by its name, the agreement of the rule, first, with the judge, second.
         judge: its identity, for the table's caption.
     """
     caption = f"judge: {judge}; shares are of the answers that it judged, kappa is Cohen's"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=Text(caption, style="dim"))
     table.caption_justify = "left"
-    table.add_column("run", overflow="fold")
+    table.add_column("model", overflow="fold")
     for name in _NUMBERS:
         table.add_column(name, justify="right", overflow="fold")
-    for run, of in found.items():
-        table.add_row(*map(Text, (run, *_cells(of))))
+    for model, of in found.items():
+        table.add_row(*map(Text, (model, *_cells(of))))
     return table
 
 

@@ -61,9 +61,11 @@ def gap_scale(axis: Axis) -> Markup:
 
 
 def kind(arm: ArmFigures) -> str:
-    """The class of an arm's marks: `hybrid`, `harm` where it is surely below the base, else `control`."""
+    """The class of an arm's marks: `hybrid`, `without` a behavior, `harm` where it is below the base, or `control`."""
     if arm.arm == "hybrid":
         return "hybrid"
+    if arm.arm.startswith(WITHOUT):
+        return "without"
     harms = arm.gap is not None and arm.gap.high is not None and arm.gap.high < 0
     return "harm" if harms else "control"
 
@@ -133,8 +135,12 @@ def _overlap(one: Box, other: Box) -> bool:
 
 
 def steered_points(arms: Iterable[ArmFigures]) -> list[tuple[ArmFigures, float]]:
-    """Arms but `thinking`, which writes every token itself, with the share of tokens that they steer."""
-    return [(arm, arm.steered.tokens) for arm in arms if arm.steered is not None and arm.arm != "thinking"]
+    """Arms but `thinking`, which writes every token itself, with the share of tokens that they steer.
+
+    In the order in which to draw them: the hybrid above all, those that leave a behavior out of it below.
+    """
+    shown = [(arm, arm.steered.tokens) for arm in arms if arm.steered is not None and arm.arm != "thinking"]
+    return sorted(shown, key=lambda pair: (not pair[0].arm.startswith(WITHOUT), pair[0].arm == "hybrid"))
 
 
 def label_of(arm: ArmFigures) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {"hybrid": "#1f5fbf", "control": "#57606b", "harm": "#b85a00"}
+COLOURS = {"hybrid": "#1f5fbf", "control": "#57606b", "harm": "#b85a00", "without": "#8b95a1"}
 _INK, _RULE, _BAR = "#1b1f24", "#d9dde2", "#8fb0e0"
 _DPI = 200
 _STYLE = {

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from lm_eval_hybrid.cli import main
 from lm_eval_hybrid.errors import HybridError
 from lm_eval_hybrid.evaluation import recordings
 from lm_eval_hybrid.evaluation.judged import agreements, verdicts
@@ -49,6 +50,22 @@ def test_each_answer_has_its_verdict_beside_its_score(tmp_path: Path, caplog: py
     of = agreements(scored, found[0])
     assert of["base_model"] == Agreement(both_right=0, both_wrong=1, only_first=0, only_second=0)
     assert of["hybrid_model"] == Agreement(both_right=1, both_wrong=0, only_first=0, only_second=1)
+
+
+def test_the_command_shows_the_judge_beside_the_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recording(tmp_path / "one.json", "What is 2 + 2?", "What is 2 * 4?").path
+    judge, out = tmp_path / "judge.yaml", tmp_path / "scores.jsonl"
+    with JudgeServer(grader=lenient) as server:
+        judge.write_text(f"kind: endpoint\nurl: {server.url}\nmodel: lenient\n")
+        assert main(["rescore", str(path), "--judge", str(judge), "--repeats", "2", "--out", str(out)]) == 0
+        assert len(server.asked) == 6
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "base_model 0.0% 0.0% 100.0% - 0 0 0" in lines
+    assert "hybrid_model 50.0% 100.0% 50.0% 0.000 0 1 0" in lines
+    assert [json.loads(line)["judge"] for line in out.read_text().splitlines()] == [False, True, True]
+    assert len((tmp_path / "judge.jsonl").read_text().splitlines()) == 6
+    assert main(["rescore", str(path), "--judge", str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml: a judge must be a readable YAML file" in capsys.readouterr().err
 
 
 def test_without_a_question_nothing_is_asked(tmp_path: Path) -> None:

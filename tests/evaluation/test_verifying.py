@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,7 +18,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="signals and forks")
 
 
 @pytest.fixture
-def verifier() -> object:
+def verifier() -> Iterator[Verifier]:
     made = Verifier(seconds=2.0)
     yield made
     made.close()

@@ -96,7 +96,7 @@ def test_gaps_are_places_between_0_and_1_and_harm_is_left_of_0(tmp_path: Path) -
         for shown, true in zip((place, *ends), (gap.recovered, gap.low, gap.high), strict=True):
             assert (shown - zero) / (one - zero) == pytest.approx(true, abs=0.001)
         assert value.replace("\N{MINUS SIGN}", "-") == f"{gap.recovered:+.1%}"
-    assert [kind for _, _, kind, _ in at.values()] == ["hybrid", "harm", "control"]
+    assert [kind for _, _, kind, _ in at.values()] == ["hybrid", "harm", "without"]
     assert at["random-category"][1][1] < zero
     ticks = [tick.text for tick in figure.one("tr", class_="scale").all("text")]
     assert "0%" in ticks and "100%" in ticks and ticks[0].startswith("\N{MINUS SIGN}")
@@ -106,11 +106,12 @@ def test_accuracy_by_tokens_steered_has_a_point_an_arm(tmp_path: Path) -> None:
     whole(tmp_path)
     picture = section(page(tmp_path)).one("svg", class_="natural")
     hints = {title.text.split(":")[0]: title.text for title in picture.all("title")}
-    assert list(hints) == ["base", "hybrid", "random-category", "without check"]  # the thinking model is a line
+    # The thinking model is a line; the hybrid is drawn last, above the others.
+    assert list(hints) == ["without check", "base", "random-category", "hybrid"]
     assert hints["hybrid"] == "hybrid: 85.0% [76.7, 90.7] right, 33.3% of the tokens steered"
     assert len(picture.all("line", class_="thinking-line")) == 1
     names = [text.text for text in picture.all("text") if "name" in (text.attributes["class"] or "")]
-    assert names == ["base", "hybrid", "random-category"]
+    assert names == ["base", "random-category", "hybrid"]
 
 
 def test_behaviors_have_their_share_and_what_leaving_them_out_costs(tmp_path: Path) -> None:
