@@ -17,6 +17,8 @@ _STOP = frozenset(
 _WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?|\\[a-z]+|\d[\d,.]*\d|\d")
 _DRAWING = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
 _SENTENCE = re.compile(r"(?<=[.?!])[$\"')]*\s+(?=[A-Z$\\(])")
+_ASIDE = re.compile(r"\([A-Z][a-z]*(?: [^() ]+){3,} ?\)")  # a hint
+_FORM = re.compile(r"(?:Express|Enter|Give|Write|Round|State)\b.*\b(?:answer|separated|form|pair|triple|nearest)\b")
 _ASKS = re.compile(
     r"\?|\b(?:find|compute|calculate|determine|evaluate|express|simplify|what|how|solve|convert|factor|write|enter)\b",
     re.IGNORECASE,
@@ -102,7 +104,8 @@ def ask(question: str | None) -> Ask:
     if not question:
         return Ask()
     flat = " ".join(_DRAWING.sub(" ", question).split())
-    asking = [part for part in _SENTENCE.split(flat) if _ASKS.search(part)] or [flat]
+    parts = [part for part in _SENTENCE.split(_ASIDE.sub(" ", flat)) if _ASKS.search(part)] or [flat]
+    asking = [part for part in parts if not _FORM.match(part)] or parts
     last = next((part for part in reversed(asking) if "?" in part), asking[-1])
     starts = [found.start() for found in _STARTS.finditer(last)]
     last = _CONDITION.sub("", last[starts[-1] :] if starts else last)
@@ -112,7 +115,7 @@ def ask(question: str | None) -> Ask:
         unit=frozenset(_unit(last)),
         given=frozenset(each.replace(",", "") for each in _NUMBER.findall(_FORMULA.sub(_numeric, flat))),
         letters=frozenset(_LETTER.findall(flat)) | {"i", "e"},
-        in_words=_IN_WORDS.search(asking[-1]) is not None or _IN_WORDS.search(last) is not None,
+        in_words=_IN_WORDS.search(parts[-1]) is not None or _IN_WORDS.search(last) is not None,
         several=_SEVERAL.search(flat) is not None,
         choices=_CHOICES.search(flat) is not None,
         money=_MONEY.search(last) is not None,

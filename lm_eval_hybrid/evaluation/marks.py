@@ -1,4 +1,4 @@
-"""Answers that are marked as such: in a box, after `####`, or by the word `answer`."""
+"""Answers that are marked as such: in a box, after `####`, in a tag, or by the word `answer`."""
 
 import re
 
@@ -11,6 +11,7 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _EMPTY = re.compile(r"(?:\\text\s*\{)?\s*(?:final )?(?:answer)?[\s.}_?]*", re.IGNORECASE)
 _JOIN = re.compile(r"[\s$\\()\[\],;]*(?:and|or|,|\\text\{ ?(?:and|or) ?\}|\\quad)?[\s$\\()\[\],;]*")
 _HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*(?P<answer>\S[^\n]*)")
+_TAG = re.compile(r"<answer>\s*([^<>]*[^<>\s])\s*</answer>", re.IGNORECASE)
 _HEADING = re.compile(
     r"(?:step|solution|explanation|method|approach|part|case|conclusion|verification|summary|final|answer|\*\*)",
     re.IGNORECASE,
@@ -40,8 +41,13 @@ _NAMED = re.compile(
 
 def marked(sentence: str, asked: Ask) -> str | None:
     """The answer that a sentence marks; None where it marks none."""
-    found = [boxed(sentence) if "box" in sentence else None, after_hashes(sentence) if "####" in sentence else None]
-    last = max((each for each in found if each is not None and not _HEADING.match(each[1])), default=None)
+    hashes, tag = after_hashes(sentence) if "####" in sentence else None, _TAG.search(sentence)
+    found = [
+        boxed(sentence) if "box" in sentence else None,
+        None if hashes is None or _HEADING.match(hashes[1]) else hashes,
+        None if tag is None else (tag.start(), tag[1]),
+    ]
+    last = max(filter(None, found), default=None)
     if last is not None:
         return last[1]
     return None if _SUPPOSES.match(sentence) else _called(sentence, asked)

@@ -10,10 +10,11 @@ from functools import lru_cache
 
 # ruff: noqa: RUF001 - signs that look alike are what this is about
 _SIGNS = {
-    "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "⁄": "/", "≈": r"\approx ", "≡": r"\equiv ",
-    "π": r"\pi ", "θ": r"\theta ", "∞": r"\infty ", "∪": r"\cup ", "∈": r"\in ", "≤": r"\le ", "≥": r"\ge ",
-    "≠": r"\ne ", "±": r"\pm ", "√": r"\sqrt ", "°": r"^\circ ", "⟨": r"\langle ", "⟩": r"\rangle ", "’": "'",
-    "$": " ", "€": " ", "£": " ", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "`": " ", "**": " ", "~": " ",
+    "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "⁄": "/",
+    "≈": r"\approx ", "≡": r"\equiv ", "π": r"\pi ", "θ": r"\theta ", "∞": r"\infty ", "∪": r"\cup ", "∈": r"\in ",
+    "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ", "√": r"\sqrt ", "°": r"^\circ ", "⟨": r"\langle ",
+    "⟩": r"\rangle ", "’": "'", "$": " ", "€": " ", "£": " ", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "`": " ",
+    "**": " ", "~": " ",
 }  # fmt: skip
 _SIGN = re.compile("|".join(map(re.escape, sorted(_SIGNS, key=len, reverse=True))))
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹]+")

@@ -18,7 +18,7 @@ _HEADER = re.compile(
 )
 # A problem has its data in it, and none of the words with which a solution asks itself.
 _POSED = re.compile(
-    r"(?:How|What|Which|Who|If|When|Where)\b(?:\W+\w+){4,}"
+    r"(?:How|What|Which|Who|If|When|Where)\b(?:.*\d|(?:\W+\w+){4,})"
     r"|(?!(?:But|So|Wait|Hmm|Is|Are|Does|Did|Should|Could|Can|Right|Then|Now|Why|Let)\b)[A-Z\"$\\]\w*(?:\W+\w+){7,}"
 )
 

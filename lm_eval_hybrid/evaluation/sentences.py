@@ -34,7 +34,7 @@ def lines(text: str) -> str:
 def sentences(text: str) -> list[str]:
     """The sentences of a text of single spaces (see `lines`), without the marks of list items; formulas included."""
     flat = _DISPLAY.sub(lambda formula: formula.group().replace("\n", " "), _ALIGNED.sub(_chain, text))
-    flat = _LABEL.sub("", _JOINT.sub(" ", _STOP_INSIDE.sub(r"\2\1 ", flat)))
+    flat = _LABEL.sub("", _JOINT.sub(" ", _STOP_INSIDE.sub(r"\2\1 ", flat).replace("  ", " ")))
     pieces, start = [], 0
     for end in _END.finditer(flat):
         pieces.append(flat[start : end.end()])

@@ -44,7 +44,7 @@ _PREDICATE = re.compile(
     r"(?:\b(?:is|are|was|were|be|being|becomes?|equals?|totals?|equal to|total of)\b|:)" + rf"(?:\s*(?:{_FILLER}))*\s*$"
 )
 _SUBJECT = re.compile(r"\W*(?:is|are|was|will be)\s+(?:the|how|what)\b")
-_JOINS = re.compile(r"\s*(?:(,\s*or\b)|,|,?\s*\b(?:and|or)\b)\s*")
+_JOINT = re.compile(r"\s*(?:(,\s*or\b)|,|,?\s*\b(?:and|or)\b)\s*")
 _WORDS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _SPELLED = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b", re.IGNORECASE)
 
@@ -93,15 +93,11 @@ def value(clause: str, asked: Ask) -> Value | None:
         each = _weighed(run, clause, asked)
         if each is None:
             continue
-        joins = _JOINS.fullmatch(clause, end, run.start())
-        if found and joins and _alike(found[-1][1].text, each[1].text, asked):
+        joint = _JOINT.fullmatch(clause, end, run.start())
+        if found and joint and _alike(found[-1][1].text, each[1].text, asked):
             (weight, first), (other, second) = found.pop(), each
-            if joins[1] and not asked.several and "," not in first.text and not _RELATION.search(first.text):
-                found.append(each)  # `1 1/4, or 1.25`: the same again
-                end = run.end()
-                continue
-            joint = " and " if first.text.isdigit() and "/" in second.text else ", "  # 137 and 1/2
-            each = (max(weight, other), Value(first.text + joint + second.text, first.new or second.new, second.fits))
+            text = _joined(first.text, second.text, joint[1] is not None and not asked.several)
+            each = (max(weight, other), Value(text, first.new or second.new, second.fits))
         found.append(each)
         end = run.end()
     if not asked.question:
@@ -116,6 +112,13 @@ def _alike(first: str, second: str, asked: Ask) -> bool:
         kinds = [(_LETTER.search(text) is None, text[0] == "(", "$" in text) for text in (first, second)]
         return kinds[0] == kinds[1]
     return "" not in names and (names[0] == names[1] or stems(" ".join(names)) <= asked.words)
+
+
+def _joined(first: str, second: str, perhaps_again: bool) -> str:
+    if first.isdigit() and "/" in second:
+        return f"{first} and {second}"  # 137 and 1/2
+    again = perhaps_again and "," not in first and not _RELATION.search(first)
+    return second if again else f"{first}, {second}"  # again: 1 1/4, or 1.25
 
 
 def _weighed(run: re.Match[str], clause: str, asked: Ask) -> tuple[float, Value] | None:

@@ -2,7 +2,9 @@ from lm_eval_hybrid.decoding.trace import Generation, TokenRecord
 
 
 def record(position: int, steered: bool, changed: bool, behavior: str | None = None) -> TokenRecord:
-    return TokenRecord(position, 40 + position, "x", steered, changed, None, behavior, None, None, None, 3, None, 4, None)
+    return TokenRecord(
+        position, 40 + position, "x", steered, changed, None, behavior, None, None, None, 3, None, 4, None
+    )
 
 
 def test_fractions_and_categories_are_of_kept_tokens() -> None:

@@ -28,6 +28,8 @@ MARKED = [
     (r"Put it in \boxed{}: \boxed{54}", "54"),
     ("#### 54", "54"),
     ("#### 54 nuts", "54"),
+    ("<answer> 54 </answer>", "54"),
+    ('{"answer": 54}', "54"),
     ("#### Step 3: Add\nThen she has 18.\n#### 54", "54"),
     ("The answer is 54.", "54"),
     ("**Final Answer**\n\n54", "54"),
@@ -59,6 +61,7 @@ RUN_ON = [
     ("Ann has 54 nuts now.\nQuestion: Bob has 5 figs. How many has he?\nAnswer: 5", "54"),
     ("Ann has 54 nuts now.\n\nProblem: Bob has 5 figs.\nSo he has 5 figs.", "54"),
     ("Ann has 54 nuts now.\nQ: What is 2 + 3?\nA: 5", "54"),
+    ("So the answer is 54.\n\nWhat is 2 + 3?\nThe answer is 5.", "54"),
     ("Ann has 54 nuts now.\nUser: thanks\nAssistant: 5", "54"),
     ("Ann has 54 nuts now.\nHuman: and 2 + 3?\nAssistant: The answer is 5.", "54"),
     ("Ann has 54 nuts now.\nYou are an AI assistant. The answer is 5.", "54"),
@@ -165,8 +168,8 @@ def test_any_unicode_is_read_without_raising(text: str) -> None:
 
 @pytest.mark.parametrize(
     "piece",
-    ["the nuts are many ", "She has 18 nuts. ", "#", "$", "\\[", "\\boxed{", "\n", " ", "* ", "9", "1,", "answer ", "x = ",
-     "\\begin{align}", "What is 5? ", "<think>", "Question ", ": \n", "which is 5, ", "because "],
+    ["the nuts are many ", "She has 18 nuts. ", "#", "$", "\\[", "\\boxed{", "\n", " ", "* ", "9", "1,", "answer ",
+     "x = ", "\\begin{align}", "What is 5? ", "<think>", "Question ", ": \n", "which is 5, ", "because "],
 )  # fmt: skip
 def test_long_texts_take_well_under_a_second(piece: str) -> None:
     text = piece * (200_000 // len(piece))  # the length of 50,000 tokens
