@@ -200,6 +200,7 @@ def test_mcnemar_is_the_exact_test_of_statsmodels() -> None:
 
 
 @given(st.lists(st.floats(0, 1), max_size=12))
+@settings(max_examples=20, deadline=None)
 def test_holm_is_the_step_down_of_statsmodels(ps: list[float]) -> None:
     multitest = pytest.importorskip("statsmodels.stats.multitest")
     expected = multitest.multipletests(ps, method="holm")[1].tolist() if ps else []
