@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from operator import attrgetter
 
 import torch
-from nnsight import NNsight
+from nnsight import Envoy, NNsight
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -62,16 +62,7 @@ class LocalBackend:
         self.cache_argument = "cache" if "cache" in parameters else "past_key_values"
         # Not TransformersModel: it takes inputs apart into rows and joins them again, and knows no masks by kind.
         self.model = NNsight(model)
-        for path in _LAYERS:
-            try:
-                self.layers = list(attrgetter(path)(self.model))
-            except AttributeError:
-                continue
-            return
-        raise HybridError(
-            f"the model must keep its layers at one of {', '.join(_LAYERS)}; found {type(model).__name__}; "
-            "use a Llama, Qwen, Mistral, Gemma, GPT-NeoX, GPT-2, OPT or Phi model"
-        )
+        _, self.layers = layers_of(self.model, model)
 
     def open(self, rows: int, layer: int, reach: int | None, ahead: int) -> "LocalSequences":
         """Empty rows; see `protocol.Backend.open`.
@@ -85,6 +76,23 @@ class LocalBackend:
                 "use a bundle made for this model"
             )
         return LocalSequences(self, rows, layer, reach, ahead)
+
+
+def layers_of(wrapped: Envoy, model: PreTrainedModel) -> tuple[str, list[Envoy]]:
+    """(path to its layers, these), of a model as nnsight wraps it.
+
+    Raises:
+        HybridError: for an architecture that keeps them elsewhere.
+    """
+    for path in _LAYERS:
+        try:
+            return path, list(attrgetter(path)(wrapped))
+        except AttributeError:
+            continue
+    raise HybridError(
+        f"the model must keep its layers at one of {', '.join(_LAYERS)}; found {type(model).__name__}; "
+        "use a Llama, Qwen, Mistral, Gemma, GPT-NeoX, GPT-2, OPT or Phi model"
+    )
 
 
 class LocalSequences:

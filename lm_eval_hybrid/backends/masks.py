@@ -6,6 +6,7 @@ transformers' attentions that take masks (eager and sdpa) add them to the scores
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,23 +71,20 @@ class Masks:
         Raises:
             HybridError: where its attention takes no such masks, or its past is not one of keys and values.
         """
-        config = model.config.get_text_config()
-        attention = getattr(config, "_attn_implementation", None)
+        attention = getattr(model.config.get_text_config(), "_attn_implementation", None)
         if attention not in ("eager", "sdpa"):
             raise HybridError(
                 "a hybrid needs an attention that takes masks: eager or sdpa; found "
                 f"{attention}; pass attn_implementation=sdpa"
             )
-        kinds = tuple(dict.fromkeys(getattr(config, "layer_types", None) or ()))
+        window, kinds = window_and_kinds(model.config)
         if getattr(model, "_is_stateful", False) or set(kinds) - {_FULL, _SLIDING}:
             found = ", ".join(kinds) or "a recurrent state"
             raise HybridError(
                 "a hybrid takes tokens back, which needs a model whose past is keys and values of full or sliding "
                 f"attention; found {found} in {type(model).__name__}; use a transformer of plain attention layers"
             )
-        window = getattr(config, "sliding_window", None)
-        slides = _SLIDING in kinds if kinds else window is not None
-        return cls(model.dtype, window if slides else None, kinds)
+        return cls(model.dtype, window, kinds)
 
     def causal(self, columns: Tensor, end: int) -> Mask:
         """For queries at `columns`, [m, n], over a past in which a column's index, up to `end`, is its position."""
@@ -104,14 +102,31 @@ class Masks:
         return self._masks(torch.cat([sees_past, sees_own], 2), torch.cat([past_distance, own_distance], 2))
 
     def _masks(self, seen: Tensor, distance: Tensor) -> Mask:
-        """seen, distance: [m, queries, keys]."""
-        if self.window is None:
-            return self._additive(seen)
-        sliding = self._additive(seen & (distance < self.window))
-        if len(self.kinds) < 2:
-            return sliding
-        return {_FULL: self._additive(seen), _SLIDING: sliding}
+        return for_kinds(seen, distance, self.dtype, self.window, self.kinds)
 
-    def _additive(self, seen: Tensor) -> Tensor:
-        blocked = torch.full((), torch.finfo(self.dtype).min, dtype=self.dtype, device=seen.device)
-        return torch.where(seen, blocked.new_zeros(()), blocked)[:, None]
+
+# Plain functions: they are also sent to a remote model's server, by their source (`backends/ndif/programs.py`).
+def window_and_kinds(config: Any) -> tuple[int | None, tuple[str, ...]]:
+    """Of a model's configuration `Masks.window` and `Masks.kinds`."""
+    config = config.get_text_config()
+    kinds = tuple(dict.fromkeys(getattr(config, "layer_types", None) or ()))
+    window = getattr(config, "sliding_window", None)
+    return (window if not kinds or _SLIDING in kinds else None), kinds
+
+
+def for_kinds(
+    seen: Tensor, distance: Tensor, dtype: torch.dtype, window: int | None, kinds: tuple[str, ...]
+) -> Tensor | dict[str, Tensor]:
+    """Masks for what queries may see, seen and distance each [m, queries, keys]; see `Masks` for the others."""
+    if window is None:
+        return additive(seen, dtype)
+    sliding = additive(seen & (distance < window), dtype)
+    if len(kinds) < 2:
+        return sliding
+    return {_FULL: additive(seen, dtype), _SLIDING: sliding}
+
+
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """[m, queries, keys] bool -> [m, 1, queries, keys]."""
+    blocked = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=seen.device)
+    return torch.where(seen, blocked.new_zeros(()), blocked)[:, None]

@@ -15,8 +15,9 @@ from torch import Tensor
 from lm_eval_hybrid.decoding.answer import Fact
 from lm_eval_hybrid.decoding.choosing import NONE, Candidates, Place, present
 from lm_eval_hybrid.decoding.row import Row
+from lm_eval_hybrid.decoding.sides import BaseSide, Drafts, ThinkingSide
 from lm_eval_hybrid.decoding.system import System
-from lm_eval_hybrid.decoding.views import BaseView, ThinkingView, read_thinking
+from lm_eval_hybrid.decoding.views import BaseView, ThinkingView
 
 _log = logging.getLogger(__name__)
 
@@ -46,12 +47,12 @@ class Opening:
 
 
 class Batch:
-    """Rows with their caches. All rows must be going when a round begins."""
+    """Rows and what both models hold of them. All rows must be going when a round begins."""
 
-    def __init__(self, system: System, rows: Sequence[Row]) -> None:
+    def __init__(self, system: System, sides: tuple[BaseSide | None, ThinkingSide | None], rows: Sequence[Row]) -> None:
         self._system = system
         self.rows: list[Row] = list(rows)
-        self._base, self._thinking = system.open(len(rows), system.longest)
+        self._base, self._thinking = sides
         self.admit(dict(enumerate(rows)))
 
     def admit(self, rows: dict[int, Row]) -> None:
@@ -59,86 +60,38 @@ class Batch:
         for slot, row in rows.items():
             self.rows[slot] = row
             row.thinking_read = len(row.thinking_ids) - 1
-        if self._base is not None:
-            self._base.admit(list(rows), [row.base_ids[:-1] for row in rows.values()])
-        if self._thinking is not None:
-            self._thinking.admit(list(rows), [row.thinking_ids[:-1] for row in rows.values()])
+        for side in (self._base, self._thinking):
+            if side is not None:
+                side.admit(rows)
 
     def keep(self, slots: Sequence[int]) -> None:
         """Go on with these slots only, in this order."""
         self.rows = [self.rows[slot] for slot in slots]
-        for sequences in (self._base, self._thinking):
-            if sequences is not None:
-                sequences.keep(slots)
+        for side in (self._base, self._thinking):
+            if side is not None:
+                side.keep(slots)
 
     def round(self) -> None:
         """Decide at least one token of every row. Errors leave the rows as they were before, their caches not."""
-        drafted, base = self._draft()
-        thinking, ends = self._verify(drafted)
+        drafted: Drafts = [[] for _ in self.rows]
+        base = thinking = None
+        ends: list[list[int]] = []
+        if self._base is not None:
+            drafted, base = self._base.draft(self.rows)
+        if self._thinking is not None:
+            thinking, ends = self._thinking.verify(self.rows, drafted, base)
         opening = self._open(drafted, base, thinking)
-        k = len(drafted[0]) or 1
-        lasts = [k - 1 if step is None else step for step in opening.steps]
         taken = self._commit(drafted, base, thinking, opening, ends)
-        if base is not None:
-            present(self._base).rewind([len(row.base_ids) - 1 for row in self.rows])
+        if self._base is not None:
+            self._base.settle(self.rows)
             if thinking is not None:
-                self._system.pace.spend(k, taken / len(self.rows))
-        if thinking is not None:
-            for row, last, end in zip(self.rows, lasts, ends, strict=True):
-                row.thinking_read += end[last] + 1
-            present(self._thinking).rewind([row.thinking_read for row in self.rows])
+                self._system.pace.spend(max(map(len, drafted)), taken / len(self.rows))
+        if self._thinking is not None:
+            for row, tokens, step, end in zip(self.rows, drafted, opening.steps, ends, strict=True):
+                row.thinking_read += end[max(0, len(tokens) - 1) if step is None else step] + 1
+            self._thinking.settle(self.rows)
 
-    def _draft(self) -> tuple[list[list[int]], BaseView | None]:
-        """The tokens that the base would say next, the same number in every row, and what it chose them from."""
-        drafted: list[list[int]] = [[] for _ in self.rows]
-        if self._base is None:
-            return drafted, None
-        pending, views = [row.base_ids[-1] for row in self.rows], []
-        standing = torch.ones(len(self.rows))
-        longest = self._system.longest if self._thinking is not None else 1
-        sampled = any(row.request.sampling for row in self.rows)
-        while True:
-            reading = self._base.read(torch.tensor(pending)[:, None])
-            view = BaseView.of(reading.logits, reading.residual, self._system.bridge, keep=sampled)
-            views.append(view)
-            pending = self._spoken(view, len(views) - 1)
-            for tokens, token in zip(drafted, pending, strict=True):
-                tokens.append(token)
-            standing *= self._stands(view, pending, len(views))
-            if len(views) >= longest or not self._system.pace.goes_on(standing):
-                return drafted, BaseView.joined(views)
-
-    def _spoken(self, view: BaseView, step: int) -> list[int]:
-        """The base's next token in every row: its choice, or one drawn."""
-        tokens = view.choice[:, 0].tolist()
-        for i, row in enumerate(self.rows):
-            if row.request.sampling is not None:
-                logits = present(view.logits)[i, 0]
-                tokens[i] = row.request.sampling.pick(logits, row.position + step, row.key)
-        return tokens
-
-    def _stands(self, view: BaseView, tokens: Sequence[int], drafted: int) -> Tensor:
-        """[rows]: the chance that the last drafted token stands, and another may follow."""
-        chances = self._system.pace.chances(view.margin[:, 0].cpu())
-        for i, (row, token) in enumerate(zip(self.rows, tokens, strict=True)):
-            opens = self._system.chooser.opens_unseen(row.position + drafted - 1, row.key)
-            if opens or token == self._system.end or drafted >= row.answer.room:
-                chances[i] = 0.0
-            elif opens is not None:
-                chances[i] = 1.0
-        return chances
-
-    def _verify(self, drafted: Sequence[Sequence[int]]) -> tuple[ThinkingView | None, list[list[int]]]:
-        """What the thinking model says after each token that the base chose after, and where in its pass that is."""
-        if self._thinking is None:
-            return None, []
-        crossings = [
-            [row.thinking_ids[row.thinking_read :], *map(self._system.shown, tokens[:-1])]
-            for row, tokens in zip(self.rows, drafted, strict=True)
-        ]
-        return read_thinking(self._thinking, crossings, present(self._system.bridge))
-
-    def _open(self, drafted: Sequence[Sequence[int]], base: BaseView | None, thinking: ThinkingView | None) -> Opening:
+    def _open(self, drafted: Drafts, base: BaseView | None, thinking: ThinkingView | None) -> Opening:
         """What is emitted where the gate opens first in every row."""
         system = self._system
         differ = None
@@ -155,14 +108,8 @@ class Batch:
             return Opening(steps, {}, None)
         if system.chooser.emits_thinking:
             return Opening(steps, self._thought(places, present(thinking)), None)
-        candidates = system.chooser.steer(present(self._base), present(base), thinking, places)
+        candidates = present(self._base).steer(self.rows, drafted, steps, present(base), thinking, places)
         tokens = candidates.token.tolist()
-        for i, place in enumerate(places):
-            sampling = self.rows[place.row].request.sampling
-            if sampling is not None:
-                logits = candidates.logits[i]
-                logits = logits if system.bridge is None else system.bridge.base_logits(logits)
-                tokens[i] = sampling.pick(logits, place.position, place.key)
         return Opening(steps, {place.row: token for place, token in zip(places, tokens, strict=True)}, candidates)
 
     def _first(self, row: int, tokens: Sequence[int], differ: list[list[bool]] | None) -> int | None:
@@ -176,7 +123,7 @@ class Batch:
                 return None
         return None
 
-    def _learn(self, base: BaseView, drafted: Sequence[Sequence[int]], differ: list[list[bool]]) -> None:
+    def _learn(self, base: BaseView, drafted: Drafts, differ: list[list[bool]]) -> None:
         """Tell the pace where the models agreed: up to the first position at which they do not."""
         margins, agreed = [], []
         for row, tokens, told, differing in zip(self.rows, drafted, base.margin.tolist(), differ, strict=True):
@@ -189,21 +136,18 @@ class Batch:
 
     def _thought(self, places: Sequence[Place], view: ThinkingView) -> dict[int, int]:
         """The thinking model's own token at each place, by row, as the speaking model's id."""
-        tokens = {}
-        bridge, crossed = present(self._system.bridge), view.crossed.tolist()
+        tokens, crossed = {}, view.crossed.tolist()
         for place in places:
             sampling = self.rows[place.row].request.sampling
             if sampling is None:
                 tokens[place.row] = crossed[place.row][place.step]
             else:
-                logits = bridge.thinking_logits(view.logits[place.row, place.step])
-                drawn = sampling.pick(logits, place.position, place.key)
-                tokens[place.row] = int(bridge.to_base(torch.tensor(drawn)))
+                tokens[place.row] = view.drawn(place.row, place.step, sampling, place.position, place.key)
         return tokens
 
     def _commit(
         self,
-        drafted: Sequence[Sequence[int]],
+        drafted: Drafts,
         base: BaseView | None,
         thinking: ThinkingView | None,
         opening: Opening,

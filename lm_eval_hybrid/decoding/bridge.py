@@ -7,6 +7,9 @@ string pairs do by id; the two ends of sequence pair whatever they are called. A
 embedding stand for does not cross.
 """
 
+from functools import cached_property
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -72,6 +75,24 @@ class Bridge:
         """Whether base ids and thinking ids (same shape) say the same: one's crossing begins with the other."""
         return (self.to_thinking(base) == thinking) | (self.to_base(thinking) == base)
 
+    def agreeing(self, token: int) -> list[int]:
+        """The thinking ids that say the same as a base id; see `agree`."""
+        return sorted({*self.cross(token)[:1], *self._to_base.sources.get(token, ())})
+
+    def written_with(self, token: int) -> list[int]:
+        """The base ids whose crossings begin with a thinking id."""
+        return self._to_thinking.sources.get(token, [])
+
+    @property
+    def base_choices(self) -> "Choices":
+        """The base ids that cross."""
+        return self._to_thinking.choices
+
+    @property
+    def thinking_choices(self) -> "Choices":
+        """The thinking ids that cross."""
+        return self._to_base.choices
+
     def _examples(self, base: PreTrainedTokenizerBase) -> str:
         lost = sorted(set(base.get_vocab().values()) - self._to_thinking.crossings.keys())
         return ", ".join(map(repr, base.convert_ids_to_tokens(lost[:3])))
@@ -128,6 +149,13 @@ def _special(source: Vocabulary, target: Vocabulary) -> dict[int, Crossing]:
     return found
 
 
+class Choices(NamedTuple):
+    """Which ids may be chosen: those below `width`, but for the `blocked`."""
+
+    width: int | None
+    blocked: tuple[int, ...]
+
+
 class _Table:
     """The crossings of one tokenizer's ids, and their first ids as a tensor, moved to where it is asked for, once."""
 
@@ -140,6 +168,18 @@ class _Table:
             self._first[torch.tensor(list(crossings))] = firsts
         self._unknown = self._first < 0
         self._complete = self.known == len(self._first)
+
+    @cached_property
+    def sources(self) -> dict[int, list[int]]:
+        """The ids whose crossings begin with an id."""
+        found: dict[int, list[int]] = {}
+        for index, ids in self.crossings.items():
+            found.setdefault(ids[0], []).append(index)
+        return found
+
+    @cached_property
+    def choices(self) -> Choices:
+        return Choices(len(self._unknown), tuple(self._unknown.nonzero()[:, 0].tolist()))
 
     def look_up(self, ids: Tensor) -> Tensor:
         self._first = self._first.to(ids.device)

@@ -12,16 +12,20 @@ from typing import cast
 
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
+from lm_eval_hybrid.backends.ndif.model import NdifModel
 from lm_eval_hybrid.backends.protocol import Backend
 from lm_eval_hybrid.decoding.answer import Answer
 from lm_eval_hybrid.decoding.batch import Batch
 from lm_eval_hybrid.decoding.bridge import Bridge
 from lm_eval_hybrid.decoding.choosing import Chooser
-from lm_eval_hybrid.decoding.pace import LONGEST, Pace
+from lm_eval_hybrid.decoding.local import LocalBase, LocalThinking
+from lm_eval_hybrid.decoding.pace import LONGEST, LONGEST_REMOTE, Pace
 from lm_eval_hybrid.decoding.policy import Policy
+from lm_eval_hybrid.decoding.remote import RemoteBase, RemoteThinking
 from lm_eval_hybrid.decoding.request import Prompt, Request
 from lm_eval_hybrid.decoding.row import Row
 from lm_eval_hybrid.decoding.scoring import score
+from lm_eval_hybrid.decoding.sides import BaseSide, ThinkingSide
 from lm_eval_hybrid.decoding.steering import Steering
 from lm_eval_hybrid.decoding.system import System
 from lm_eval_hybrid.decoding.trace import Generation
@@ -39,7 +43,8 @@ class HybridDecoder:
         base: always given; run only where the policy reads it.
         thinking: may be None where the policy does not read it.
         steering: may be None where the policy does not steer.
-        longest_draft: tokens that the base drafts at most before the thinking model reads; 1: token by token.
+        longest_draft: tokens that the base drafts at most before the thinking model reads; 1: token by token;
+            None: as many as make sense where the base is.
 
     Raises:
         HybridError: where the policy needs what is missing, or the tokenizers cannot be aligned.
@@ -47,11 +52,11 @@ class HybridDecoder:
 
     def __init__(
         self,
-        base: Backend,
-        thinking: Backend | None,
+        base: Backend | NdifModel,
+        thinking: Backend | NdifModel | None,
         steering: Steering | None,
         policy: Policy,
-        longest_draft: int = LONGEST,
+        longest_draft: int | None = None,
     ) -> None:
         if policy.reads_thinking and thinking is None:
             raise HybridError("this policy needs a thinking model; found none; give thinking= or use arm=base")
@@ -69,7 +74,7 @@ class HybridDecoder:
             bridge=bridge,
             chooser=Chooser(policy, steering, bridge, base.device),
             pace=Pace(self._reader.parameters / base.parameters if self._reader is not None else 0.0),
-            longest=longest_draft,
+            longest=longest_draft or (LONGEST_REMOTE if isinstance(base, NdifModel) else LONGEST),
             end=self._speaker.tokenizer.eos_token_id,
         )
 
@@ -140,6 +145,11 @@ class HybridDecoder:
             HybridError: for an empty prompt, one too long with its continuation, or a continuation with a
                 token that the thinking model cannot read.
         """
+        if any(isinstance(model, NdifModel) for model in (self._system.base, self._system.thinking)):
+            raise HybridError(
+                "log-likelihood tasks need both models in this process; found one on a server; run tasks that generate, "
+                "or leave out base_backend and thinking_backend"
+            )
         for prompt, continuation in zip(prompts, continuations, strict=True):
             # The last token is scored, never read; so it needs no room.
             self._check(prompt, max(len(continuation) - 1, 0))
@@ -155,7 +165,7 @@ class HybridDecoder:
                 waiting.appendleft(rows.pop())
             while waiting and len(rows) < slots:
                 rows.append(waiting.popleft())
-            return Batch(self._system, rows)
+            return Batch(self._system, _sides(self._system, len(rows)), rows)
         newcomers: dict[int, Row] = {}
         for slot, row in enumerate(rows):
             if not row.going and waiting:
@@ -184,6 +194,21 @@ class HybridDecoder:
                     f"prompt and answer must fit the model's context of {backend.context_length} tokens; found "
                     f"{len(ids)} of prompt and {length} to generate; shorten the prompt or lower max_gen_toks"
                 )
+
+
+def _sides(system: System, rows: int) -> tuple[BaseSide | None, ThinkingSide | None]:
+    """Room for so many rows in both models, wherever these are."""
+    base: BaseSide | None = None
+    thinking: ThinkingSide | None = None
+    if isinstance(system.base, NdifModel):
+        base = RemoteBase(system, system.base)
+    elif system.base is not None:
+        base = LocalBase(system, system.open_base(system.base, rows, system.longest))
+    if isinstance(system.thinking, NdifModel):
+        thinking = RemoteThinking(system, system.thinking)
+    elif system.thinking is not None:
+        thinking = LocalThinking(system, system.open_thinking(system.thinking, rows, system.longest))
+    return base, thinking
 
 
 def _finished(rows: Sequence[Row]) -> Iterator[tuple[int, Generation]]:

@@ -46,21 +46,33 @@ class Sampling:
 
     def pick(self, logits: Tensor, position: int, key: bytes) -> int:
         """The token drawn from logits [vocab] for the generated token at `position` of the prompt `key` stands for."""
-        chances = self.probabilities(logits)
-        stream = f"sample-{self.repeat}" if self.repeat else "sample"
-        level = draw(self.seed, stream, position, key) * chances.sum()
-        # The first token whose cumulative probability exceeds the level.
-        token = int(torch.searchsorted(chances.cumsum(0), level, right=True))
-        return min(token, int(chances.nonzero()[-1]))  # rounding may leave the level at the very end
+        return drawn(logits, self.temperature, self.top_k, self.top_p, self.level(position, key))
+
+    def level(self, position: int, key: bytes) -> float:
+        """The number in [0, 1) that decides the generated token at `position` of the prompt `key` stands for."""
+        return draw(self.seed, f"sample-{self.repeat}" if self.repeat else "sample", position, key)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """[vocab] logits -> [vocab] float64 on the CPU: chances up to a factor, zero where filtered out."""
-        scaled = logits.detach().cpu().double() / self.temperature
-        if 0 < self.top_k < len(scaled):
-            scaled = scaled.masked_fill(scaled < scaled.topk(self.top_k).values[-1], -torch.inf)
-        chances = scaled.softmax(0)
-        if self.top_p < 1:
-            ordered, order = chances.sort(descending=True, stable=True)
-            before = ordered.cumsum(0) - ordered
-            chances[order[before >= self.top_p]] = 0.0
-        return chances
+        return chances(logits, self.temperature, self.top_k, self.top_p)
+
+
+# Plain functions: they are also sent to a remote model's server, by their source (`backends/ndif/programs.py`).
+def drawn(logits: Tensor, temperature: float, top_k: int, top_p: float, level: float) -> int:
+    """The token of logits [vocab] at which the cumulative distribution, in the order of ids, passes `level`."""
+    found = chances(logits, temperature, top_k, top_p)
+    token = int(torch.searchsorted(found.cumsum(0), level * found.sum(), right=True))
+    return min(token, int(found.nonzero()[-1]))  # rounding may leave the level at the very end
+
+
+def chances(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """See `Sampling.probabilities`."""
+    scaled = logits.detach().cpu().double() / temperature
+    if 0 < top_k < len(scaled):
+        scaled = scaled.masked_fill(scaled < scaled.topk(top_k).values[-1], -torch.inf)
+    found = scaled.softmax(0)
+    if top_p < 1:
+        ordered, order = found.sort(descending=True, stable=True)
+        before = ordered.cumsum(0) - ordered
+        found[order[before >= top_p]] = 0.0
+    return found

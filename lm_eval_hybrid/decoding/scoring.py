@@ -85,7 +85,8 @@ def _opened(system: System, texts: Sequence[_Text]) -> tuple[Sequences | None, S
     contexts = {(tuple(text.prompt.base_ids), tuple(text.prompt.thinking_ids)): 0 for text in texts}
     for i, context in enumerate(contexts):
         contexts[context] = i
-    base, thinking = system.open(len(contexts), PIECE)
+    base = None if system.base is None else system.open_base(system.base, len(contexts), PIECE)
+    thinking = None if system.thinking is None else system.open_thinking(system.thinking, len(contexts), PIECE)
     owners = [contexts[tuple(text.prompt.base_ids), tuple(text.prompt.thinking_ids)] for text in texts]
     for sequences, prompts in ((base, [ids for ids, _ in contexts]), (thinking, [ids for _, ids in contexts])):
         if sequences is not None:
@@ -161,7 +162,9 @@ def _steered(
         rows, steps = torch.tensor([(p.row, p.step) for p in places], device=view.total.device).T
         return view.logprobs(rows, steps, forced[:, None])[:, 0].cpu(), view.crossed[rows, steps].cpu()
     candidates = system.chooser.steer(present(base), present(base_view), view, places)
-    return _logprob(candidates.logits, forced.to(candidates.logits.device)).cpu(), candidates.token.cpu()
+    return _logprob(
+        present(candidates.logits), forced.to(present(candidates.logits).device)
+    ).cpu(), candidates.token.cpu()
 
 
 def _logprob(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lm_eval_hybrid.backends.ndif.model import NdifModel
 from lm_eval_hybrid.backends.protocol import Backend, Sequences
 from lm_eval_hybrid.decoding.bridge import Bridge
 from lm_eval_hybrid.decoding.choosing import Chooser
@@ -22,8 +23,8 @@ class System:
         end: the id that ends an answer, in the tokenizer of the model that speaks: the base, where it is read.
     """
 
-    base: Backend | None
-    thinking: Backend | None
+    base: Backend | NdifModel | None
+    thinking: Backend | NdifModel | None
     steering: Steering | None
     bridge: Bridge | None
     chooser: Chooser
@@ -31,12 +32,23 @@ class System:
     longest: int
     end: int | None
 
-    def open(self, rows: int, ahead: int) -> tuple[Sequences | None, Sequences | None]:
-        """Empty rows of both models; `ahead` is in base tokens."""
-        layer, sae_layer = (self.steering.layer, self.steering.sae_layer) if self.steering is not None else (0, 0)
-        base = None if self.base is None else self.base.open(rows, layer, self.chooser.reach, ahead)
-        thinking = None if self.thinking is None else self.thinking.open(rows, sae_layer, None, ahead)
-        return base, thinking
+    def open_base(self, base: Backend, rows: int, ahead: int) -> Sequences:
+        """Empty rows of the base."""
+        return base.open(rows, self.layer, self.chooser.reach, ahead)
+
+    def open_thinking(self, thinking: Backend, rows: int, ahead: int) -> Sequences:
+        """Empty rows of the thinking model; `ahead` is in base tokens."""
+        return thinking.open(rows, self.sae_layer, None, ahead)
+
+    @property
+    def layer(self) -> int:
+        """The base's hook layer; any, where nothing is steered."""
+        return 0 if self.steering is None else self.steering.layer
+
+    @property
+    def sae_layer(self) -> int:
+        """The thinking model's hook layer."""
+        return 0 if self.steering is None else self.steering.sae_layer
 
     def shown(self, token: int) -> Sequence[int]:
         """A spoken token, as the thinking model reads it."""

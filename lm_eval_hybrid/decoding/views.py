@@ -6,12 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from lm_eval_hybrid.backends.protocol import Sequences
 from lm_eval_hybrid.decoding.bridge import Bridge
+from lm_eval_hybrid.decoding.sampling import Sampling
 from lm_eval_hybrid.errors import HybridError
 
 
@@ -23,14 +25,14 @@ class BaseView:
         choice: [rows, k] int64, its likeliest token of those that cross.
         margin: [rows, k] float32, the lead of that one's logit over the next.
         logprob: [rows, k] float32, natural log of its probability among all tokens.
-        residual: [rows, k, d] float32, after the hook layer.
+        residual: [rows, k, d] float32, after the hook layer; None where nobody asks for it.
         logits: [rows, k, vocab], without tokens that do not cross; None where only choices were kept.
     """
 
     choice: Tensor
     margin: Tensor
     logprob: Tensor
-    residual: Tensor
+    residual: Tensor | None
     logits: Tensor | None
 
     @classmethod
@@ -56,19 +58,75 @@ class BaseView:
             torch.cat([view.choice for view in views], 1),
             torch.cat([view.margin for view in views], 1),
             torch.cat([view.logprob for view in views], 1),
-            torch.cat([view.residual for view in views], 1),
+            torch.cat([view.residual for view in views if view.residual is not None], 1),
             None,
         )
 
 
-@dataclass(frozen=True)
-class ThinkingView:
+class ThinkingView(Protocol):
     """What the thinking model says.
 
     Attributes:
         choice: [rows, k] int64, its likeliest token of those that cross, as its own id.
         crossed: [rows, k] int64, the (first) base id of that.
         logprob: [rows, k] float32, natural log of its probability among all tokens.
+    """
+
+    choice: Tensor
+    crossed: Tensor
+    logprob: Tensor
+
+    def residuals(self, rows: Tensor, steps: Tensor) -> Tensor:
+        """[n, d] float32: after the SAE's layer, after step steps[i] of row rows[i], each [n]."""
+
+    def logprobs(self, rows: Tensor, steps: Tensor, tokens: Tensor) -> Tensor:
+        """Log-probabilities [n, c] float32 of base ids [n, c], at places as of `residuals`.
+
+        Of a token that crosses as several ids, that of the first; -inf for one that does not cross.
+        """
+
+    def likeliest(self, rows: Tensor, steps: Tensor, tokens: Tensor) -> Tensor:
+        """[n] int64: which of base ids [n, c] is likeliest; the first of equals."""
+
+    def judge(self, row: int, step: int) -> Judge:
+        """What is needed of it to find the likeliest of some tokens somewhere else."""
+
+    def drawn(self, row: int, step: int, sampling: Sampling, position: int, key: bytes) -> int:
+        """The base id of the thinking model's own token, drawn."""
+
+
+class Judge(NamedTuple):
+    """The likeliest tokens after one place.
+
+    Attributes:
+        tokens: base ids; logprobs: of each, natural log.
+        floor: no other token's is higher.
+    """
+
+    tokens: list[int]
+    logprobs: list[float]
+    floor: float
+
+    @classmethod
+    def of(cls, tokens: Sequence[int], logprobs: Sequence[float], bridge: Bridge) -> Judge:
+        """From the likeliest thinking ids, and their log-probabilities."""
+        pairs = [
+            (source, logprob)
+            for token, logprob in zip(tokens, logprobs, strict=True)
+            for source in bridge.written_with(token)
+        ]
+        return cls([token for token, _ in pairs], [logprob for _, logprob in pairs], min(logprobs))
+
+
+JUDGED = 256
+"""Tokens that a judge knows of at most."""
+
+
+@dataclass(frozen=True)
+class ThinkingReading:
+    """A `ThinkingView` of all that was said; attributes that are not of that:
+
+    Attributes:
         residual: [rows, k, d] float32, after the SAE's layer.
         logits: [rows, k, vocab].
         total: [rows, k] float32, their logsumexp.
@@ -83,7 +141,7 @@ class ThinkingView:
     bridge: Bridge
 
     @classmethod
-    def of(cls, logits: Tensor, residual: Tensor, bridge: Bridge) -> ThinkingView:
+    def of(cls, logits: Tensor, residual: Tensor, bridge: Bridge) -> ThinkingReading:
         """Read from what the model said (`protocol.Reading`).
 
         Raises:
@@ -95,15 +153,26 @@ class ThinkingView:
         logprob = logits.gather(-1, choice[..., None])[..., 0].float() - total
         return cls(choice, bridge.to_base(choice), logprob, residual, logits, total, bridge)
 
-    def logprobs(self, rows: Tensor, steps: Tensor, tokens: Tensor) -> Tensor:
-        """Log-probabilities [n, c] float32 of base ids [n, c] after step steps[i] of row rows[i], each [n].
+    def residuals(self, rows: Tensor, steps: Tensor) -> Tensor:
+        return self.residual[rows.to(self.residual.device), steps.to(self.residual.device)]
 
-        Of a token that crosses as several ids, that of the first; -inf for one that does not cross.
-        """
+    def logprobs(self, rows: Tensor, steps: Tensor, tokens: Tensor) -> Tensor:
         rows, steps, tokens = (part.to(self.logits.device) for part in (rows, steps, tokens))
         ids = self.bridge.to_thinking(tokens)
         found = self.logits[rows[:, None], steps[:, None], ids.clamp(min=0)].float()
         return (found - self.total[rows, steps][:, None]).masked_fill(ids < 0, -math.inf)
+
+    def likeliest(self, rows: Tensor, steps: Tensor, tokens: Tensor) -> Tensor:
+        return self.logprobs(rows, steps, tokens).argmax(1)  # argmax takes the first of equals
+
+    def judge(self, row: int, step: int) -> Judge:
+        said = self.logits[row, step].float() - self.total[row, step]
+        top = said.topk(min(JUDGED, len(said)))
+        return Judge.of(top.indices.tolist(), top.values.tolist(), self.bridge)
+
+    def drawn(self, row: int, step: int, sampling: Sampling, position: int, key: bytes) -> int:
+        token = sampling.pick(self.bridge.thinking_logits(self.logits[row, step]), position, key)
+        return int(self.bridge.to_base(torch.tensor(token)))
 
 
 def _totals(logits: Tensor) -> Tensor:
@@ -114,7 +183,7 @@ def _totals(logits: Tensor) -> Tensor:
 
 def read_thinking(
     sequences: Sequences, crossings: Sequence[Sequence[Sequence[int]]], bridge: Bridge
-) -> tuple[ThinkingView, list[list[int]]]:
+) -> tuple[ThinkingReading, list[list[int]]]:
     """Have the thinking model read some tokens of every row, and say what it says after each.
 
     Args:
@@ -135,7 +204,7 @@ def read_thinking(
         columns = torch.tensor([row + [0] * (steps - len(row)) for row in ends], device=logits.device)
         rows = torch.arange(len(ends), device=logits.device)[:, None]
         logits, residual = logits[rows, columns], residual[rows, columns]
-    return ThinkingView.of(logits, residual, bridge), ends
+    return ThinkingReading.of(logits, residual, bridge), ends
 
 
 def check_numbers(values: Tensor, role: str) -> None:

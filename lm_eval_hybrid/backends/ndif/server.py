@@ -1,0 +1,213 @@
+"""Asking an NDIF server to run a program, again where the first asking was lost.
+
+A request changes nothing at the server, so it can be sent again whenever it is unknown what became of it: a server that
+is down or starts anew, a model that is moved, a connection that breaks, an answer that does not come. What the server
+refuses, or the program itself cannot do, is said at once.
+"""
+
+import json
+import logging
+import pickle
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import torch
+import websocket
+import zstandard
+from nnsight.intervention.backends.remote import RemoteBackend, RemoteError
+from nnsight.schema.config import CONFIG
+from nnsight.schema.request import RequestModel
+from nnsight.schema.response import ResponseModel, Status
+from nnsight.tracing.tracer import Tracer
+from pydantic import ValidationError
+
+from lm_eval_hybrid.backends.ndif.unpickling import load
+from lm_eval_hybrid.errors import HybridError
+
+_log = logging.getLogger(__name__)
+
+_CONNECTING = 10.0
+"""Seconds that a connection may take."""
+
+_WAITS = (1.0, 2.0, 4.0, 8.0, 15.0)
+"""Seconds between one asking and the next; the last again and again."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where the models are, and how patiently they are asked.
+
+    Attributes:
+        host: `http://` or `https://`, name and port.
+        key: as the server's operator gave it; empty for one that asks for none.
+        timeout: seconds without a word of a request's state after which it counts as lost.
+        patience: seconds for which a request is sent again and again; then it is an error.
+
+    Raises:
+        HybridError: for an address that is none, or a time that is not above 0.
+    """
+
+    host: str
+    key: str = ""
+    timeout: float = 600.0
+    patience: float = 900.0
+
+    def __post_init__(self) -> None:
+        if not self.host.startswith(("http://", "https://")):
+            raise HybridError(
+                f"the NDIF host must begin with http:// or https://; found {self.host!r}; mend ndif_host= or NDIF_HOST"
+            )
+        for name in ("timeout", "patience"):
+            if not getattr(self, name) > 0:
+                raise HybridError(f"ndif_{name} must be seconds above 0; found {getattr(self, name)}; give some")
+
+    @classmethod
+    def choose(cls, host: str | None, timeout: float | None = None, patience: float | None = None) -> "Server":
+        """The one at `host`, else of NDIF_HOST, else of nnsight's configuration; the key is of NDIF_API_KEY or there.
+
+        A key is no argument: arguments are written into results.
+        """
+        times = {"timeout": timeout, "patience": patience}
+        given = {name: float(value) for name, value in times.items() if value is not None}
+        return cls((host or CONFIG.API.HOST).rstrip("/"), CONFIG.API.APIKEY or "", **given)
+
+
+class Lost(Exception):
+    """What became of a request is unknown, or it can be asked again; its text says why."""
+
+
+@dataclass
+class Traffic:
+    """What was asked of a server so far.
+
+    Attributes:
+        requests: answered ones; again: those that were sent again; sent, received: bytes; seconds: of waiting.
+    """
+
+    requests: int = 0
+    again: int = 0
+    sent: int = 0
+    received: int = 0
+    seconds: float = 0.0
+
+
+def ask(server: Server, role: str, traffic: Traffic, attempt: Callable[["Wire"], dict[str, Any]]) -> dict[str, Any]:
+    """The answer to a request, which `attempt` sends over the wire that it is given.
+
+    Args:
+        role: of the model, `base` or `thinking`, for messages.
+
+    Raises:
+        HybridError: what the server refuses, or the program cannot do; or no answer for as long as patience lasts.
+        torch.OutOfMemoryError: the server's memory was too small for it.
+    """
+    begun = time.monotonic()
+    for asked in range(1_000_000):
+        try:
+            answer = attempt(Wire(server, traffic))
+        except Lost as lost:
+            spent = time.monotonic() - begun
+            pause = _WAITS[min(asked, len(_WAITS) - 1)]
+            if spent + pause > server.patience:
+                raise HybridError(
+                    f"the {role} model at {server.host} must answer within {server.patience:g} s; found {lost} after "
+                    f"{asked + 1} askings; see whether the server is up, or give it more with ndif_patience="
+                ) from lost
+            _log.warning("The %s model at %s: %s; asking again in %g s", role, server.host, lost, pause)
+            traffic.again += 1
+            time.sleep(pause)
+        except RemoteError as error:
+            raise _refused(str(error), role, server) from error
+        else:
+            traffic.requests += 1
+            traffic.seconds += time.monotonic() - begun
+            return answer
+    raise AssertionError("patience ends before")
+
+
+class Wire(RemoteBackend):
+    """One asking: nnsight's way to a server, with ends to its waiting, and nothing unpickled that is not data."""
+
+    def __init__(self, server: Server, traffic: Traffic) -> None:
+        super().__init__("", host=server.host, api_key=server.key)
+        self.display.enabled = False
+        self._timeout, self._traffic = server.timeout, traffic
+
+    def request(self, request: RequestModel, tracer: Tracer) -> dict[str, Any] | None:
+        blob = RequestModel.serialize(tracer, self.compress)
+        self._traffic.sent += len(blob)
+        try:
+            return self._answer(request, blob)
+        except (OSError, websocket.WebSocketException, httpx.HTTPError, ValidationError, json.JSONDecodeError) as error:
+            if isinstance(error, websocket.WebSocketBadStatusException) and error.status_code in (400, 401, 403):
+                raise RemoteError(f"{error.status_code}: {error}") from error
+            raise Lost(_sentence(error)) from error
+        except RemoteError as error:
+            raise _sorted(error) from error
+        except pickle.UnpicklingError as error:
+            raise HybridError(
+                f"{self.host} must answer with tensors; found: {error}; use a server you trust"
+            ) from error
+
+    def _answer(self, request: RequestModel, blob: bytes) -> dict[str, Any] | None:
+        connection = websocket.create_connection(
+            f"{self.ws_host}/subscribe",
+            timeout=_CONNECTING,
+            header={"ndif-api-key": self.api_key} if self.api_key else None,
+        )
+        try:
+            request.session_id = json.loads(connection.recv())["session_id"]
+            self.send(request, blob)
+            connection.settimeout(self._timeout)
+            while True:
+                response = self.parse(connection.recv())
+                result = self.handle(response)
+                if response.status == Status.COMPLETED:
+                    return result
+        finally:
+            connection.close()
+
+    @staticmethod
+    def parse(message: str | bytes) -> ResponseModel:
+        if isinstance(message, bytes):
+            return ResponseModel(**load(message))
+        return ResponseModel.model_validate_json(message)
+
+    def finalize(self, content: bytes) -> dict[str, Any]:
+        self._traffic.received += len(content)
+        if self.compress:
+            content = zstandard.ZstdDecompressor().decompress(content)
+        return load(content)
+
+
+def _sentence(error: Exception) -> str:
+    text = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _sorted(error: RemoteError) -> Exception:
+    """What a server's complaint is: `Lost` where asking again may help."""
+    cause = error.__cause__
+    if isinstance(cause, httpx.HTTPStatusError):
+        return error if 400 <= cause.response.status_code < 500 else Lost(str(error))
+    if cause is not None:
+        return Lost(_sentence(error))
+    # A program's failure, and that of loading the model, come with a stack trace; what the server itself says of a
+    # model that died, moved or is busy does not.
+    return error if "Traceback" in str(error) or "Could not deploy" in str(error) else Lost(str(error))
+
+
+def _refused(text: str, role: str, server: Server) -> Exception:
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    if "out of memory" in text.lower():
+        return torch.OutOfMemoryError(f"CUDA out of memory. At {server.host}: {lines[-1].strip()}")
+    said = lines[-1].strip() if lines and "Could not deploy" not in text else (lines or [""])[0]
+    advice = "see that it serves this model, with a release of nnsight and transformers like yours"
+    if any(word in text for word in ("API key", "401", "403")):
+        advice = "set NDIF_API_KEY to a key of this server"
+    elif "version" in text.lower():
+        advice = "install the release that it asks for"
+    return HybridError(f"the {role} model must run at {server.host}; found: {said}; {advice}")
