@@ -147,8 +147,8 @@ class HybridDecoder:
         """
         if any(isinstance(model, NdifModel) for model in (self._system.base, self._system.thinking)):
             raise HybridError(
-                "log-likelihood tasks need both models in this process; found one on a server; run tasks that generate, "
-                "or leave out base_backend and thinking_backend"
+                "log-likelihood tasks need both models in this process; found one on a server; run tasks that "
+                "generate, or leave out base_backend and thinking_backend"
             )
         for prompt, continuation in zip(prompts, continuations, strict=True):
             # The last token is scored, never read; so it needs no room.
