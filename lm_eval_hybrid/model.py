@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from lm_eval_hybrid import __version__
 from lm_eval_hybrid.backends.local import LocalBackend
+from lm_eval_hybrid.backends.ndif.model import NdifModel
 from lm_eval_hybrid.backends.sources import Source
 from lm_eval_hybrid.behaviors.compatibility import check
 from lm_eval_hybrid.behaviors.suite import Suite
@@ -41,6 +42,7 @@ from lm_eval_hybrid.harness.batches import check_sizes, in_batches, rows_that_fi
 from lm_eval_hybrid.harness.empty import show_empty_runs_plainly
 from lm_eval_hybrid.harness.prompts import Templated, ThinkingReader
 from lm_eval_hybrid.harness.records import HybridAnswer, Totals
+from lm_eval_hybrid.harness.remote import ROWS, as_hflm, remote_model
 from lm_eval_hybrid.harness.requests import Settings, check_not_empty, check_room
 
 _log = logging.getLogger(__name__)
@@ -100,8 +102,16 @@ class HybridLM(HFLM):
         self._revision = theirs.pop("revision", None)
         self._theirs = theirs
         base = Source.choose("base", ours.base, suite.manifest.base, self._revision)
-        with base.loading(needs_tokenizer="tokenizer" not in theirs):
-            super().__init__(pretrained=base.name, revision=base.revision, **theirs)
+        self._places = ours.base_backend, ours.thinking_backend
+        self._server = ours.server() if "remote" in self._places else None
+        self._remote_base: NdifModel | None = None
+        self._remote_thinking: NdifModel | None = None
+        if self._places[0] == "remote":
+            self._remote_base = remote_model(base, ours.server(), theirs.get("tokenizer"), theirs)
+            super().__init__(**as_hflm(self._remote_base, theirs))
+        else:
+            with base.loading(needs_tokenizer="tokenizer" not in theirs):
+                super().__init__(pretrained=base.name, revision=base.revision, **theirs)
         self._join_ranks()
         self._base = base
         self._thinking_model: tuple[Source, HFLM] | None = None
@@ -122,6 +132,11 @@ class HybridLM(HFLM):
             raise HybridError(
                 f"the base model must be the one that is loaded, {self._base.name}; found {base.name}; run the other "
                 "one by itself"
+            )
+        if self._places != (ours.base_backend, ours.thinking_backend):
+            raise HybridError(
+                f"models must stay where they are, base_backend={self._places[0]}, thinking_backend={self._places[1]}; "
+                f"found {ours.base_backend} and {ours.thinking_backend}; run that by itself"
             )
         self._take(ours, suite, kept)
 
@@ -146,8 +161,10 @@ class HybridLM(HFLM):
             "version": __version__,
             "arm": ours.arm,
             "bundle": suite.identity,
-            "base": self._base.identity(self.config),
-            "thinking": source.identity(self._thinking.model.config) if self._thinking else None,
+            "base": _identity(self._base, self.config, self._remote_base),
+            "thinking": _identity(source, self._thinking.model.config, self._remote_thinking)
+            if self._thinking
+            else None,
             "policy": asdict(policy),
             "thinking_prompt": self._thinking.form if self._thinking else None,
             "model_args": {name: str(value) for name, value in self._theirs.items() if name not in _WITHOUT_EFFECT},
@@ -160,6 +177,10 @@ class HybridLM(HFLM):
         if self._thinking_model is None or self._thinking_model[0] != source:
             self._thinking_model = None  # makes room
             shared = {name: value for name, value in self._theirs.items() if name not in _BASE_ONLY}
+            if self._server is not None and self._places[1] == "remote":
+                self._remote_thinking = remote_model(source, self._server, None, shared)
+                self._thinking_model = source, HFLM(**as_hflm(self._remote_thinking, shared))
+                return self._thinking_model[1]
             with source.loading():
                 self._thinking_model = source, HFLM(pretrained=source.name, revision=source.revision, **shared)
         return self._thinking_model[1]
@@ -249,7 +270,7 @@ class HybridLM(HFLM):
         scored by HFLM. Running text, in `loglikelihood_rolling`, is no turn of a chat: the thinking model reads it as
         it is.
         """
-        if self._arm == "base":
+        if self._arm == "base" and self._remote_base is None:
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
         longest = max((len(context) + len(continuation) for _, context, continuation in requests), default=0)
         size = override_bs or self._rows(longest)
@@ -316,10 +337,14 @@ class HybridLM(HFLM):
             "hybrid_base": self._identity["base"],
             "hybrid_thinking": self._identity["thinking"],
             "hybrid_thinking_prompt": self._identity["thinking_prompt"],
+            "hybrid_requests": {model.name: asdict(model.traffic) for model in self._remote_models()},
             "hybrid_policy": self._identity["policy"],
             "hybrid_fingerprint": hashlib.sha256(canonical.encode()).hexdigest(),
             "hybrid_totals": totals.summary(),
         }
+
+    def _remote_models(self) -> list[NdifModel]:
+        return [model for model in (self._remote_base, self._remote_thinking) if model is not None]
 
     def _join_ranks(self) -> None:
         """Take rank and world size from the accelerator, which HFLM does only where there are several GPUs."""
@@ -341,8 +366,8 @@ class HybridLM(HFLM):
             differences = "; ".join(match.differences)
             _log.warning("The models may not be those that %s was made with: %s", self._suite.identity, differences)
         return HybridDecoder(
-            LocalBackend(self.model, self.tokenizer),
-            LocalBackend(thinking.model, thinking.tokenizer) if thinking else None,
+            self._remote_base or LocalBackend(self.model, self.tokenizer),
+            (self._remote_thinking or LocalBackend(thinking.model, thinking.tokenizer)) if thinking else None,
             Steering.from_suite(self._suite),
             self._policy,
         )
@@ -391,5 +416,15 @@ class HybridLM(HFLM):
         """How many texts of so many tokens to work on at once."""
         if self.batch_size != "auto":
             return int(self.batch_size)
-        models = [self.model, *([self._thinking.model.model] if self._thinking else [])]
+        here = [None if self._remote_base else self.model]
+        if self._thinking:
+            here.append(None if self._remote_thinking else self._thinking.model.model)
+        models = [model for model in here if model is not None]
+        if len(models) < len(here):
+            return ROWS
         return rows_that_fit(models, max(1, tokens), int(self.max_batch_size))
+
+
+def _identity(source: Source, config: Any, remote: NdifModel | None) -> str:
+    """What says whether another run's model was the same one; of a remote one by a digest of its weights, told."""
+    return source.identity(config) if remote is None else f"{source.name}@remote:{remote.weights}"

@@ -14,6 +14,7 @@ from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 
+from lm_eval_hybrid.backends.ndif.server import Server
 from lm_eval_hybrid.behaviors.bundle import Bundle
 from lm_eval_hybrid.behaviors.compatibility import LEVELS
 from lm_eval_hybrid.behaviors.manifest import Steering
@@ -27,6 +28,7 @@ Numbers = str | int | float | Sequence[float]
 Names = str | Sequence[str]
 
 THINKING_PROMPTS = ("auto", "raw", "chat")
+BACKENDS = ("local", "remote")
 
 # Arguments of HFLM that a hybrid would have to ignore, and what to do instead.
 _UNFIT = {
@@ -54,6 +56,9 @@ class HybridArguments:
         coefficients, windows, gate, select, seed: see `lm_eval_hybrid.decoding.policy.Policy`.
         thinking_prompt: the thinking model reads the context as it is (raw), as a user turn of its chat template
             (chat), or as the bundle says (auto).
+        base_backend, thinking_backend: whether a model is in this process (local) or on an NDIF server (remote).
+        ndif_host: the server; None: that of NDIF_HOST, or of nnsight's configuration. Its key is NDIF_API_KEY's.
+        ndif_timeout, ndif_patience: see `lm_eval_hybrid.backends.ndif.server.Server`.
 
     Raises:
         HybridError: an unknown arm, thinking_prompt or strict, or a seed that is no whole number.
@@ -72,10 +77,21 @@ class HybridArguments:
     gate: str | None = None
     select: str | None = None
     thinking_prompt: str = "auto"
+    base_backend: str = "local"
+    thinking_backend: str = "local"
+    ndif_host: str | None = None
+    ndif_timeout: float | None = None
+    ndif_patience: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, choices in (("arm", ARMS), ("thinking_prompt", THINKING_PROMPTS), ("strict", LEVELS)):
+        for name, choices in (
+            ("arm", ARMS),
+            ("thinking_prompt", THINKING_PROMPTS),
+            ("strict", LEVELS),
+            ("base_backend", BACKENDS),
+            ("thinking_backend", BACKENDS),
+        ):
             if getattr(self, name) not in choices:
                 known = ", ".join(choices)
                 raise HybridError(f"{name} must be one of {known}; found {getattr(self, name)!r}; choose one")
@@ -101,6 +117,14 @@ class HybridArguments:
                 raise HybridError(f"model hybrid knows no argument {name}; found {name}={value}; write {near[0]}=")
         chosen = {name: value for name, value in given.items() if name in ours and value is not None}
         return cls(**chosen), {name: value for name, value in given.items() if name not in ours | _UNFIT.keys()}
+
+    def server(self) -> Server:
+        """Where remote models are.
+
+        Raises:
+            HybridError: for an address or times that are none.
+        """
+        return Server.choose(self.ndif_host, self.ndif_timeout, self.ndif_patience)
 
     def suite(self) -> Suite:
         """The bundles, loaded and put together.

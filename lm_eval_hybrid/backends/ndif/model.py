@@ -50,6 +50,7 @@ class NdifModel:
         self._model = TransformersModel(name, revision=revision, task="text-generation", tokenizer=tokenizer, **options)
         self.skeleton = self._model._module
         self.config: PretrainedConfig = self.skeleton.config
+        self.name = name
         self.tokenizer = tokenizer
         self.server = server
         self.traffic = Traffic()
