@@ -83,7 +83,12 @@ class _Drafting:
     def ask(self, lines: Sequence[_Line], residual: bool, steering: dict[str, Any] | None) -> dict[str, Any]:
         """See `programs.draft`; its arrays, and `ahead`: what follows each line."""
         system = self._system
-        opens = [[_opens(system, line.row, line.position + step) for step in range(self._longest)] for line in lines]
+        # Where a model speaks alone every token is its own, and no opening ends its draft.
+        alone = system.base is None
+        opens = [
+            [0 if alone else _opens(system, line.row, line.position + step) for step in range(self._longest)]
+            for line in lines
+        ]
         edges, chances = system.pace.table()
         given = {
             "ids": [line.read for line in lines],
