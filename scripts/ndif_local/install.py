@@ -34,6 +34,15 @@ def found(name):
 print(json.dumps([list(sys.version_info[:2]), {name: found(name) for name in sys.argv[1:]}]))
 """
 
+REQUIRED = """
+from importlib.metadata import requires
+from pip._vendor.packaging.requirements import Requirement
+for requirement in map(Requirement, requires("ndif")):
+    if requirement.marker is None or any(requirement.marker.evaluate({"extra": part}) for part in ("", "api", "ray")):
+        requirement.marker = None
+        print(requirement)
+"""
+
 
 @dataclass(frozen=True)
 class Need:
@@ -72,8 +81,16 @@ def install(home: Home, say: Callable[[str], None]) -> None:
         torch, *_ = shared
         if torch in lacking:  # first and alone, as in the Makefile: where pip can see a CPU build, that one is taken
             _pip(home, torch)
-        _pip(home, "--ignore-requires-python", *needs)
+        # What the server itself asks of Python is let be, but not what the packages ask that it requires.
+        _pip(home, "--ignore-requires-python", "--no-deps", f"ndif=={NDIF}")
+        _pip(home, *(need for need in needs if need.name != "ndif"), *_required(home))
         say(f"installed: {_size(home.venv) / 1e9:.1f} GB in {home.venv}")
+
+
+def _required(home: Home) -> list[str]:
+    """What the server requires with the parts that run here."""
+    answer = subprocess.run([str(home.python), "-I", "-c", REQUIRED], check=True, capture_output=True, text=True)
+    return answer.stdout.splitlines()
 
 
 def redis_server(home: Home) -> str:

@@ -46,7 +46,8 @@ def environment(home: Home, settings: Settings) -> dict[str, str]:
     """The caller's environment, rid of what would lead Ray and Python elsewhere, with the server's own settings."""
     ports = settings.ports
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHON", "NDIF_LOCAL_"))}
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "VIRTUAL_ENV"):
+    # Ray does not start with a GPU, which the controller wants to see, where this names none.
+    for name in ("CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "VIRTUAL_ENV"):
         kept.pop(name, None)
     without_proxy = ",".join(filter(None, (kept.get("no_proxy") or kept.get("NO_PROXY"), LOOPBACK, "localhost")))
     return {
@@ -54,7 +55,6 @@ def environment(home: Home, settings: Settings) -> dict[str, str]:
         **kept,
         **({} if settings.online else {"HF_HUB_OFFLINE": "1"}),
         "TOKENIZERS_PARALLELISM": "false",
-        "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": str(PLUGIN),
         "PYTHONUNBUFFERED": "1",
         "no_proxy": without_proxy,
