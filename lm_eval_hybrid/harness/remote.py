@@ -52,7 +52,7 @@ def remote_model(source: Source, server: Server, tokenizer: str | None, theirs: 
         )
         # The server has one revision of a model unless asked for another.
         revision = None if source.revision == "main" else source.revision
-        return NdifModel(source.name, revision, words, server, source.role, trust)
+        return NdifModel.at(server, source.name, revision, words, source.role, trust)
 
 
 def as_hflm(model: NdifModel, theirs: dict[str, Any]) -> dict[str, Any]:

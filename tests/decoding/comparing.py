@@ -2,11 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+from nnsight.intervention.backends.local import LocalSimulationBackend
+from nnsight.modeling.transformers import TransformersModel
+
 from lm_eval_hybrid.backends.local import LocalBackend
+from lm_eval_hybrid.backends.ndif.model import NdifModel
+from lm_eval_hybrid.backends.ndif.server import Traffic
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.policy import Policy
 from lm_eval_hybrid.decoding.request import Prompt, Request
@@ -53,6 +58,31 @@ def tokenizers_of(pair: AnyPair) -> tuple[Any, Any]:
 def decoder_of(pair: AnyPair, steering: NaiveSteering, policy: Policy, **options: Any) -> HybridDecoder:
     ours, theirs = tokenizers_of(pair)
     backends = LocalBackend(pair.base, ours), LocalBackend(pair.thinking, theirs)
+    return HybridDecoder(*backends, of_package(steering), policy, **options)
+
+
+def simulated(model: Any, tokenizer: Any) -> NdifModel:
+    """A model as on a server: requests are serialised and read back as there, without this package; run here."""
+    wrapped = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
+    traffic = Traffic()
+
+    def asking(attempt: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        traffic.requests += 1
+        return attempt(LocalSimulationBackend(wrapped))
+
+    return NdifModel(wrapped, "simulated", "base", asking, traffic)
+
+
+def remote_decoder_of(
+    pair: AnyPair,
+    steering: NaiveSteering,
+    policy: Policy,
+    sides: tuple[bool, bool] = (True, True),
+    **options: Any,
+) -> HybridDecoder:
+    """The same with its base, its thinking model or both as on a server."""
+    models = zip((pair.base, pair.thinking), tokenizers_of(pair), sides, strict=True)
+    backends = [simulated(model, words) if remote else LocalBackend(model, words) for model, words, remote in models]
     return HybridDecoder(*backends, of_package(steering), policy, **options)
 
 
@@ -124,12 +154,13 @@ def check(
     prompts: Sequence[Prompt] = PROMPTS,
     new: int = 10,
     layer: int = 1,
+    decoder: Callable[..., HybridDecoder] = decoder_of,
     **options: Any,
 ) -> list[Generation]:
     """Decode `new` tokens for each prompt as one batch; compare, and return them."""
     steering = random_steering(pair, layer=layer)
     requests = [Request(prompt, new) for prompt in prompts]
-    answers = answers_of(decoder_of(pair, steering, policy, **options), requests, len(requests))
+    answers = answers_of(decoder(pair, steering, policy, **options), requests, len(requests))
     for request, answer in zip(requests, answers, strict=True):
         assert_equal(answer, naive(pair, steering, policy, request), policy)
     return answers

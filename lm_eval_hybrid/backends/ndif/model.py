@@ -1,73 +1,94 @@
 """One model that a server holds: its skeleton and tokenizer are here, its weights are not."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from nnsight.modeling import huggingface
 from nnsight.modeling.transformers import TransformersModel
 from nnsight.ndif import register
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from nnsight.tracing.backend import Backend
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_hybrid.backends.local import layers_of
 from lm_eval_hybrid.backends.masks import Masks
 from lm_eval_hybrid.backends.ndif import programs
-from lm_eval_hybrid.backends.ndif.server import Server, Traffic, ask
+from lm_eval_hybrid.backends.ndif.server import Server, Traffic, Wire, ask
 from lm_eval_hybrid.errors import HybridError
 
 _SHOWN = ("hidden_size", "num_hidden_layers", "vocab_size", "model_type")
+
+
+Asking = Callable[[Callable[[Backend], dict[str, Any]]], dict[str, Any]]
+"""Has a session run through a backend of nnsight's that it chooses, as often as need be; returns what came of it."""
 
 
 class NdifModel:
     """A causal language model on a server.
 
     Args:
-        name: the model's id, as the server knows it: a hub id, or a folder of the server's.
-        revision: of it; None: the server's own choice.
-        tokenizer: the model's.
+        model: nnsight's, without weights; its tokenizer is the model's.
+        name: its id, as the server knows it.
         role: base or thinking, for messages.
+        traffic: where `asking` counts what was asked.
 
     Attributes:
-        traffic: what was asked of it so far.
+        skeleton: the model without its weights.
+        weights: a digest of a sample of the server's.
         device, context_length, parameters: as of `protocol.Backend`; what it says arrives on the CPU.
 
     Raises:
-        HybridError: for an architecture whose layers cannot be found, or whose past is not one of keys and values.
+        HybridError: for an architecture whose layers cannot be found, or whose past is not one of keys and values; for
+            a server with another model; and what `server.ask` raises.
     """
 
-    def __init__(
-        self,
-        name: str,
-        revision: str | None,
-        tokenizer: PreTrainedTokenizerBase,
-        server: Server,
-        role: str,
-        trust_remote_code: bool = False,
-    ) -> None:
-        # nnsight asks the hub how an id is spelt there; here it is as the user spelt it, and a folder is no id.
-        huggingface._ID_CACHE.setdefault(name, name)
-        options = {"trust_remote_code": True} if trust_remote_code else {}
-        self._model = TransformersModel(name, revision=revision, task="text-generation", tokenizer=tokenizer, **options)
-        self.skeleton = self._model._module
-        self.config: PretrainedConfig = self.skeleton.config
-        self.name = name
-        self.tokenizer = tokenizer
-        self.server = server
-        self.traffic = Traffic()
-        self.device = torch.device("cpu")
-        self.dtype: torch.dtype = self.skeleton.dtype
-        self.parameters: int = self.skeleton.num_parameters()
-        self.context_length: int = (
-            getattr(self.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-        )
-        self._key = self._model.to_model_key()
+    def __init__(self, model: TransformersModel, name: str, role: str, asking: Asking, traffic: Traffic) -> None:
+        self._model = model
         self._role = role
-        self._path, layers = layers_of(self._model, self.skeleton)
+        self._asking = asking
+        self.name = name
+        self.traffic = traffic
+        self.tokenizer: PreTrainedTokenizerBase = model.tokenizer
+        self.skeleton: PreTrainedModel = model._module
+        self.config: PretrainedConfig = self.skeleton.config
+        self.device = torch.device("cpu")
+        self.parameters: int = self.skeleton.num_parameters()
+        text_config = self.config.get_text_config()
+        self.context_length: int = getattr(text_config, "max_position_embeddings", None) or sys.maxsize
+        self._path, layers = layers_of(model, self.skeleton)
         self.layers = len(layers)
         Masks.of(self.skeleton)
         for module in programs.SHIPPED:
             register(module)
         self.weights = self._check()
+
+    @classmethod
+    def at(
+        cls,
+        server: Server,
+        name: str,
+        revision: str | None,
+        tokenizer: PreTrainedTokenizerBase,
+        role: str,
+        trust_remote_code: bool = False,
+    ) -> "NdifModel":
+        """The model that a server knows as `name`: a hub id, or a folder of the server's.
+
+        Args:
+            revision: of it; None: the server's own choice.
+        """
+        # nnsight asks the hub how an id is spelt there; here it is as the user spelt it, and a folder is no id.
+        huggingface._ID_CACHE.setdefault(name, name)
+        options = {"trust_remote_code": True} if trust_remote_code else {}
+        model = TransformersModel(name, revision=revision, task="text-generation", tokenizer=tokenizer, **options)
+        key, env = model.to_model_key(), model._remoteable_get_env()
+        traffic = Traffic()
+
+        def asking(attempt: Callable[[Backend], dict[str, Any]]) -> dict[str, Any]:
+            return ask(server, role, traffic, lambda: attempt(Wire(server, key, env, traffic)))
+
+        return cls(model, name, role, asking, traffic)
 
     def draft(self, given: dict[str, Any]) -> dict[str, Any]:
         """See `programs.draft`."""
@@ -88,20 +109,19 @@ class NdifModel:
         ours = {name: getattr(config, name, None) for name in _SHOWN}
         if found["config"] != ours:
             raise HybridError(
-                f"the {self._role} model at {self.server.host} must be {self._model.repo_id}, with {ours}; found one "
-                f"with {found['config']}; name the model that it serves"
+                f"the {self._role} model must be the server's {self.name}, with {ours}; found one with "
+                f"{found['config']}; name the model that it serves"
             )
         return str(found["weights"])
 
     def _run(self, program: Any, given: dict[str, Any]) -> dict[str, Any]:
-        model, path, key = self._model, self._path, self._key
+        model, path = self._model, self._path
 
-        def attempt(wire: Any) -> dict[str, Any]:
-            wire.model_key, wire.env = key, model._remoteable_get_env()
+        def attempt(backend: Backend) -> dict[str, Any]:
             # The body sees locals only: all it names is sent, and `self` would go as a whole.
-            with model.session(backend=wire):
+            with model.session(backend=backend):
                 answer = program(model, path, given)
                 answer.save()
             return answer
 
-        return ask(self.server, self._role, self.traffic, attempt)
+        return self._asking(attempt)

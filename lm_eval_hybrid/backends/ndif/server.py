@@ -94,8 +94,8 @@ class Traffic:
     seconds: float = 0.0
 
 
-def ask(server: Server, role: str, traffic: Traffic, attempt: Callable[["Wire"], dict[str, Any]]) -> dict[str, Any]:
-    """The answer to a request, which `attempt` sends over the wire that it is given.
+def ask(server: Server, role: str, traffic: Traffic, attempt: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The answer to a request, which `attempt` sends over a `Wire`.
 
     Args:
         role: of the model, `base` or `thinking`, for messages.
@@ -107,7 +107,7 @@ def ask(server: Server, role: str, traffic: Traffic, attempt: Callable[["Wire"],
     begun = time.monotonic()
     for asked in range(1_000_000):
         try:
-            answer = attempt(Wire(server, traffic))
+            answer = attempt()
         except Lost as lost:
             spent = time.monotonic() - begun
             pause = _WAITS[min(asked, len(_WAITS) - 1)]
@@ -131,8 +131,8 @@ def ask(server: Server, role: str, traffic: Traffic, attempt: Callable[["Wire"],
 class Wire(RemoteBackend):
     """One asking: nnsight's way to a server, with ends to its waiting, and nothing unpickled that is not data."""
 
-    def __init__(self, server: Server, traffic: Traffic) -> None:
-        super().__init__("", host=server.host, api_key=server.key)
+    def __init__(self, server: Server, key: str, env: dict[str, Any], traffic: Traffic) -> None:
+        super().__init__(key, host=server.host, api_key=server.key, env=env)
         self.display.enabled = False
         self._timeout, self._traffic = server.timeout, traffic
 
