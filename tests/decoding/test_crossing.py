@@ -10,7 +10,16 @@ from lm_eval_hybrid.decoding.arms import ARMS, policy_for
 from lm_eval_hybrid.decoding.bridge import Bridge
 from lm_eval_hybrid.decoding.request import Prompt, Request
 from lm_eval_hybrid.decoding.sampling import Sampling
-from tests.decoding.comparing import DEFAULTS, answers_of, assert_equal, check, decoder_of, naive, naively_scored
+from tests.decoding.comparing import (
+    DEFAULTS,
+    answers_of,
+    assert_equal,
+    check,
+    decoder_of,
+    naive,
+    naively_scored,
+    remote_decoder_of,
+)
 from tests.oracle.crossing import NaiveBridge
 from tests.oracle.models import random_steering
 from tests.oracle.tokenizers import CrossedPair, byte_level_tokenizer, crossed_pair, metaspace_tokenizer
@@ -73,6 +82,11 @@ def test_arms(pair: CrossedPair, arm: str) -> None:
     if arm == "thinking":  # a model that nothing has to cross from says padding in the naive loop, which is no token
         pair = crossed_pair(pair.base_tokenizer, pair.thinking_tokenizer)
     check(pair, policy_for(arm, DEFAULTS), prompts_of(pair)[1:3], new=8)
+
+
+@pytest.mark.parametrize("arm", ["hybrid", "takeover"])
+def test_arms_as_on_a_server(pair: CrossedPair, arm: str) -> None:
+    check(pair, policy_for(arm, DEFAULTS), prompts_of(pair)[1:3], new=8, decoder=remote_decoder_of)
 
 
 @pytest.mark.parametrize("longest_draft", [pytest.param(1, marks=pytest.mark.slow), 3])

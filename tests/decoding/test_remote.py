@@ -19,7 +19,6 @@ from tests.decoding.comparing import (
     remote_decoder_of,
 )
 from tests.oracle.models import FAMILIES, random_prompts, random_steering
-from tests.oracle.tokenizers import crossed_pair
 
 SIDES = {"base": (True, False), "thinking": (False, True), "both": (True, True)}
 
@@ -71,11 +70,6 @@ def test_sampled_tokens_are_the_same(arm: str) -> None:
     answers = answers_of(remote_decoder_of(pair, steering, policy), requests, 2)
     for request, answer in zip(requests, answers, strict=True):
         assert_equal(answer, naive(pair, steering, policy, request), policy)
-
-
-def test_tokens_cross_two_vocabularies() -> None:
-    pair = crossed_pair("pieces")
-    check(pair, DEFAULTS, decoder=remote_decoder_of)
 
 
 @pytest.mark.parametrize("sides", SIDES.values(), ids=SIDES)
