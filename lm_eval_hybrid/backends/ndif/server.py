@@ -22,7 +22,6 @@ from nnsight.schema.config import CONFIG
 from nnsight.schema.request import RequestModel
 from nnsight.schema.response import ResponseModel, Status
 from nnsight.tracing.tracer import Tracer
-from pydantic import ValidationError
 
 from lm_eval_hybrid.backends.ndif.unpickling import load
 from lm_eval_hybrid.errors import HybridError
@@ -120,7 +119,7 @@ def ask(server: Server, role: str, traffic: Traffic, attempt: Callable[[], dict[
             traffic.again += 1
             time.sleep(pause)
         except RemoteError as error:
-            raise _refused(str(error), role, server) from error
+            raise _refused(error, role, server) from error
         else:
             traffic.requests += 1
             traffic.seconds += time.monotonic() - begun
@@ -141,12 +140,15 @@ class Wire(RemoteBackend):
         self._traffic.sent += len(blob)
         try:
             return self._answer(request, blob)
-        except (OSError, websocket.WebSocketException, httpx.HTTPError, ValidationError, json.JSONDecodeError) as error:
-            if isinstance(error, websocket.WebSocketBadStatusException) and error.status_code in (400, 401, 403):
-                raise RemoteError(f"{error.status_code}: {error}") from error
+        # Pydantic's and JSON's complaints of a message are ValueErrors.
+        except (OSError, websocket.WebSocketException, httpx.HTTPError, ValueError, zstandard.ZstdError) as error:
+            if _status(error) in range(400, 500):
+                raise RemoteError(str(error)) from error
             raise Lost(_sentence(error)) from error
         except RemoteError as error:
-            raise _sorted(error) from error
+            if _passes(error):
+                raise Lost(_sentence(error)) from error
+            raise
         except pickle.UnpicklingError as error:
             raise HybridError(
                 f"{self.host} must answer with tensors; found: {error}; use a server you trust"
@@ -188,25 +190,30 @@ def _sentence(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _sorted(error: RemoteError) -> Exception:
-    """What a server's complaint is: `Lost` where asking again may help."""
-    cause = error.__cause__
-    if isinstance(cause, httpx.HTTPStatusError):
-        return error if 400 <= cause.response.status_code < 500 else Lost(str(error))
-    if cause is not None:
-        return Lost(_sentence(error))
+def _passes(error: RemoteError) -> bool:
+    """Whether asking again may help against a server's complaint."""
+    if error.__cause__ is not None:
+        return _status(error.__cause__) not in range(400, 500)
     # A program's failure, and that of loading the model, come with a stack trace; what the server itself says of a
     # model that died, moved or is busy does not.
-    return error if "Traceback" in str(error) or "Could not deploy" in str(error) else Lost(str(error))
+    return "Traceback" not in str(error) and "Could not deploy" not in str(error)
 
 
-def _refused(text: str, role: str, server: Server) -> Exception:
+def _status(error: BaseException | None) -> int | None:
+    """The HTTP status that a request or a subscription failed with."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code
+    return getattr(error, "status_code", None)
+
+
+def _refused(error: RemoteError, role: str, server: Server) -> Exception:
+    text = str(error)
     lines = [line for line in text.strip().splitlines() if line.strip()]
     if "out of memory" in text.lower():
         return torch.OutOfMemoryError(f"CUDA out of memory. At {server.host}: {lines[-1].strip()}")
     said = lines[-1].strip() if lines and "Could not deploy" not in text else (lines or [""])[0]
     advice = "see that it serves this model, with a release of nnsight and transformers like yours"
-    if any(word in text for word in ("API key", "401", "403")):
+    if _status(error.__cause__) in (401, 403) or "API key" in text:
         advice = "set NDIF_API_KEY to a key of this server"
     elif "version" in text.lower():
         advice = "install the release that it asks for"

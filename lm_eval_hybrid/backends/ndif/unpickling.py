@@ -6,6 +6,7 @@ not be one that it runs code of: here, what an answer may be made of is listed.
 
 import io
 import pickle
+import zipfile
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,6 +32,9 @@ def load(content: bytes) -> Any:
 
     Raises:
         pickle.UnpicklingError: it holds anything else than tensors, numbers, strings, bytes, lists, tuples and dicts.
+        ValueError: it is not whole.
     """
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        raise ValueError(f"an answer of {len(content)} bytes that torch.save did not write, or that is not whole")
     reader = SimpleNamespace(__name__=__name__, Unpickler=_Unpickler, UnpicklingError=pickle.UnpicklingError)
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False, pickle_module=reader)
