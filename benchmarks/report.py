@@ -98,10 +98,10 @@ def _rows(contest: Contest) -> dict[str, list[str]]:
     }
 
 
-def write_json(path: Path, results: Sequence[PairResult], options: dict[str, Any]) -> None:
-    """Everything, with what is needed to repeat it."""
+def circumstances() -> dict[str, Any]:
+    """Machine and versions."""
     packages = ("lm-eval-hybrid", "torch", "transformers", "nnsight")
-    content = {
+    return {
         "machine": {
             "platform": platform.platform(),
             "processor": _processor(),
@@ -109,6 +109,13 @@ def write_json(path: Path, results: Sequence[PairResult], options: dict[str, Any
             "threads": torch.get_num_threads(),
         },
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+    }
+
+
+def write_json(path: Path, results: Sequence[PairResult], options: dict[str, Any]) -> None:
+    """Everything, with what is needed to repeat it."""
+    content = {
+        **circumstances(),
         "options": options,
         "coefficients": COEFFICIENTS,
         "seed": SEED,

@@ -145,11 +145,6 @@ class HybridDecoder:
             HybridError: for an empty prompt, one too long with its continuation, or a continuation with a
                 token that the thinking model cannot read.
         """
-        if any(isinstance(model, NdifModel) for model in (self._system.base, self._system.thinking)):
-            raise HybridError(
-                "log-likelihood tasks need both models in this process; found one on a server; run tasks that "
-                "generate, or leave out base_backend and thinking_backend"
-            )
         for prompt, continuation in zip(prompts, continuations, strict=True):
             # The last token is scored, never read; so it needs no room.
             self._check(prompt, max(len(continuation) - 1, 0))

@@ -8,7 +8,7 @@
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,12 +18,13 @@ from torch.nn.utils.rnn import pad_sequence
 from lm_eval_hybrid.backends.ndif.model import NdifModel
 from lm_eval_hybrid.decoding.bridge import Choices
 from lm_eval_hybrid.decoding.choosing import Candidates, Place, Trial, present
-from lm_eval_hybrid.decoding.remote_view import AheadView, RemoteView
+from lm_eval_hybrid.decoding.remote_reader import Question, RemoteReader, levels
+from lm_eval_hybrid.decoding.remote_view import AheadView
 from lm_eval_hybrid.decoding.row import Row
 from lm_eval_hybrid.decoding.sampling import drawn
 from lm_eval_hybrid.decoding.sides import Drafts, Steps
 from lm_eval_hybrid.decoding.system import System
-from lm_eval_hybrid.decoding.views import JUDGED, BaseView, ThinkingView, check_numbers
+from lm_eval_hybrid.decoding.views import BaseView, ThinkingView, check_numbers
 
 _ALONE = 64
 """Tokens asked for at once of a model that nobody checks."""
@@ -104,7 +105,7 @@ class _Drafting:
             "blocked": list(self._choices.blocked),
             "layer": self._layer,
             "residual": residual,
-            "sampling": [_levels(line.row, line.position, self._longest) for line in lines],
+            "sampling": [levels(line.row, line.position, self._longest) for line in lines],
             "drawn": drawn if any(line.row.request.sampling for line in lines) else None,
             "steering": steering,
         }
@@ -238,8 +239,8 @@ class RemoteThinking:
 
     def __init__(self, system: System, model: NdifModel) -> None:
         self._system = system
-        self._model = model
         self._bridge = present(system.bridge)
+        self._reader = RemoteReader(system, model, self._bridge)
         self._drafting = _Drafting(system, model, system.sae_layer, self._bridge.thinking_choices, _ALONE)
         self._ahead: dict[int, Ahead] = {}  # by row's index, where the thinking model speaks alone
 
@@ -258,52 +259,31 @@ class RemoteThinking:
     ) -> tuple[ThinkingView, list[list[int]]]:
         if base is None:
             return self._spoken(rows), [[len(row.thinking_ids) - 1 - row.thinking_read] for row in rows]
-        system = self._system
-        crossings = [[system.shown(token) for token in tokens] for tokens in drafted]
-        ids, wanted = [], []
-        for row, crossed in zip(rows, crossings, strict=True):
-            read, places = list(row.thinking_ids), [len(row.thinking_ids) - 1]
-            for token in crossed[:-1]:
-                read += token
-                places.append(len(read) - 1)
-            ids.append(read)
-            wanted.append(places)
-        choices = base.choice.tolist()
-        given = {
-            "ids": ids,
-            "wanted": wanted,
-            "spoken": [[token[0] for token in crossed] for crossed in crossings],
-            "accepted": [
-                [self._bridge.agreeing(choice) for choice in row[: len(places)]]
-                for row, places in zip(choices, wanted, strict=True)
-            ],
-            "opens": [self._opens(row, tokens) for row, tokens in zip(rows, drafted, strict=True)],
-            "every": False,
-            **self.asked(rows, drafted),
-        }
+        questions, ends = [], []
+        for row, tokens, choices in zip(rows, drafted, base.choice.tolist(), strict=True):
+            question = self._question(row, tokens, choices)
+            questions.append(question)
+            ends.append([place - row.thinking_read for place in question.places])
         begun = time.perf_counter()
-        found = self._model.read(given)
-        system.pace.told(self, time.perf_counter() - begun)
-        check_numbers(found["logprob"], "thinking")
-        view = RemoteView.of(found, given, self._bridge, self._exactly(ids, wanted))
-        return view, [[place - row.thinking_read for place in places] for row, places in zip(rows, wanted, strict=True)]
+        view = self._reader.read(questions, every=False)
+        self._system.pace.told(self, time.perf_counter() - begun)
+        return view, ends
 
-    def asked(self, rows: Sequence[Row], drafted: Drafts) -> dict[str, Any]:
-        """What is wanted of the places where the gate opens; see `programs.read`."""
-        chooser, choices = self._system.chooser, self._bridge.thinking_choices
-        sampled = chooser.emits_thinking and any(row.request.sampling for row in rows)
-        return {
-            "top": 1 if chooser.emits_thinking else JUDGED,
-            "residual": chooser.asks.category,
-            "layer": self._system.sae_layer,
-            "width": choices.width,
-            "blocked": list(choices.blocked),
-            "sampling": [
-                _levels(row, row.position, len(tokens)) if sampled else None
-                for row, tokens in zip(rows, drafted, strict=True)
-            ],
-            "drawn": drawn if sampled else None,
-        }
+    def _question(self, row: Row, tokens: Sequence[int], choices: Sequence[int]) -> Question:
+        """What it says where each of a row's drafted tokens was chosen."""
+        crossings = [self._system.shown(token) for token in tokens]
+        ids, places = list(row.thinking_ids), [len(row.thinking_ids) - 1]
+        for crossed in crossings[:-1]:
+            ids += crossed
+            places.append(len(ids) - 1)
+        return Question(
+            ids,
+            places,
+            spoken=[crossed[0] for crossed in crossings],
+            accepted=[self._bridge.agreeing(choice) for choice in choices[: len(places)]],
+            opens=self._opens(row, tokens),
+            sampling=levels(row, row.position, len(tokens)) if self._system.chooser.emits_thinking else None,
+        )
 
     def _opens(self, row: Row, tokens: Sequence[int]) -> list[int]:
         """As `programs.read` has it; shut where the answer has ended."""
@@ -312,35 +292,6 @@ class RemoteThinking:
             over = step >= row.answer.room or self._system.end in tokens[:step]
             opens.append(0 if over else _opens(self._system, row, row.position + step))
         return opens
-
-    def _exactly(self, ids: list[list[int]], wanted: list[list[int]]) -> Callable[[list[tuple[int, int, int]]], Any]:
-        """Asks for log-probabilities of (row, step, thinking id)s."""
-
-        def ask(places: list[tuple[int, int, int]]) -> list[float]:
-            rows = sorted({row for row, _, _ in places})
-            asked = [[(step, token) for row, step, token in places if row == which] for which in rows]
-            given = {
-                "ids": [
-                    ids[which][: max(wanted[which][step] for step, _ in some) + 1]
-                    for which, some in zip(rows, asked, strict=True)
-                ],
-                "wanted": [[wanted[which][step] for step, _ in some] for which, some in zip(rows, asked, strict=True)],
-                "spoken": [[token for _, token in some] for some in asked],
-                "accepted": [[[]] * len(some) for some in asked],
-                "opens": [[0] * len(some) for some in asked],
-                "every": False,
-                **self.asked([], []),
-                "sampling": [None] * len(rows),
-            }
-            told = self._model.read(given)["spoken_logprob"]
-            found = {
-                (which, *pair): float(told[i, j])
-                for i, (which, some) in enumerate(zip(rows, asked, strict=True))
-                for j, pair in enumerate(some)
-            }
-            return [found[place] for place in places]
-
-        return ask
 
     def _spoken(self, rows: Sequence[Row]) -> ThinkingView:
         """Where it speaks alone: its next token in every row."""
@@ -374,13 +325,6 @@ class RemoteThinking:
 def _opens(system: System, row: Row, position: int) -> int:
     opens = system.chooser.opens_unseen(position, row.key)
     return -1 if opens is None else int(opens)
-
-
-def _levels(row: Row, position: int, count: int) -> tuple[float, int, float, list[float]] | None:
-    how = row.request.sampling
-    if how is None:
-        return None
-    return how.temperature, how.top_k, how.top_p, [how.level(position + step, row.key) for step in range(count)]
 
 
 def _base_view(ahead: Sequence[Ahead]) -> BaseView:

@@ -46,13 +46,13 @@ class RemoteView:
     exactly: Exactly
 
     @classmethod
-    def of(cls, found: dict[str, Any], given: dict[str, Any], bridge: Bridge, exactly: Exactly) -> RemoteView:
-        """From what `programs.read` has found."""
+    def of(cls, found: dict[str, Any], asked: Sequence[Sequence[int]], bridge: Bridge, exactly: Exactly) -> RemoteView:
+        """From what `programs.read` has found, who was asked for these tokens."""
         said: dict[tuple[int, int], dict[int, float]] = {}
         told = zip(found["choice"].tolist(), found["logprob"].tolist(), found["spoken_logprob"].tolist(), strict=True)
         for row, (choices, logprobs, spoken) in enumerate(told):
-            for step, token in enumerate(given["spoken"][row]):
-                said[row, step] = {choices[step]: logprobs[step], token: spoken[step]}
+            for step, token in enumerate(asked[row]):
+                said[row, step] = {choices[step]: logprobs[step]} | ({token: spoken[step]} if token >= 0 else {})
         openings = list(zip(found["rows"].tolist(), found["steps"].tolist(), strict=True))
         floors = {}
         for place, tokens, logprobs in zip(

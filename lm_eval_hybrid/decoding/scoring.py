@@ -4,42 +4,38 @@ A round of decoding (`decoding/batch.py`) whose draft is given, and in which eve
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lm_eval_hybrid.backends.protocol import Sequences
+from lm_eval_hybrid.backends.ndif.model import NdifModel
 from lm_eval_hybrid.decoding.choosing import Place, present
 from lm_eval_hybrid.decoding.draws import context_digest
+from lm_eval_hybrid.decoding.remote_scorers import RemoteBaseScorer, RemoteThinkingScorer
 from lm_eval_hybrid.decoding.request import Prompt
+from lm_eval_hybrid.decoding.scorers import (
+    BaseScorer,
+    LocalBaseScorer,
+    LocalThinkingScorer,
+    Text,
+    ThinkingScorer,
+    own_tokens,
+)
 from lm_eval_hybrid.decoding.system import System
-from lm_eval_hybrid.decoding.views import BaseView, ThinkingView, read_thinking
+from lm_eval_hybrid.decoding.views import BaseView, ThinkingView
 from lm_eval_hybrid.errors import HybridError
 
 PIECE = 64
 """Tokens of each text that are read at once: what is said after each is kept until all is scored."""
 
+REMOTE_PIECE = 1024
+"""The same where no model is in this process: a piece has all before it read again there."""
+
 _PLACES = 64
 """Places steered at once: a row of logits is kept for each of their candidates."""
 
-
-@dataclass
-class _Text:
-    """A continuation, and what has been found of it.
-
-    Attributes:
-        read: the last token of the prompt, and the continuation but for its last token, as the models read them:
-            what is said after the i-th is of tokens[i].
-    """
-
-    prompt: Prompt
-    tokens: Sequence[int]
-    read: list[int]
-    crossings: list[Sequence[int]]
-    key: bytes
-    logprob: float = 0.0
-    greedy: bool = True
+_REMOTE_PLACES = 16
+"""The same where the base is on a server: each is a row of its own there."""
 
 
 def score(
@@ -48,99 +44,94 @@ def score(
     """See `decoder.HybridDecoder.score`, which checks what is given here."""
     texts = [_text(system, *pair) for pair in zip(prompts, continuations, strict=True)]
     going = [text for text in texts if text.tokens]
-    base, thinking = _opened(system, going)
+    if not going:
+        return [(text.logprob, text.greedy) for text in texts]
+    size = PIECE if any(_is_here(model) for model in (system.base, system.thinking)) else REMOTE_PIECE
+    base, thinking = _scorers(system, going, size)
     start = 0
     while going:
-        _score_piece(system, base, thinking, going, start)
-        start += PIECE
+        _score_piece(system, base, thinking, going, start, size)
+        start += size
         kept = [i for i, text in enumerate(going) if len(text.tokens) > start]
         if 0 < len(kept) < len(going):
-            for sequences in (base, thinking):
-                if sequences is not None:
-                    sequences.keep(kept)
+            for scorer in (base, thinking):
+                if scorer is not None:
+                    scorer.keep(kept)
         going = [going[i] for i in kept]
     return [(text.logprob, text.greedy) for text in texts]
 
 
-def _text(system: System, prompt: Prompt, tokens: Sequence[int]) -> _Text:
+def _is_here(model: object) -> bool:
+    return model is not None and not isinstance(model, NdifModel)
+
+
+def _text(system: System, prompt: Prompt, tokens: Sequence[int]) -> Text:
     crossings = [system.shown(token) for token in tokens[:-1]]
     if lost := [token for token, ids in zip(tokens, crossings, strict=False) if not ids]:
         raise HybridError(
             f"each token must be known to the thinking model; found base ids {lost}, which it has no way to write; "
             "use a pair with one vocabulary"
         )
-    return _Text(
-        prompt,
-        tokens,
-        [*prompt.base_ids[-1:], *tokens[:-1]],
-        [prompt.thinking_ids[-1:], *crossings],
-        context_digest(prompt.base_ids),
-    )
+    return Text(prompt, tokens, crossings, context_digest(prompt.base_ids))
 
 
-def _opened(system: System, texts: Sequence[_Text]) -> tuple[Sequences | None, Sequences | None]:
-    """Both models with the prompts read, but for their last tokens. What several texts follow is read once."""
-    if not texts:
-        return None, None
-    contexts = {(tuple(text.prompt.base_ids), tuple(text.prompt.thinking_ids)): 0 for text in texts}
-    for i, context in enumerate(contexts):
-        contexts[context] = i
-    base = None if system.base is None else system.open_base(system.base, len(contexts), PIECE)
-    thinking = None if system.thinking is None else system.open_thinking(system.thinking, len(contexts), PIECE)
-    owners = [contexts[tuple(text.prompt.base_ids), tuple(text.prompt.thinking_ids)] for text in texts]
-    for sequences, prompts in ((base, [ids for ids, _ in contexts]), (thinking, [ids for _, ids in contexts])):
-        if sequences is not None:
-            sequences.admit(range(len(contexts)), [ids[:-1] for ids in prompts])
-            sequences.keep(owners)
+def _scorers(system: System, texts: Sequence[Text], ahead: int) -> tuple[BaseScorer | None, ThinkingScorer | None]:
+    """Both models, wherever they are, before their first piece."""
+    base: BaseScorer | None = None
+    thinking: ThinkingScorer | None = None
+    if isinstance(system.base, NdifModel):
+        base = RemoteBaseScorer(system, system.base)
+    elif system.base is not None:
+        base = LocalBaseScorer(system, texts, ahead)
+    if isinstance(system.thinking, NdifModel):
+        thinking = RemoteThinkingScorer(system, system.thinking)
+    elif system.thinking is not None:
+        thinking = LocalThinkingScorer(system, texts, ahead)
     return base, thinking
 
 
 def _score_piece(
-    system: System, base: Sequences | None, thinking: Sequences | None, texts: Sequence[_Text], start: int
+    system: System,
+    base: BaseScorer | None,
+    thinking: ThinkingScorer | None,
+    texts: Sequence[Text],
+    start: int,
+    size: int,
 ) -> None:
-    """Add to every text what is said of its tokens from `start` on, up to PIECE of them."""
-    pieces = [text.tokens[start : start + PIECE] for text in texts]
-    width = max(map(len, pieces))
-    said = base_view = view = None
+    """Add to every text what is said of its tokens from `start` on, up to `size` of them."""
+    counts = [len(text.tokens[start : start + size]) for text in texts]
+    # [rows, k], on the CPU: of what each token's place says. Where nothing steers, the base.
+    logprobs, chosen = torch.zeros(len(texts), max(counts)), torch.full((len(texts), max(counts)), -1)
+    base_view = view = None
     if base is not None:
-        counts = [len(piece) for piece in pieces]
-        read = [text.read[start : start + PIECE] for text in texts]
-        reading = base.read(torch.tensor([row + [0] * (width - len(row)) for row in read]), counts)
-        said = reading.logits
-        base_view = BaseView.of(said, reading.residual, system.bridge)
-    if thinking is not None:
-        crossings = [text.crossings[start : start + PIECE] for text in texts]
-        view, _ = read_thinking(thinking, crossings, present(system.bridge))
-    # [rows, width], on the CPU: of what each token's place says. Where nothing steers, the base.
-    forced = torch.tensor([[*piece, *[0] * (width - len(piece))] for piece in pieces])
-    logprobs, chosen = torch.zeros(forced.shape), torch.full(forced.shape, -1)
-    if said is not None and base_view is not None:
-        there = forced.to(said.device)
-        logprobs = torch.stack([_logprob(row, ids) for row, ids in zip(said, there, strict=True)]).cpu()
+        logprobs, base_view = base.read(texts, start, size)
         chosen = base_view.choice.cpu()
-    places = _places(system, base_view, view, texts, pieces, start)
-    for i in range(0, len(places), _PLACES):
-        some = places[i : i + _PLACES]
+    if thinking is not None:
+        view = thinking.read(texts, start, size, base_view)
+    places = _places(system, base_view, view, texts, counts, start)
+    most = _REMOTE_PLACES if isinstance(system.base, NdifModel) else _PLACES
+    for i in range(0, len(places), most):
+        some = places[i : i + most]
         rows, steps = [place.row for place in some], [place.step for place in some]
-        logprobs[rows, steps], chosen[rows, steps] = _steered(system, base, base_view, view, some, forced[rows, steps])
-    for text, piece, row, tokens in zip(texts, pieces, logprobs.double(), chosen.tolist(), strict=True):
-        text.logprob += float(row[: len(piece)].sum())
-        text.greedy &= tokens[: len(piece)] == list(piece)
+        logprobs[rows, steps], chosen[rows, steps] = _opened(system, base, base_view, view, texts, some)
+    for text, count, row, tokens in zip(texts, counts, logprobs.double(), chosen.tolist(), strict=True):
+        text.logprob += float(row[:count].sum())
+        text.greedy &= tokens[:count] == list(text.tokens[start : start + count])
 
 
 def _places(
     system: System,
     base: BaseView | None,
     thinking: ThinkingView | None,
-    texts: Sequence[_Text],
-    pieces: Sequence[Sequence[int]],
+    texts: Sequence[Text],
+    counts: Sequence[int],
     start: int,
 ) -> list[Place]:
     """Everywhere the gate opens."""
     differ = system.chooser.differ(base, thinking).tolist() if base is not None and thinking is not None else None
     places = []
-    for row, (text, piece) in enumerate(zip(texts, pieces, strict=True)):
-        for step in range(len(piece)):
+    for row, (text, count) in enumerate(zip(texts, counts, strict=True)):
+        for step in range(count):
             opens = system.chooser.opens_unseen(start + step, text.key)
             if present(differ)[row][step] if opens is None else opens:
                 column = len(text.prompt.base_ids) - 1 + start + step
@@ -148,25 +139,18 @@ def _places(
     return places
 
 
-def _steered(
+def _opened(
     system: System,
-    base: Sequences | None,
+    base: BaseScorer | None,
     base_view: BaseView | None,
     view: ThinkingView | None,
+    texts: Sequence[Text],
     places: Sequence[Place],
-    forced: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """At each place: log-probability of the forced token [n], and the token that would be chosen; on the CPU."""
-    if system.chooser.emits_thinking:
-        view = present(view)
-        rows, steps = torch.tensor([(p.row, p.step) for p in places], device=view.total.device).T
-        return view.logprobs(rows, steps, forced[:, None])[:, 0].cpu(), view.crossed[rows, steps].cpu()
-    candidates = system.chooser.steer(present(base), present(base_view), view, places)
-    return _logprob(
-        present(candidates.logits), forced.to(present(candidates.logits).device)
-    ).cpu(), candidates.token.cpu()
-
-
-def _logprob(logits: Tensor, tokens: Tensor) -> Tensor:
-    """[n, vocab] of any dtype, [n] int64 -> [n] float32."""
-    return logits.float().log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+    """At each place: log-probability of the text's token [n], and the token that would be chosen; on the CPU."""
+    if not system.chooser.emits_thinking:
+        return present(base).steer(texts, present(base_view), view, places)
+    view = present(view)
+    rows, steps = torch.tensor([(place.row, place.step) for place in places]).T
+    logprobs = view.logprobs(rows, steps, own_tokens(texts, places)[:, None])[:, 0]
+    return logprobs.cpu(), view.crossed.cpu()[rows, steps]

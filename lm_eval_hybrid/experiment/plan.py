@@ -27,6 +27,7 @@ LEAVE_ONE_OUT = "leave-one-out"
 _GROUPS = {"paper": PAPER, "all": ARMS}
 # What may differ between two calls that fill one folder: it decides no token.
 _FREE = ("arms", "tasks", "batch_size", "device", "use_cache")
+_FREE_ARGUMENTS = {"ndif_host", "ndif_timeout", "ndif_patience"}
 
 
 class Experiment(BaseModel):
@@ -147,6 +148,10 @@ def _joined(path: Path, experiment: Experiment, versions: Mapping[str, str]) -> 
         raise HybridError(f"{path}: must be what run writes; found {error}; name another --out folder") from None
     old, new = (each.model_dump(mode="json") for each in (former, experiment))
     facts = {name: (old[name], new[name]) for name in new if name not in _FREE}
+    facts["model_args"] = tuple(
+        {name: value for name, value in arguments.items() if name not in _FREE_ARGUMENTS}
+        for arguments in facts["model_args"]
+    )
     facts |= {f"version of {name}": (then.get(name), version) for name, version in versions.items()}
     for name, (before, now) in facts.items():
         if before != now:

@@ -1,5 +1,6 @@
 """Pairs whose tokenizers differ, against the naive bridge and the naive loop of tests/oracle."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from lm_eval_hybrid.decoding.arms import ARMS, policy_for
 from lm_eval_hybrid.decoding.bridge import Bridge
+from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.request import Prompt, Request
 from lm_eval_hybrid.decoding.sampling import Sampling
 from tests.decoding.comparing import (
@@ -104,13 +106,14 @@ def test_sampling_and_stop_strings(pair: CrossedPair) -> None:
         assert_equal(answer, naive(pair, steering, policy, request), policy)
 
 
+@pytest.mark.parametrize("maker", [decoder_of, remote_decoder_of], ids=["here", "on a server"])
 @pytest.mark.parametrize("arm", ["hybrid", "takeover", "thinking"])
-def test_scores(pair: CrossedPair, arm: str) -> None:
+def test_scores(pair: CrossedPair, arm: str, maker: Callable[..., HybridDecoder]) -> None:
     steering, policy = random_steering(pair), policy_for(arm, DEFAULTS)
     speaker = pair.base_tokenizer if policy.reads_base else pair.thinking_tokenizer
     continuations = [speaker.encode(text) for text in (" the answer", " 55.", "é y", "so we")]
     prompts = prompts_of(pair)
-    scores = decoder_of(pair, steering, policy).score(prompts, continuations)
+    scores = maker(pair, steering, policy).score(prompts, continuations)
     for prompt, continuation, (total, greedy) in zip(prompts, continuations, scores, strict=True):
         expected, same = naively_scored(pair, steering, policy, prompt, continuation)
         assert total == pytest.approx(expected, abs=1e-3)

@@ -7,7 +7,7 @@ import pytest
 from lm_eval_hybrid.decoding.arms import ARMS, policy_for
 from lm_eval_hybrid.decoding.request import Prompt
 from lm_eval_hybrid.errors import HybridError
-from tests.decoding.comparing import DEFAULTS, PROMPTS, decoder_of, naively_scored, pair_of
+from tests.decoding.comparing import DEFAULTS, PROMPTS, decoder_of, naively_scored, pair_of, remote_decoder_of
 from tests.oracle.models import random_prompts, random_steering
 
 # Several texts follow one prompt, as in multiple choice.
@@ -37,6 +37,36 @@ def test_scores_are_the_same_in_pieces(family: str, piece: int, monkeypatch: pyt
         CONTEXTS, TEXTS, decoder_of(pair, steering, policy).score(CONTEXTS, TEXTS), strict=True
     ):
         assert score[0] == pytest.approx(naively_scored(pair, steering, policy, prompt, text)[0], abs=1e-3)
+
+
+SIDES = [(True, True), (True, False), (False, True)]
+
+
+@pytest.mark.parametrize("sides", SIDES, ids=["both", "base", "thinking"])
+@pytest.mark.parametrize("arm", ARMS)
+def test_scores_of_models_on_a_server(arm: str, sides: tuple[bool, bool]) -> None:
+    pair, policy = pair_of("llama", 2), policy_for(arm, DEFAULTS)
+    steering = random_steering(pair)
+    found = remote_decoder_of(pair, steering, policy, sides).score(CONTEXTS, TEXTS)
+    for (total, greedy), (expected, same) in zip(
+        found, decoder_of(pair, steering, policy).score(CONTEXTS, TEXTS), strict=True
+    ):
+        assert total == pytest.approx(expected, abs=1e-3)
+        assert greedy == same
+
+
+@pytest.mark.parametrize("family", ["mistral", "gpt2", "gemma3"])
+def test_a_server_that_knows_few_likely_tokens(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lm_eval_hybrid.decoding.remote_reader.JUDGED", 2)
+    monkeypatch.setattr("lm_eval_hybrid.decoding.scoring.REMOTE_PIECE", 5)
+    monkeypatch.setattr("lm_eval_hybrid.decoding.scoring._REMOTE_PLACES", 3)
+    pair, policy = pair_of(family, 0), replace(DEFAULTS, windows=(0, 1, 8))
+    steering = random_steering(pair)
+    found = remote_decoder_of(pair, steering, policy).score(CONTEXTS, TEXTS)
+    for prompt, text, (total, greedy) in zip(CONTEXTS, TEXTS, found, strict=True):
+        expected, same = naively_scored(pair, steering, policy, prompt, text)
+        assert total == pytest.approx(expected, abs=1e-3)
+        assert greedy == same
 
 
 @pytest.mark.parametrize("arm", ["hybrid", "takeover", "random-positions"])

@@ -47,7 +47,7 @@ def test_the_base_lacks_the_timing(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_thinking_model_has_it(tokenizer: PreTrainedTokenizerBase, family: Family) -> None:
-    assert accuracy(load("thinking"), tokenizer, PROBLEMS[family]) >= 0.95
+    assert accuracy(load("thinking"), tokenizer, PROBLEMS[family][::4]) >= 0.95
 
 
 @pytest.mark.parametrize("family", FAMILIES)

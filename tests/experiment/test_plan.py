@@ -62,6 +62,14 @@ def test_a_folder_takes_more_arms_and_tasks(tmp_path: Path) -> None:
     assert read(content["experiment"], "here") == joined
 
 
+def test_where_a_server_is_makes_no_other_experiment(tmp_path: Path) -> None:
+    settled(tmp_path)
+    moved = experiment(model_args={"ndif_host": "http://there", "ndif_timeout": 9, "ndif_patience": 9})
+    assert settle(tmp_path, moved, VERSIONS) == moved
+    with pytest.raises(HybridError, match="base_backend"):
+        settle(tmp_path, experiment(model_args={"base_backend": "remote"}), VERSIONS)
+
+
 @pytest.mark.parametrize(
     ("changes", "found"),
     [({"limit": 5}, "limit None, here it is 5"), ({"seed": 1}, "seed 0, here"), ({"behaviors": "b"}, "behaviors")],

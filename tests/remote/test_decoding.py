@@ -1,66 +1,18 @@
 """The embedded pair on a real server: the tokens of every arm are those of the models here."""
 
-import json
-from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lm_eval_hybrid import paths
-from lm_eval_hybrid.backends.local import LocalBackend
 from lm_eval_hybrid.backends.ndif.model import NdifModel
 from lm_eval_hybrid.backends.ndif.server import Server
 from lm_eval_hybrid.decoding.arms import ARMS
-from lm_eval_hybrid.decoding.decoder import HybridDecoder
-from lm_eval_hybrid.decoding.request import Prompt, Request
 from lm_eval_hybrid.decoding.sampling import Sampling
-from lm_eval_hybrid.decoding.steering import Steering
 from lm_eval_hybrid.errors import HybridError
-from lm_eval_hybrid.harness.arguments import HybridArguments
 from tests.remote.conftest import LocalNdif
+from tests.remote.embedded_pair import decode, decoder_of, here, requests, there
 
 pytestmark = pytest.mark.slow
-
-
-@cache
-def here(name: str) -> LocalBackend:
-    folder = paths.embedded_dir() / name
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return LocalBackend(model, AutoTokenizer.from_pretrained(folder))
-
-
-@cache
-def there(host: str, name: str) -> NdifModel:
-    server = Server(host, timeout=60, patience=120)
-    return NdifModel.at(server, str(paths.embedded_dir() / name), None, here(name).tokenizer, name)
-
-
-def requests(count: int, limit: int, sampling: Sampling | None = None) -> list[Request]:
-    lines = (paths.embedded_dir() / "gsm8k_embedded.jsonl").read_text().splitlines()[:count]
-    found = []
-    for text in [f"Question: {json.loads(line)['question']}\nAnswer:" for line in lines]:
-        prompt = Prompt(*(here(name).tokenizer(text)["input_ids"] for name in ("base", "thinking")))
-        found.append(Request(prompt, limit, ("Question:",), sampling))
-    return found
-
-
-def decode(models: tuple[Any, Any], arm: str, asked: list[Request], slots: int) -> dict[int, Any]:
-    """By index: tokens, and what the records say but for the last digits of numbers."""
-    ours = HybridArguments(arm=arm)
-    suite = ours.suite()
-    policy = ours.policy(suite.manifest.steering)
-    decoder = HybridDecoder(models[0], models[1], Steering.from_suite(suite), policy)
-    return {
-        index: [
-            replace(record, coefficient=None, thinking_logprob=None, base_logprob=None, thinking_choice_logprob=None)
-            for record in answer.records
-        ]
-        for index, answer in decoder.stream(asked, slots)
-    }
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -81,6 +33,17 @@ def test_sampled(ndif: LocalNdif) -> None:
     asked = requests(2, 60, Sampling(temperature=0.7, top_p=0.9, seed=4))
     remote = there(ndif.host, "base"), there(ndif.host, "thinking")
     assert decode(remote, "hybrid", asked, 2) == decode((here("base"), here("thinking")), "hybrid", asked, 2)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_log_likelihoods(ndif: LocalNdif, arm: str) -> None:
+    asked = requests(4, 1)
+    prompts = [request.prompt for request in asked]
+    texts = [here("base").tokenizer.encode(text) for text in (" 12", " First we add.", "x", " The answer is 5.")]
+    pair, remote = (here("base"), here("thinking")), (there(ndif.host, "base"), there(ndif.host, "thinking"))
+    found, expected = (decoder_of(models, arm).score(prompts, texts) for models in (remote, pair))
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert [total for total, _ in found] == pytest.approx([total for total, _ in expected], abs=1e-3)
 
 
 def test_one_document_costs_few_requests(ndif: LocalNdif) -> None:

@@ -64,12 +64,13 @@ def draft(model: Any, path: str, given: dict[str, Any]) -> dict[str, Any]:
                 `decoding.sampling.drawn`, which is sent along.
             steering: None, or: rows [m]; direction [m, d]; coefficients [m, C]; windows [C]; preferred [C], the order
                 that ties are decided in; judges: of each place (token ids, their log-probabilities, the lowest of
-                these), or taken: of each place the candidate; sampling: of each place as above, with one level.
+                these), or taken: of each place the candidate; sampling: of each place as above, with one level; own:
+                of each place a token to be scored, where that is wanted.
 
     Returns:
         tokens, choice, margin, logprob, spoken: [rows, k]; residual [rows, k, d] where wanted; candidates [m, C], and
-        taken [m], -1 where the judge does not know; resolved [m] tokens, -1 there; said [m, C], their logits; places:
-        the rows; step: seconds of one.
+        taken [m], -1 where the judge does not know; resolved [m] tokens, -1 there; said [m, C], their logits; own
+        [m, C] where wanted, log-probabilities of those tokens; places: the rows; step: seconds of one.
     """
     with torch.no_grad():
         inner, layers, device = _opened(model, path)
@@ -377,7 +378,15 @@ def _taken(given: dict[str, Any], steering: dict[str, Any], logits: Tensor) -> d
     for i, sampling in enumerate(steering["sampling"]):
         if sampling is not None and taken[i] >= 0:
             resolved[i] = given["drawn"](allowed[i, taken[i]], *sampling)
-    return {"candidates": tokens, "taken": taken, "resolved": resolved, "said": said.float()}
+    found = {"candidates": tokens, "taken": taken, "resolved": resolved, "said": said.float()}
+    if steering.get("own") is not None:
+        found["own"] = torch.stack(
+            [
+                line[:, token].float() - line.float().logsumexp(-1)
+                for line, token in zip(logits, steering["own"], strict=True)
+            ]
+        )
+    return found
 
 
 def _likeliest(tokens: list[int], preferred: list[int], known: list[int], logprobs: list[float], floor: float) -> int:
