@@ -347,25 +347,3 @@ def test_mistakes_end_in_one_line(
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(line)
     assert "Traceback" not in done.stderr
-
-
-@pytest.mark.slow
-def test_two_processes_share_the_documents(system: TinySystem, rows: Path, tmp_path: Path) -> None:
-    script = tmp_path / "run.py"
-    script.write_text(COMMAND)
-    done = run_apart(
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(script),
-        "--model", "hybrid", "--model_args", f"behaviors={system.bundle}", "--tasks", "gsm8k_hybrid",
-        "--metadata", f"data_dir={rows}", "--gen_kwargs", "max_gen_toks=8", "--log_samples",
-        "--output_path", str(tmp_path / "out"), "--use_cache", str(tmp_path / "cache"), "--device", "cpu",
-        ACCELERATE_USE_CPU="1",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert sorted(line["doc_id"] for line in lines(tmp_path, "tokens_*.jsonl")) == list(range(5))
-    (path,) = (tmp_path / "out").rglob("results_*.json")
-    results = json.loads(path.read_text(encoding="utf-8"))
-    # Five documents for two processes: the second one's last request is repeated, and must not count twice.
-    assert results["config"]["hybrid_totals"]["requests"] == 5
-    tokens = sum(len(line["records"]) for line in lines(tmp_path, "tokens_*.jsonl"))
-    assert results["config"]["hybrid_totals"]["tokens"] == tokens
-    assert results["n-samples"]["gsm8k_hybrid"]["effective"] == 5

@@ -49,6 +49,7 @@ class RemoteReader:
         self._wanted = {
             # A model that speaks where the gate opens judges nobody.
             "top": 1 if chooser.emits_thinking else JUDGED,
+            "chosen": False,
             "residual": chooser.asks.category,
             "layer": system.sae_layer,
             "width": choices.width,

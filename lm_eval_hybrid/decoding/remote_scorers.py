@@ -50,6 +50,7 @@ class RemoteBaseScorer:
                 "opens": [[int(network)] * len(tokens) for tokens in own],
                 "every": True,
                 "top": 1,
+                "chosen": False,
                 "residual": network,
                 "sampling": [None] * len(texts),
                 "drawn": None,

@@ -14,16 +14,19 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lm_eval_hybrid.backends.local import LocalBackend
+    from lm_eval_hybrid.backends.ndif.model import NdifModel
     from lm_eval_hybrid.backends.sources import Source
     from lm_eval_hybrid.discovery.plan import Plan
     from lm_eval_hybrid.discovery.ranks import Ranks
 
 _READ_BY = (".json", ".jinja", ".model", ".txt")  # files of a model's folder
+BACKENDS = ("local", "remote")
 STEPS = ("traces", "activations", "sae", "taxonomy", "gates", "vectors", "calibration")
 EXAMPLES = """examples:
   lm-eval-hybrid discover --recipe embedded --out behaviors/mine/1.0.0
   lm-eval-hybrid discover --recipe r1-qwen-1.5b --out ~/behaviors/r1-qwen-1.5b/0.1.0 --dry-run
   lm-eval-hybrid discover --recipe my.yaml --samples out/samples_gsm8k_*.jsonl --out ~/behaviors/mine/0.1.0
+  lm-eval-hybrid discover --recipe my.yaml --thinking-backend remote --out ~/behaviors/mine/0.1.0
   torchrun --nproc-per-node 4 -m lm_eval_hybrid.cli discover --recipe my.yaml --out ~/behaviors/mine/0.1.0
 """
 
@@ -58,6 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser, console: "Callable[[], Consol
     parser.add_argument(
         "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of both (default: float32)"
     )
+    for role in ("base", "thinking"):
+        parser.add_argument(
+            f"--{role}-backend",
+            choices=BACKENDS,
+            default="local",
+            help=f"the {role} model is in this process, or on an NDIF server (default: local)",
+        )
+    parser.add_argument("--ndif-host", metavar="URL", help="the server (default: $NDIF_HOST)")
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle that is there")
 
 
@@ -70,6 +81,8 @@ def run(args: argparse.Namespace) -> None:
     from lm_eval_hybrid.discovery.stages import Workshop
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    places = {role: getattr(args, f"{role}_backend") for role in ("base", "thinking")}
+    _check_places(places, args.until)
     out = args.out.expanduser().resolve()
     check_target(out, args.overwrite)
     _check_parent(out)
@@ -79,17 +92,24 @@ def run(args: argparse.Namespace) -> None:
     models = {role: _source(role, getattr(recipe, role)) for role in ("base", "thinking")}
     configs = {role: _config(source) for role, source in models.items()}
     workshop = Workshop(args.work or Path(f"{out.parent.name}-{out.name}.discover"))
-    identities = {role: f"{_identity(source, configs[role])} {args.dtype}" for role, source in models.items()}
+    identities = {
+        role: f"{source.name}@remote"
+        if places[role] == "remote"
+        else f"{_identity(source, configs[role])} {args.dtype}"
+        for role, source in models.items()
+    }
     plan = Plan(recipe, workshop, identities, samples)
     if args.dry_run:
         from lm_eval_hybrid.report.plan import Model, render
 
         args.console().print(render(plan, {role: Model.of(config) for role, config in configs.items()}))
         return
-    _make(args, out, plan, models)
+    _make(args, out, plan, models, places)
 
 
-def _make(args: argparse.Namespace, out: Path, plan: "Plan", models: "dict[str, Source]") -> None:
+def _make(
+    args: argparse.Namespace, out: Path, plan: "Plan", models: "dict[str, Source]", places: dict[str, str]
+) -> None:
     from contextlib import nullcontext
 
     from lm_eval_hybrid.discovery import bundling, findings, summary
@@ -103,7 +123,12 @@ def _make(args: argparse.Namespace, out: Path, plan: "Plan", models: "dict[str, 
     if ranks.first:
         plan.check()
 
-    base, thinking = (_load(models[role], args.device, args.dtype, ranks) for role in ("base", "thinking"))
+    base, thinking = (
+        _reach(models[role], args.ndif_host)
+        if places[role] == "remote"
+        else _load(models[role], args.device, args.dtype, ranks)
+        for role in ("base", "thinking")
+    )
     pair = Pair(base, thinking, recipe.prompt)
     bundling.check(pair, recipe, name, version)
     with plan.workshop.held() if ranks.first else nullcontext():
@@ -120,6 +145,16 @@ def _make(args: argparse.Namespace, out: Path, plan: "Plan", models: "dict[str, 
     logging.info(
         "%s written to %s; what was found, to look at: %s", bundle.identity, out, plan.workshop.folder / "findings.html"
     )
+
+
+def _check_places(places: dict[str, str], until: str | None) -> None:
+    """That what the models are asked for is possible where they are."""
+    local = STEPS[STEPS.index("vectors") :]
+    if places["base"] == "remote" and (until is None or until in local):
+        raise HybridError(
+            "vectors are fitted to a base model in this process; found --base-backend remote; leave it out, or end "
+            f"before with --until {STEPS[STEPS.index('vectors') - 1]}"
+        )
 
 
 def _check_parent(out: Path) -> None:
@@ -153,6 +188,13 @@ def _identity(source: "Source", config: object) -> str:
     for path in sorted(path for path in folder.iterdir() if path.suffix in _READ_BY and path.is_file()):
         content.update(f"{path.name} {path.stat().st_size} ".encode() + path.read_bytes())
     return f"{told}+{content.hexdigest()[:12]}"
+
+
+def _reach(source: "Source", host: str | None) -> "NdifModel":
+    from lm_eval_hybrid.backends.ndif.server import Server
+    from lm_eval_hybrid.harness.remote import remote_model
+
+    return remote_model(source, Server.choose(host), None, {})
 
 
 def _load(source: "Source", device: str, dtype: str, ranks: "Ranks") -> "LocalBackend":

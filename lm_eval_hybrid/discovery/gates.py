@@ -13,17 +13,16 @@ import torch
 from torch import Tensor
 
 from lm_eval_hybrid.backends.local import LocalBackend
+from lm_eval_hybrid.backends.ndif.model import NdifModel
 from lm_eval_hybrid.backends.protocol import Reading
 from lm_eval_hybrid.decoding.steering import SparseEncoder
-from lm_eval_hybrid.discovery.pair import Encoded, Pair
+from lm_eval_hybrid.discovery import remote
+from lm_eval_hybrid.discovery.pair import TOP, Encoded, Pair
 from lm_eval_hybrid.discovery.ranks import Ranks
 from lm_eval_hybrid.discovery.shards import Shards
 from lm_eval_hybrid.discovery.traces import Trace, digest
 
 SCHEMA = 1
-TOP = 8
-"""Tokens of the thinking model's distribution that are kept."""
-
 LOGITS = 2**28
 """Bytes of float32 logits of a pass, unless those after one token are more."""
 NONE = -1
@@ -100,33 +99,35 @@ def _read(
     widest = max(b.config.get_text_config().vocab_size for b in (pair.base, pair.thinking))
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].thinking))
     for some in in_batches(order, [max(len(e.thinking), len(e.base)) for e in encoded], LOGITS // (4 * widest)):
-        said = _said(pair, [encoded[i].thinking for i in some], encoder, layer)
-        ours = _choices(pair, [encoded[i].base for i in some])
-        for row, i in enumerate(some):
-            found[i] = _compare(pair, encoded[i], {name: tensor[row] for name, tensor in said.items()}, ours[row])
-            found[i]["trace"] = torch.full_like(found[i]["column"], first + i)
+        those = [encoded[i] for i in some]
+        ours = remote.choices(pair, those) if isinstance(pair.base, NdifModel) else _choices(pair, those)
+        compare = remote.compare if isinstance(pair.thinking, NdifModel) else _compare
+        for i, gates in zip(some, compare(pair, those, ours, encoder, layer), strict=True):
+            found[i] = gates | {"trace": torch.full_like(gates["column"], first + i)}
     return {name: torch.cat([found[i][name] for i in range(len(encoded))]) for name in found[0]}
 
 
-def _compare(pair: Pair, encoded: Encoded, said: Mapping[str, Tensor], ours: Tensor) -> dict[str, Tensor]:
-    """One trace.
+def _compare(
+    pair: Pair, encoded: Sequence[Encoded], ours: Sequence[Tensor], encoder: SparseEncoder, layer: int
+) -> Iterator[dict[str, Tensor]]:
+    """Of each trace, what `Gates` has of it.
 
     Args:
-        said: of each of the thinking model's places, as `_said` has it.
-        ours: [columns] int64, the base's choice after each of its own.
+        ours: of each, the base's choice at each of the places that are compared (`Encoded.compared`).
     """
-    first, last = encoded.begin - 1, len(encoded.thinking) - 1  # after the last token nothing is said any more
-    columns = torch.tensor(encoded.columns[: last - first], dtype=torch.int64)
-    there = {name: tensor[first:last] for name, tensor in said.items()}
-    where = (~pair.bridge.agree(ours[columns], there["choice"])).nonzero()[:, 0]
-    return {
-        "column": columns[where],
-        "target": pair.bridge.to_base(there["choice"][where]),
-        "top": pair.bridge.to_base(there["top"][where]),
-        "top_logprob": there["top_logprob"][where],
-        "category": there["category"][where],
-        "places": torch.tensor([len(columns)]),
-    }
+    said = _said(pair, [one.thinking for one in encoded], encoder, layer)
+    for row, one in enumerate(encoded):
+        first, columns = one.begin - 1, torch.tensor(one.compared, dtype=torch.int64)
+        there = {name: tensor[row, first : first + len(columns)] for name, tensor in said.items()}
+        where = (~pair.bridge.agree(ours[row], there["choice"])).nonzero()[:, 0]
+        yield {
+            "column": columns[where],
+            "target": pair.bridge.to_base(there["choice"][where]),
+            "top": pair.bridge.to_base(there["top"][where]),
+            "top_logprob": there["top_logprob"][where],
+            "category": there["category"][where],
+            "places": torch.tensor([len(columns)]),
+        }
 
 
 def _said(pair: Pair, rows: Sequence[Sequence[int]], encoder: SparseEncoder, layer: int) -> dict[str, Tensor]:
@@ -142,10 +143,11 @@ def _said(pair: Pair, rows: Sequence[Sequence[int]], encoder: SparseEncoder, lay
     return {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
 
 
-def _choices(pair: Pair, rows: Sequence[Sequence[int]]) -> Tensor:
-    """[rows, n] int64 on the CPU: the base's next token after each of its own."""
-    readings = passes(pair.base, rows, len(pair.base.layers) - 1)
-    return torch.cat([pair.bridge.base_logits(reading.logits).argmax(-1).cpu() for reading in readings], 1)
+def _choices(pair: Pair, encoded: Sequence[Encoded]) -> list[Tensor]:
+    """Of each trace the base's choice at each of the places that are compared, int64 on the CPU."""
+    readings = passes(pair.base, [one.base for one in encoded], len(pair.base.layers) - 1)
+    said = torch.cat([pair.bridge.base_logits(reading.logits).argmax(-1).cpu() for reading in readings], 1)
+    return [row[one.compared] for row, one in zip(said, encoded, strict=True)]
 
 
 def passes(backend: LocalBackend, rows: Sequence[Sequence[int]], layer: int) -> Iterator[Reading]:

@@ -15,6 +15,7 @@ from functools import cached_property
 from transformers import PreTrainedTokenizerBase
 
 from lm_eval_hybrid.backends.local import LocalBackend
+from lm_eval_hybrid.backends.ndif.model import NdifModel
 from lm_eval_hybrid.behaviors.manifest import Prompt
 from lm_eval_hybrid.decoding import request
 from lm_eval_hybrid.decoding.bridge import Bridge
@@ -22,6 +23,9 @@ from lm_eval_hybrid.discovery.sentences import Sentence, split
 from lm_eval_hybrid.discovery.thoughts import thought
 from lm_eval_hybrid.discovery.traces import Trace
 from lm_eval_hybrid.errors import HybridError
+
+TOP = 8
+"""Tokens of the thinking model's distribution that are kept of a place where the models disagree."""
 
 SEEN = 256  # values of each weight that tell models apart
 
@@ -49,6 +53,14 @@ class Encoded:
         """The base's place for one of the thinking model's, from the prompt's last on."""
         return self.columns[place - (self.begin - 1)]
 
+    @property
+    def compared(self) -> list[int]:
+        """The base's places where the two models are compared: after the trace's last token nothing is said any more.
+
+        Those of the thinking model are as many, from `begin` - 1 on.
+        """
+        return self.columns[: len(self.thinking) - self.begin]
+
     def base_spans(self) -> Iterator[tuple[int, tuple[int, ...]]]:
         """Of each sentence its first column in the base's row, and the base tokens that are to follow from there on."""
         for sentence in self.sentences:
@@ -64,8 +76,8 @@ class Pair:
         prompt: as it stands (`raw`) or as a user turn of the chat template (`chat`), then a prefix.
     """
 
-    base: LocalBackend
-    thinking: LocalBackend
+    base: LocalBackend | NdifModel
+    thinking: LocalBackend | NdifModel
     prompt: Prompt
 
     def __post_init__(self) -> None:
@@ -152,11 +164,14 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     return tokenizer(prompt, add_special_tokens=not begun).input_ids
 
 
-def fingerprint(backend: LocalBackend) -> str:
+def fingerprint(backend: LocalBackend | NdifModel) -> str:
     """sha256 (hex) of a tokenizer's vocabulary and chat template, and of the names, shapes and first values of a
-    model's weights: cheap, and training changes it."""
+    model's weights: cheap, and training changes it. A server says no more than a digest of its weights."""
     tokenizer = backend.tokenizer
     content = hashlib.sha256(json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]).encode())
+    if isinstance(backend, NdifModel):
+        content.update(f"remote {backend.weights}".encode())
+        return content.hexdigest()
     for name, weight in backend.model._module.named_parameters():
         first = weight.detach().reshape(-1)[:SEEN].float().cpu()
         content.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + first.numpy().tobytes())

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from lm_eval_hybrid.backends.local import LocalBackend
+from lm_eval_hybrid.backends.ndif.model import NdifModel
+from lm_eval_hybrid.discovery import remote
 from lm_eval_hybrid.discovery.gates import in_batches, padded
 from lm_eval_hybrid.discovery.pair import Encoded, Pair
 from lm_eval_hybrid.discovery.ranks import Ranks
@@ -83,13 +85,15 @@ def collect(
     return Store(shards)
 
 
-def _read(backend: LocalBackend, encoded: Sequence[Encoded], layers: Sequence[int], first: int) -> Mapping[str, Tensor]:
+def _read(
+    backend: LocalBackend | NdifModel, encoded: Sequence[Encoded], layers: Sequence[int], first: int
+) -> Mapping[str, Tensor]:
     """A shard: the tensors of its traces' sentences, in order."""
     found: dict[int, dict[str, Tensor]] = {}
     rows, batches = batched(encoded)
     for some in batches:
-        residuals = _residuals(backend, [rows[i] for i in some], layers)
-        parts = _sentence_rows(dict(zip(layers, residuals, strict=True)), [encoded[i].sentences for i in some])
+        read = remote.at_sentences if isinstance(backend, NdifModel) else at_sentences
+        parts = read(backend, [rows[i] for i in some], [encoded[i].sentences for i in some], layers)
         for row, i in enumerate(some):
             spans = [(first + i, s.begin, s.end) for s in encoded[i].sentences]
             found[i] = {"sentence": torch.tensor(spans, dtype=torch.int64).reshape(-1, 3)}
@@ -107,10 +111,18 @@ def batched(encoded: Sequence[Encoded]) -> tuple[list[list[int]], list[list[int]
     return rows, list(in_batches(order, lengths, TOKENS))
 
 
+def at_sentences(
+    backend: LocalBackend, rows: Sequence[Sequence[int]], sentences: Sequence[Sequence[Sentence]], layers: Sequence[int]
+) -> dict[str, tuple[Tensor, ...]]:
+    """What is kept of some rows, read in one pass, by name: each row's by itself."""
+    residuals = _residuals(backend, rows, layers)
+    return _sentence_rows(dict(zip(layers, residuals, strict=True)), sentences)
+
+
 def _sentence_rows(
     residuals: Mapping[int, Tensor], sentences: Sequence[Sequence[Sentence]]
 ) -> dict[str, tuple[Tensor, ...]]:
-    """What is kept of a pass, by name, each row's by itself: at sentences' onsets, and means over sentences.
+    """At sentences' onsets, and means over sentences.
 
     Args:
         residuals: [rows, width, d], by layer.

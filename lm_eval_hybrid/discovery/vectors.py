@@ -27,7 +27,8 @@ from lm_eval_hybrid.behaviors.manifest import Count, Index
 from lm_eval_hybrid.decoding.steering import CoefficientNetwork
 from lm_eval_hybrid.discovery.descent import Descent, Rules, Task
 from lm_eval_hybrid.discovery.fitted import Fitted
-from lm_eval_hybrid.discovery.gates import NONE, TOP, Gates
+from lm_eval_hybrid.discovery.gates import NONE, Gates
+from lm_eval_hybrid.discovery.pair import TOP
 from lm_eval_hybrid.discovery.pasts import Pasts
 from lm_eval_hybrid.discovery.segments import Pack, Segment, pack, steered_logits
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from lm_eval_hybrid.decoding import remote_view, views
+from lm_eval_hybrid.decoding import remote_reader, remote_view, views
 from lm_eval_hybrid.decoding.arms import ARMS, policy_for
 from lm_eval_hybrid.decoding.request import Prompt, Request
 from lm_eval_hybrid.decoding.sampling import Sampling
@@ -75,9 +75,7 @@ def test_sampled_tokens_are_the_same(arm: str) -> None:
 @pytest.mark.parametrize("sides", SIDES.values(), ids=SIDES)
 def test_a_judge_that_knows_little_asks(sides: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch) -> None:
     """With few likely tokens told, most candidates are unknown to the judge, and have to be asked for."""
-    from lm_eval_hybrid.decoding import remote
-
-    for module in (views, remote):
+    for module in (views, remote_reader):
         monkeypatch.setattr(module, "JUDGED", 2)
     asked = []
     exact = remote_view.RemoteView.logprobs

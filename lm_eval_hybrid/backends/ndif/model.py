@@ -56,8 +56,7 @@ class NdifModel:
         self.parameters: int = self.skeleton.num_parameters()
         text_config = self.config.get_text_config()
         self.context_length: int = getattr(text_config, "max_position_embeddings", None) or sys.maxsize
-        self._path, layers = layers_of(model, self.skeleton)
-        self.layers = len(layers)
+        self._path, self.layers = layers_of(model, self.skeleton)
         Masks.of(self.skeleton)
         for module in programs.SHIPPED:
             register(module)
@@ -98,9 +97,9 @@ class NdifModel:
         """See `programs.read`."""
         return self._run(programs.read, given)
 
-    def residuals(self, given: dict[str, Any]) -> dict[str, Any]:
-        """See `programs.residuals`."""
-        return self._run(programs.residuals, given)
+    def sentences(self, given: dict[str, Any]) -> dict[str, Any]:
+        """See `programs.sentences`."""
+        return self._run(programs.sentences, given)
 
     def _check(self) -> str:
         """See that the server's model is the one that the skeleton is of; returns a digest of its weights."""

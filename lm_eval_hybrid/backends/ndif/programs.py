@@ -98,7 +98,8 @@ def read(model: Any, path: str, given: dict[str, Any]) -> dict[str, Any]:
             accepted: as `wanted`, the tokens that agree with the other model's choice.
             opens: as `wanted`, 1, 0 or -1: see `draft`.
             every: whether every opening counts, or a row's first.
-            top: likeliest tokens told of each opening; residual: whether the hook layer's output is, there.
+            top: likeliest tokens told of each opening; chosen: of those that may be chosen alone, which then have all
+                the probability; residual: whether the hook layer's output is told, there.
             layer, width, blocked: see `draft`.
             sampling: of every row None, or (temperature, top_k, top_p, a level for each wanted place); drawn: see
                 `draft`.
@@ -110,7 +111,9 @@ def read(model: Any, path: str, given: dict[str, Any]) -> dict[str, Any]:
     with torch.no_grad():
         inner, layers, device = _opened(model, path)
         wanted = given["wanted"]
-        back = max(len(ids) - places[0] for ids, places in zip(given["ids"], wanted, strict=True))
+        back = max(
+            len(ids) - min(places, default=len(ids) - 1) for ids, places in zip(given["ids"], wanted, strict=True)
+        )
         past = _read(inner, layers, given, given["ids"], back if given["residual"] else 1, back)
         steps = max(len(places) for places in wanted)
         columns = torch.zeros(len(wanted), steps, dtype=torch.int64, device=device)
@@ -131,7 +134,10 @@ def read(model: Any, path: str, given: dict[str, Any]) -> dict[str, Any]:
         places = _openings(given, choice.tolist())
         rows = torch.tensor([row for row, _ in places], dtype=torch.int64, device=device)
         at = torch.tensor([step for _, step in places], dtype=torch.int64, device=device)
-        said = logits[rows, at].float() - total[rows, at][:, None]
+        if given["chosen"]:
+            said = _allowed(logits[rows, at], given).float().log_softmax(-1)
+        else:
+            said = logits[rows, at].float() - total[rows, at][:, None]
         top = said.topk(min(given["top"], said.shape[-1]), dim=-1)
         found.update(rows=rows, steps=at, top_tokens=top.indices, top_logprobs=top.values)
         if given["residual"]:
@@ -145,42 +151,49 @@ def read(model: Any, path: str, given: dict[str, Any]) -> dict[str, Any]:
         return _sendable(found)
 
 
-def residuals(model: Any, path: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The residual stream after some layers at every token of some rows, and the model's choices.
+def sentences(model: Any, path: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The residual stream of some rows at some sentences, after several layers.
 
     Args:
         model, path: see `draft`.
-        given: ids: the rows; layers; half: whether float16 is enough; choices: whether they are wanted.
+        given: ids: the rows; layers; spans: of each row (begin, end) of its sentences, indices in it, begin above 0.
 
     Returns:
-        residual [layers, tokens, d], the rows' tokens one after the other, without padding; choice [tokens].
+        onset, mean: [layers, sentences, d] float32, the residual just before a sentence, and its mean over one; the
+        rows' sentences one after the other.
     """
     with torch.no_grad():
         inner, layers, device = _opened(model, path)
         ids = given["ids"]
         width = max(len(row) for row in ids)
-        keep = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=device).bool()
-        seen, choices = [], None
+        pads = torch.tensor([width - len(row) for row in ids], device=device)
         tokens = torch.tensor([[0] * (width - len(row)) + list(row) for row in ids], device=device)
         columns = torch.arange(width, device=device)
-        pads = (~keep).sum(1)
         arguments = {
             "input_ids": tokens,
             "attention_mask": _mask(inner, columns.expand(len(ids), -1), pads, width),
             "position_ids": (columns - pads[:, None]).clamp(min=0),
             "use_cache": False,
-            "logits_to_keep": 0 if given["choices"] else 1,
+            "logits_to_keep": 1,
         }
-        wanted = [layers[index] for index in given["layers"]]
+        wanted = {index: layers[index] for index in sorted(given["layers"])}
+        read = {}
         with inner.trace(**arguments):
-            for layer in wanted:
-                seen.append(layer.output[keep].half() if given["half"] else layer.output[keep].float())
-            logits = inner.output.logits
-            choices = logits[keep].argmax(-1) if given["choices"] else None
-        found = {"residual": torch.stack(seen)}
-        if choices is not None:
-            found["choice"] = choices
-        return _sendable(found)
+            for index, layer in wanted.items():
+                read[index] = layer.output.save()
+        spans = [
+            (row, width - len(ids[row]) + begin, width - len(ids[row]) + end)
+            for row, some in enumerate(given["spans"])
+            for begin, end in some
+        ]
+        found = {"onset": [], "mean": []}
+        for index in given["layers"]:
+            rows = read[index].float()
+            nothing = [rows[0, :0]]  # of no sentence
+            found["onset"].append(torch.cat(nothing + [rows[row, begin - 1 : begin] for row, begin, _ in spans]))
+            means = [rows[row, begin:end].mean(0, keepdim=True) for row, begin, end in spans]
+            found["mean"].append(torch.cat(nothing + means))
+        return _sendable({name: torch.stack(parts) for name, parts in found.items()})
 
 
 def _opened(model: Any, path: str) -> tuple[Any, Any, torch.device]:

@@ -74,8 +74,19 @@ class Server:
         return cls((host or CONFIG.API.HOST).rstrip("/"), CONFIG.API.APIKEY or "", **given)
 
 
+_STARTING = ("Error starting model", "Error provisioning model")
+"""What the server says where it could not start one, if it does not say why."""
+
+_STARTS = 5
+"""Times in a row that a server may fail to start the model."""
+
+
 class Lost(Exception):
     """What became of a request is unknown, or it can be asked again; its text says why."""
+
+
+class NotStarted(Lost):
+    """The server could not start the model: for the moment, or because there is something wrong with it."""
 
 
 @dataclass
@@ -104,10 +115,17 @@ def ask(server: Server, role: str, traffic: Traffic, attempt: Callable[[], dict[
         torch.OutOfMemoryError: the server's memory was too small for it.
     """
     begun = time.monotonic()
+    not_started = 0
     for asked in range(1_000_000):
         try:
             answer = attempt()
         except Lost as lost:
+            not_started = not_started + 1 if isinstance(lost, NotStarted) else 0
+            if not_started == _STARTS:
+                raise HybridError(
+                    f"the {role} model must run at {server.host}; found: {lost} (said {_STARTS} times); see that it "
+                    "serves this model; its operator finds the reason in its log"
+                ) from lost
             spent = time.monotonic() - begun
             pause = _WAITS[min(asked, len(_WAITS) - 1)]
             if spent + pause > server.patience:
@@ -147,7 +165,8 @@ class Wire(RemoteBackend):
             raise Lost(_sentence(error)) from error
         except RemoteError as error:
             if _passes(error):
-                raise Lost(_sentence(error)) from error
+                text = _sentence(error)
+                raise (NotStarted if any(words in text for words in _STARTING) else Lost)(text) from error
             raise
         except pickle.UnpicklingError as error:
             raise HybridError(

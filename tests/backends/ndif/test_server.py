@@ -142,6 +142,21 @@ def test_what_is_refused_is_said_at_once(model: TransformersModel, fault: Reply,
     assert len(double.headers) == 1
 
 
+def test_a_model_that_starts_at_last(model: TransformersModel) -> None:
+    fault = fails("Error starting model. Please try again later. Sorry for the inconvenience.")
+    with serving(*[fault] * 4, answers(ANSWER)) as double:
+        assert asked(model, at(double))["places"] == ANSWER["places"]
+    with serving(*[fault] * 4, goes, *[fault] * 4, answers(ANSWER)) as double:
+        assert asked(model, at(double))["places"] == ANSWER["places"]
+
+
+def test_a_model_that_never_starts(model: TransformersModel) -> None:
+    with serving(fails("Error starting model. Please try again later.")) as double:
+        with pytest.raises(HybridError, match=r"must run at .*; found: .*Error starting model.* \(said 5 times\)"):
+            asked(model, at(double))
+        assert len(double.headers) == 5
+
+
 def test_the_servers_memory_runs_out(model: TransformersModel) -> None:
     with (
         serving(fails("Traceback ...\ntorch.OutOfMemoryError: CUDA out of memory. Tried ...")) as double,

@@ -1,0 +1,94 @@
+"""Discovery's models on a server: what it keeps is what it keeps of models in this process."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from lm_eval_hybrid.backends.local import LocalBackend
+from lm_eval_hybrid.discovery import gates, generating, shards, store
+from lm_eval_hybrid.discovery.pair import Pair
+from lm_eval_hybrid.discovery.traces import Trace
+from lm_eval_hybrid.errors import HybridError
+from tests.decoding.comparing import simulated
+from tests.discovery.collecting import LAYERS, SAE_LAYER, random_encoder
+from tests.discovery.conftest import RAW, Studied
+from tests.discovery.test_gates import TEXTS
+from tests.oracle.tokenizers import byte_level_tokenizer, crossed_pair, metaspace_tokenizer
+
+ROLES = [("base", "thinking"), ("base",), ("thinking",)]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several shards of several passes each."""
+    monkeypatch.setattr(shards, "TRACES", 5)
+    monkeypatch.setattr(store, "TOKENS", 200)
+    monkeypatch.setattr(gates, "LOGITS", 4 * 400 * 150)
+
+
+def moved(pair: Pair, roles: Sequence[str]) -> Pair:
+    """The same, with some models on a server."""
+    backends = {
+        role: simulated(backend.model._module, backend.tokenizer) if role in roles else backend
+        for role, backend in (("base", pair.base), ("thinking", pair.thinking))
+    }
+    return Pair(**backends, prompt=pair.prompt)
+
+
+def check_gates(pair: Pair, traces: Sequence[Trace], roles: Sequence[str], folder: Path) -> None:
+    for name, one in (("here", pair), ("there", moved(pair, roles))):
+        gates.fill(folder / name, one, traces, random_encoder(), SAE_LAYER, "told")
+    here, there = (gates.load(folder / name, len(traces)) for name in ("here", "there"))
+    assert len(here.trace) > 3
+    for name in ("trace", "column", "target", "category", "places"):
+        assert torch.equal(getattr(here, name), getattr(there, name)), name
+    assert torch.equal(here.top[:, 0], there.top[:, 0])  # of less likely ones, equals may come in another order
+    assert torch.allclose(here.top_logprob, there.top_logprob, atol=1e-4)
+
+
+@pytest.mark.parametrize("roles", ROLES, ids="+".join)
+def test_gates(studied: Studied, tmp_path: Path, roles: Sequence[str]) -> None:
+    # Among them a trace that is nothing, and a prompt that leaves it no room.
+    check_gates(studied.pair, [*studied.traces[:6], Trace("Q", ""), Trace("so " * 600, "x")], roles, tmp_path)
+
+
+@pytest.mark.parametrize("roles", ROLES, ids="+".join)
+def test_gates_of_other_vocabularies(tmp_path: Path, roles: Sequence[str]) -> None:
+    models = crossed_pair(byte_level_tokenizer(100), metaspace_tokenizer())
+    backends = [
+        LocalBackend(model, tokenizer)
+        for model, tokenizer in (
+            (models.base, models.base_tokenizer),
+            (models.thinking, models.thinking_tokenizer),
+        )
+    ]
+    check_gates(Pair(*backends, RAW), [Trace("the sum", text) for text in TEXTS], roles, tmp_path)
+
+
+def test_activations(studied: Studied, tmp_path: Path) -> None:
+    traces = [*studied.traces[:6], Trace("Q", "")]
+    pairs = {"here": studied.pair, "there": moved(studied.pair, ("thinking",))}
+    here, there = (store.collect(tmp_path / name, pair, traces, LAYERS) for name, pair in pairs.items())
+    assert torch.equal(here.sentences(), there.sentences())
+    for layer in LAYERS:
+        for kind in ("onset", "mean"):
+            ours, theirs = (each.rows(kind, layer)[:] for each in (here, there))
+            assert len(ours) > 5
+            assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_a_store_is_of_models_here_or_there(studied: Studied, tmp_path: Path) -> None:
+    traces = studied.traces[:3]
+    store.collect(tmp_path, studied.pair, traces, LAYERS)
+    with pytest.raises(HybridError, match="made of the same thinking"):
+        store.collect(tmp_path, moved(studied.pair, ("thinking",)), traces, LAYERS)
+
+
+def test_traces(studied: Studied, tmp_path: Path) -> None:
+    texts = {}
+    for name, pair in (("here", studied.pair), ("there", moved(studied.pair, ("thinking",)))):
+        found = generating.generate(tmp_path / name / "traces.jsonl", pair, ["What is 1 + 2?", "And 3?"], 12)
+        texts[name] = [trace.text for trace in found]
+    assert texts["here"] == texts["there"]

@@ -1,0 +1,60 @@
+"""Discovery with models on a real server: what is found there is what is found here."""
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from lm_eval_hybrid.cli import main
+from tests.remote.conftest import LocalNdif
+
+pytestmark = pytest.mark.slow
+
+RECIPE = """
+description: what a test finds
+license: MIT
+authors: [tests]
+citation: ""
+base: embedded:base
+thinking: embedded:thinking
+prompt: {thinking: raw}
+problems: [{data: embedded}]
+traces: {count: 8, max_new_tokens: 200, holdout: 0.3}
+seed: 0
+sae: {layers: [3], sizes: [4], k: 1, seeds: 1, steps: 20, baselines: []}
+vectors: {recipe: disagreement, layer: 2, bias_epochs: 1, epochs: 1, seeds: 1}
+calibration: {problems: 2, max_new_tokens: 20}
+"""
+
+
+@pytest.fixture(autouse=True)
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    monkeypatch.chdir(tmp_path)
+
+
+def found(name: str, *options: str) -> Path:
+    assert main(["discover", "--recipe", "mine.yaml", "--out", f"{name}/1.0.0", *options]) == 0
+    return Path(f"{name}-1.0.0.discover")
+
+
+def test_a_thinking_model_on_a_server(ndif: LocalNdif) -> None:
+    found("here")
+    found("there", "--thinking-backend", "remote", "--ndif-host", ndif.host)
+    ours, theirs = (load_file(next(Path(name, "1.0.0").rglob("*.safetensors"))) for name in ("here", "there"))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert (theirs[name] - tensor).abs().max() <= 1e-3 * tensor.abs().max() + 1e-5, name
+
+
+def test_both_on_a_server_up_to_their_disagreement(ndif: LocalNdif) -> None:
+    both = ("--base-backend", "remote", "--thinking-backend", "remote", "--ndif-host", ndif.host)
+    folder = found("both", *both, "--until", "gates")
+    assert any(folder.rglob("*.safetensors"))
+    assert not Path("both").exists()
+
+
+def test_what_cannot_be_done_there_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--base-backend", "remote", "--out", "none/1.0.0"]
+    assert main(["discover", "--recipe", "mine.yaml", *options]) == 2
+    assert "vectors are fitted to a base model in this process" in capsys.readouterr().err

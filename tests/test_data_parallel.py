@@ -1,0 +1,107 @@
+"""Processes that share a run's documents, started by torchrun and by accelerate, on one node and on two."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+LIMIT = 7  # odd: the second process's last request is repeated, and must not count twice
+EVAL = (
+    *("-m", "lm_eval", "--model", "hybrid", "--tasks", "gsm8k_embedded", "--limit", str(LIMIT)),
+    *("--batch_size", "2", "--gen_kwargs", "max_gen_toks=40", "--log_samples"),
+)
+
+
+def begin(folder: Path, launch: Sequence[str], evaluate: Sequence[str] = EVAL) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    command = [sys.executable, *launch, *evaluate, "--output_path", str(folder)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(processes: Sequence[subprocess.Popen[str]]) -> None:
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), said
+
+
+def found(folder: Path) -> dict[str, Any]:
+    """What a run left, but for times."""
+    (path,) = folder.rglob("results_*.json")
+    (sidecar,) = folder.rglob("tokens_*.jsonl")
+    results = json.loads(path.read_text())
+    totals = {
+        name: value
+        for name, value in results["config"]["hybrid_totals"].items()
+        if name not in ("seconds", "tokens_per_second")
+    }
+    lines = [json.loads(line) for line in sidecar.read_text().splitlines()]
+    return {
+        "results": results["results"],
+        "samples": results["n-samples"],
+        "totals": totals,
+        "tokens": {line["doc_id"]: [record["token"] for record in line["records"]] for line in lines},
+        "lines": len(lines),
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    finish([begin(folder, ())])
+    left = found(folder)
+    assert left["lines"] == left["totals"]["requests"] == LIMIT
+    assert left["totals"]["tokens"] == sum(map(len, left["tokens"].values()))
+    return left
+
+
+LAUNCHERS = {
+    "torchrun": ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+    "three": ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"),
+    "accelerate": (*("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"), "--num_machines", "1"),
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_processes_give_what_one_gives(alone: dict[str, Any], tmp_path: Path, launcher: str) -> None:
+    finish([begin(tmp_path, LAUNCHERS[launcher])])
+    assert found(tmp_path) == alone
+
+
+def test_two_nodes(alone: dict[str, Any], tmp_path: Path) -> None:
+    """Two rendezvous hosts, each with an address of its own, which meet at the first one's port."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    meeting = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "a run")
+    nodes = [
+        begin(
+            tmp_path,
+            (
+                *("-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", *meeting),
+                *("--local-addr", address),
+            ),
+        )
+        for address in ("127.0.0.1", "127.0.0.2")
+    ]
+    finish(nodes)
+    assert found(tmp_path) == alone
+
+
+def test_a_response_cache_of_two_processes(alone: dict[str, Any], tmp_path: Path) -> None:
+    """Found answers are not made again; and a rank that has found all of its own does not hang the other."""
+    for folder in ("first", "second"):
+        finish(
+            [begin(tmp_path / folder, LAUNCHERS["torchrun"], (*EVAL, "--use_cache", str(tmp_path / "cache")))],
+        )
+    assert found(tmp_path / "first")["totals"] == alone["totals"]
+    again = found(tmp_path / "second")
+    assert again["totals"]["requests"] == 0
+    assert again["results"] == alone["results"]
+    assert again["tokens"] == alone["tokens"]
