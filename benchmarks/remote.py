@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.clock import Ratio, take_turns
@@ -133,7 +134,7 @@ def main() -> None:
     work = {flight: partial(measured, there, "hybrid", asked, flight, expected) for flight in FLIGHTS}
     seconds, runs = take_turns(work, args.rounds)
     growth = {flight: Ratio.of(seconds[1], seconds[flight]) for flight in FLIGHTS}
-    console = Console(width=100, record=True)
+    console = Console(width=110, record=True)
     console.print(arms_table(alone), flights_table(runs, seconds, growth))
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "remote.txt").write_text(console.export_text())
@@ -180,7 +181,7 @@ def flights_table(runs: dict[int, Run], seconds: dict[int, list[float]], growth:
             str(growth[flight]),
             "yes" if run.same else "no",
         )
-    table.caption = "Medians of rounds in turns [lowest, highest]."
+    table.caption = Text("Medians of rounds in turns [lowest, highest].")  # no markup
     return table
 
 

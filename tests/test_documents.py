@@ -17,10 +17,13 @@ ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 DOCUMENTS = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("architecture", "benchmark", "bundles", "discovery", "evaluation", "tasks")),
+    *(
+        f"docs/{name}.md"
+        for name in ("architecture", "benchmark", "bigger", "bundles", "discovery", "evaluation", "tasks")
+    ),
 )
 # Run by `.ci/run` and by whoever reads this: what makes the environment that the tests run in.
-MADE_BEFORE = ("make test", "pip install .")
+MADE_BEFORE = ("make test", "pip install .", "pip install ndif")
 REAL = {
     "./my-bundle": "bundle",
     "Qwen/Qwen2.5-Math-1.5B": "base",
@@ -46,7 +49,9 @@ calibration: {problems: 2, max_new_tokens: 20}
 def commands(document: str) -> list[str]:
     """The command lines of a document's indented blocks, comments cut off."""
     lines = re.findall(
-        r"^ {4}((?:make|pip|lm_eval|lm-eval-hybrid|python|torchrun) .*)$", (ROOT / document).read_text(), re.M
+        r"^ {4}((?:make|pip|lm_eval|lm-eval-hybrid|python|torchrun|accelerate) .*)$",
+        (ROOT / document).read_text(),
+        re.M,
     )
     return [line.partition(" # ")[0].strip() for line in lines]
 
@@ -61,9 +66,22 @@ WHOLE = (
     *(f"lm-eval-hybrid behaviors {action} " for action in ("record", "push", "pull")),
 )
 APART = [c for c in SHOWN if c.startswith(WHOLE) and not c.endswith("--dry-run")]
+REMOTE = [c for c in SHOWN if "remote" in c]  # tests/remote runs them
+NODES = [c for c in SHOWN if "--nnodes" in c]  # tests/test_data_parallel.py runs two nodes
 # The harness reads all its tasks at every start, so its command lines are slow; the fixture runs one of them anyway.
-SLOW = ("lm_eval", "lm-eval-hybrid run", "lm-eval-hybrid rerun")
-RUNS = [pytest.param(c, marks=pytest.mark.slow if c.startswith(SLOW) else ()) for c in SHOWN if c not in APART]
+SLOW = (
+    "lm_eval",
+    "lm-eval-hybrid run",
+    "lm-eval-hybrid rerun",
+    "accelerate",
+    "torchrun --nproc-per-node 2 -m lm_eval ",
+)
+SLOW += ("torchrun --nproc-per-node 2 -m lm_eval_hybrid.cli run",)
+RUNS = [
+    pytest.param(c, marks=pytest.mark.slow if c.startswith(SLOW) else ())
+    for c in SHOWN
+    if c not in APART + REMOTE + NODES
+]
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +154,14 @@ def run(command: str, folder: Path) -> str:
     """Run a command line in `folder`, real names replaced; returns what it printed."""
     for name, part in REAL.items():
         command = command.replace(name, str(folder / part))
+    command = re.sub(r"_device=cuda:\d", "_device=cpu", command)
     argv = shlex.split(command)
-    if argv[0] in ("lm_eval", "lm-eval-hybrid", "torchrun"):
+    if argv[0] in ("lm_eval", "lm-eval-hybrid", "torchrun", "accelerate"):
         argv[0] = str(BIN / argv[0])
     argv = [part for word in argv for part in (sorted(map(str, folder.glob(word))) if "*" in word else [word])]
-    if argv[1] == "run":
+    if "run" in argv:
         argv[argv.index("--limit") + 1] = "4"  # as the fixture, whose folder it may go on in
-    if argv[0].endswith("lm_eval") and argv[1].startswith("-"):
+    if "--model" in argv and "run" not in argv:
         argv += ["--limit", "1"] if "--limit" not in argv else []
         argv += ["--gen_kwargs", "max_gen_toks=20"] if "bundle" in command else []
     environment = os.environ | {"LM_EVAL_HYBRID_DATA": str(folder), "LM_EVAL_HYBRID_BEHAVIORS": str(folder / "shelf")}
@@ -157,7 +176,7 @@ def test_a_command_shown_runs(command: str, desk: Path) -> None:
 
 
 def test_the_documents_show_commands() -> None:
-    assert len(SHOWN) >= 36 and len(APART) == 12
+    assert len(SHOWN) >= 45 and len(APART) == 12 and len(REMOTE) == 4 and len(NODES) == 1
 
 
 def test_the_recipe_shown_is_one(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """A real NDIF server for slow tests, brought up by `scripts/ndif-local` and always taken down."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +31,18 @@ class LocalNdif:
         """Kill a part at once."""
         assert self.command("kill", part).returncode == 0
 
+    def processes(self, part: str) -> list[psutil.Process]:
+        """Those whose command line tells that they are of a part."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                told = [*process.environ().values(), process.cwd()]
+                if any(str(self.home) in text for text in told) and part in " ".join(process.cmdline()):
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return found
+
     def start(self) -> None:
         """Bring back what is missing."""
         started = self.command("start")
@@ -44,6 +59,7 @@ def ndif_local(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="session")
 def ndif(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalNdif]:
     """A server that serves models by their folders' absolute paths."""
+    former = signal.signal(signal.SIGTERM, _end)  # so that what is terminated takes the server down first
     home = tmp_path_factory.mktemp("ndif")
     started = ndif_local(home, "--port", "0", "start")
     try:
@@ -51,3 +67,8 @@ def ndif(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalNdif]:
         yield LocalNdif(home, started.stdout.strip())
     finally:
         ndif_local(home, "stop")
+        signal.signal(signal.SIGTERM, former)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lm_eval_hybrid import paths
 from lm_eval_hybrid.backends.ndif.model import NdifModel
 from lm_eval_hybrid.backends.ndif.server import Server
 from lm_eval_hybrid.errors import HybridError
@@ -18,6 +19,7 @@ from tests.remote.embedded_pair import decode, here, requests, there
 pytestmark = pytest.mark.slow
 
 KILLS = {10: "model", 30: "api", 50: "redis", 70: "ray", 90: "model"}  # part, by answers that are finished
+FOLDER = str(paths.embedded_dir() / "base")
 TASKS = ("--tasks", "gsm8k_embedded", "--limit", "12", "--batch_size", "4", "--arms", "hybrid")
 
 
@@ -85,6 +87,38 @@ def test_a_run_that_gave_up_goes_on(ndif: LocalNdif, tmp_path: Path) -> None:
     assert totals[0]["tokens"] == totals[1]["tokens"]
 
 
+def test_an_answer_that_does_not_come(ndif: LocalNdif) -> None:
+    """The models hang for longer than a request may take."""
+    asked = requests(2, 40)
+    server = Server(ndif.host, timeout=2, patience=120)
+    base, thinking = (
+        NdifModel.at(server, str(paths.embedded_dir() / name), None, here(name).tokenizer, name)
+        for name in ("base", "thinking")
+    )
+    hung = ndif.processes("ModelActor")
+    assert hung
+    for process in hung:
+        process.suspend()
+    timer = threading.Timer(7, lambda: [process.resume() for process in hung])
+    timer.start()
+    answers = decode((base, thinking), "hybrid", asked, 2)
+    timer.join()
+    assert base.traffic.again + thinking.traffic.again > 0
+    assert answers == decode((here("base"), here("thinking")), "hybrid", asked, 2)
+
+
+def test_a_server_that_wants_a_newer_client(ndif: LocalNdif, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("NDIF_MIN_NNSIGHT_VERSION", "99.0")
+        ndif.kill("api")
+        ndif.start()
+        with pytest.raises(HybridError, match=r"99\.0.*install the release that it asks for"):
+            NdifModel.at(Server(ndif.host), FOLDER, None, here("base").tokenizer, "base")
+    ndif.kill("api")
+    ndif.start()
+    assert NdifModel.at(Server(ndif.host), FOLDER, None, here("base").tokenizer, "base").traffic.requests == 1
+
+
 def test_a_server_that_is_not_there() -> None:
     with pytest.raises(HybridError, match=r"the base model at .* must answer within 1 s; found ConnectionRefused"):
-        NdifModel.at(Server("http://127.0.0.1:9", patience=1), str(here("base")), None, here("base").tokenizer, "base")
+        NdifModel.at(Server("http://127.0.0.1:9", patience=1), FOLDER, None, here("base").tokenizer, "base")
