@@ -105,6 +105,12 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
         experiment.add_arguments(run, _console)
         experiment.add_rerun_arguments(rerun, _console)
 
+    plan = commands.add_parser("plan", help="what a run takes: memory, where models go, tokens, time; runs nothing")
+    if argv[:1] == ["plan"]:
+        from lm_eval_hybrid.planning import command as planning
+
+        planning.add_arguments(plan, _console)
+
     discover = commands.add_parser("discover", help="find behaviors in a thinking model's traces; write a bundle")
     if argv[:1] == ["discover"]:
         from lm_eval_hybrid.discovery import command

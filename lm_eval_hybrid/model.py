@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -40,24 +41,14 @@ from lm_eval_hybrid.harness.answers_file import AnswersFile
 from lm_eval_hybrid.harness.arguments import HybridArguments
 from lm_eval_hybrid.harness.batches import check_sizes, in_batches, rows_that_fit
 from lm_eval_hybrid.harness.empty import show_empty_runs_plainly
+from lm_eval_hybrid.harness.loading import Loader, LocalModel
 from lm_eval_hybrid.harness.prompts import Templated, ThinkingReader
 from lm_eval_hybrid.harness.records import HybridAnswer, Totals
-from lm_eval_hybrid.harness.remote import ROWS, as_hflm, remote_model
+from lm_eval_hybrid.harness.remote import ROWS
 from lm_eval_hybrid.harness.requests import Settings, check_not_empty, check_room
 
 _log = logging.getLogger(__name__)
 
-# Arguments of HFLM that speak of one model, the base; the others hold for both.
-_BASE_ONLY = {
-    "subfolder",
-    "tokenizer",
-    "prefix_token_id",
-    "peft",
-    "delta",
-    "autogptq",
-    "gptqmodel",
-    "gguf_file",
-}
 # A continuation to score: (context, continuation) as text, None for running text, then both as the base's token ids.
 _Scored = tuple[tuple[str, str] | None, list[int], list[int]]
 # Arguments that change how fast answers come, not which.
@@ -80,7 +71,7 @@ class _Job:
 
 
 @register_model("hybrid")
-class HybridLM(HFLM):
+class HybridLM(LocalModel):
     """A base model steered where a thinking model says so.
 
     Args:
@@ -97,21 +88,21 @@ class HybridLM(HFLM):
         ours, theirs = HybridArguments.split(arguments)
         check_sizes(theirs)
         theirs["device"] = theirs.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if several and (theirs["device"] == "cpu" or not torch.cuda.is_available()):
+            # accelerate takes processes without a GPU for single ones, unless it is told.
+            os.environ.setdefault("ACCELERATE_USE_CPU", "true")
         suite = ours.suite()
-        ours.policy(suite.manifest.steering)  # what is wrong with it is said before anything is loaded
-        self._revision = theirs.pop("revision", None)
-        self._theirs = theirs
+        policy = ours.policy(suite.manifest.steering)  # what is wrong with it is said before anything is loaded
+        self._revision, self._theirs = theirs.pop("revision", None), theirs
         base = Source.choose("base", ours.base, suite.manifest.base, self._revision)
-        self._places = ours.base_backend, ours.thinking_backend
-        self._server = ours.server() if "remote" in self._places else None
-        self._remote_base: NdifModel | None = None
+        thinking = Source.choose("thinking", ours.thinking, suite.manifest.thinking)
+        self._loader = Loader(ours, theirs)
+        self._loader.place({base: policy.reads_base} | ({thinking: True} if policy.reads_thinking else {}))
+        with base.loading(needs_tokenizer="tokenizer" not in theirs):
+            super().__init__(**self._loader.arguments(base))
+        self._remote_base: NdifModel | None = self._loader.remote.get("base")
         self._remote_thinking: NdifModel | None = None
-        if self._places[0] == "remote":
-            self._remote_base = remote_model(base, ours.server(), theirs.get("tokenizer"), theirs)
-            super().__init__(**as_hflm(self._remote_base, theirs))
-        else:
-            with base.loading(needs_tokenizer="tokenizer" not in theirs):
-                super().__init__(pretrained=base.name, revision=base.revision, **theirs)
         self._join_ranks()
         self._base = base
         self._thinking_model: tuple[Source, HFLM] | None = None
@@ -133,11 +124,7 @@ class HybridLM(HFLM):
                 f"the base model must be the one that is loaded, {self._base.name}; found {base.name}; run the other "
                 "one by itself"
             )
-        if self._places != (ours.base_backend, ours.thinking_backend):
-            raise HybridError(
-                f"models must stay where they are, base_backend={self._places[0]}, thinking_backend={self._places[1]}; "
-                f"found {ours.base_backend} and {ours.thinking_backend}; run that by itself"
-            )
+        self._loader.check(ours)
         self._take(ours, suite, kept)
 
     def _take(self, ours: HybridArguments, suite: Suite, kept: AnswersFile | None = None) -> None:
@@ -161,10 +148,8 @@ class HybridLM(HFLM):
             "version": __version__,
             "arm": ours.arm,
             "bundle": suite.identity,
-            "base": _identity(self._base, self.config, self._remote_base),
-            "thinking": _identity(source, self._thinking.model.config, self._remote_thinking)
-            if self._thinking
-            else None,
+            "base": self._loader.identity(self._base, self.config),
+            "thinking": self._loader.identity(source, self._thinking.model.config) if self._thinking else None,
             "policy": asdict(policy),
             "thinking_prompt": self._thinking.form if self._thinking else None,
             "model_args": {name: str(value) for name, value in self._theirs.items() if name not in _WITHOUT_EFFECT},
@@ -176,13 +161,9 @@ class HybridLM(HFLM):
         """The thinking model, loaded once: the first arm that reads it has it loaded."""
         if self._thinking_model is None or self._thinking_model[0] != source:
             self._thinking_model = None  # makes room
-            shared = {name: value for name, value in self._theirs.items() if name not in _BASE_ONLY}
-            if self._server is not None and self._places[1] == "remote":
-                self._remote_thinking = remote_model(source, self._server, None, shared)
-                self._thinking_model = source, HFLM(**as_hflm(self._remote_thinking, shared))
-                return self._thinking_model[1]
             with source.loading():
-                self._thinking_model = source, HFLM(pretrained=source.name, revision=source.revision, **shared)
+                self._thinking_model = source, LocalModel(**self._loader.arguments(source))
+            self._remote_thinking = self._loader.remote.get("thinking")
         return self._thinking_model[1]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -346,12 +327,6 @@ class HybridLM(HFLM):
     def _remote_models(self) -> list[NdifModel]:
         return [model for model in (self._remote_base, self._remote_thinking) if model is not None]
 
-    def _join_ranks(self) -> None:
-        """Take rank and world size from the accelerator, which HFLM does only where there are several GPUs."""
-        if hasattr(self, "accelerator"):
-            self._rank = self.accelerator.process_index
-            self._world_size = self.accelerator.num_processes
-
     def _build_decoder(self) -> HybridDecoder:
         thinking = self._thinking.model if self._thinking else None
         match = check(
@@ -423,8 +398,3 @@ class HybridLM(HFLM):
         if len(models) < len(here):
             return ROWS
         return rows_that_fit(models, max(1, tokens), int(self.max_batch_size))
-
-
-def _identity(source: Source, config: Any, remote: NdifModel | None) -> str:
-    """What says whether another run's model was the same one; of a remote one by a digest of its weights, told."""
-    return source.identity(config) if remote is None else f"{source.name}@remote:{remote.weights}"

@@ -56,6 +56,7 @@ class HybridArguments:
         coefficients, windows, gate, select, seed: see `lm_eval_hybrid.decoding.policy.Policy`.
         thinking_prompt: the thinking model reads the context as it is (raw), as a user turn of its chat template
             (chat), or as the bundle says (auto).
+        base_device, thinking_device: where each of them goes, as `cuda:1` or `cpu`, over HFLM's `device`.
         base_backend, thinking_backend: whether a model is in this process (local) or on an NDIF server (remote).
         ndif_host: the server; None: that of NDIF_HOST, or of nnsight's configuration. Its key is NDIF_API_KEY's.
         ndif_timeout, ndif_patience: see `lm_eval_hybrid.backends.ndif.server.Server`.
@@ -77,6 +78,8 @@ class HybridArguments:
     gate: str | None = None
     select: str | None = None
     thinking_prompt: str = "auto"
+    base_device: str | None = None
+    thinking_device: str | None = None
     base_backend: str = "local"
     thinking_backend: str = "local"
     ndif_host: str | None = None

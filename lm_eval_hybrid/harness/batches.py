@@ -13,6 +13,7 @@ from lm_eval.models.utils_hf import clear_torch_cache
 from transformers import PreTrainedModel
 
 from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.planning.sizes import numbers_a_token
 
 _log = logging.getLogger(__name__)
 
@@ -66,19 +67,25 @@ def rows_that_fit(models: Iterable[PreTrainedModel], tokens: int, most: int) -> 
     Counted are keys and values, which are most of what a row takes; what is forgotten here is found out as rows are
     generated, where running out of memory halves them. A machine without an accelerator gives no second chance.
     """
-    models = list(models)
-    free: Counter[torch.device] = Counter()
     needed: Counter[torch.device] = Counter()
     for model in models:
-        device = model.device
-        cuda = device.type == "cuda"
-        free[device] = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
-        needed[device] += tokens * _bytes_a_token(model)
-    return max(1, min(most, *(int(_SHARE * free[device] / needed[device]) for device in needed)))
+        row = tokens * numbers_a_token(model.config) * model.dtype.itemsize
+        for device, share in _shares(model).items():
+            needed[device] += row * share
+    return max(1, min(most, *(int(_SHARE * _free(device) / row) for device, row in needed.items())))
 
 
-def _bytes_a_token(model: PreTrainedModel) -> int:
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
+def _shares(model: PreTrainedModel) -> dict[torch.device, float]:
+    """Of a model over several devices, how much is where: keys and values are where their layers are.
+
+    Weights that are on none, but fetched when they are needed, count for where the model is read.
+    """
+    held: Counter[torch.device] = Counter()
+    for weight in model.parameters():
+        held[model.device if weight.is_meta else weight.device] += weight.nbytes
+    return {device: size / held.total() for device, size in held.items()}
+
+
+def _free(device: torch.device) -> int:
+    cuda = device.type == "cuda"
+    return torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available

@@ -91,3 +91,10 @@ def test_other_arguments_pass_on_to_the_model() -> None:
         "base",
         {"attn_implementation": "eager", "trust_remote_code": True, "backend": "causal"},
     )
+
+
+def test_devices_are_ours() -> None:
+    ours, theirs = HybridArguments.split({"base_device": "cuda:1", "device": "cuda"})
+    assert (ours.base_device, ours.thinking_device, theirs) == ("cuda:1", None, {"device": "cuda"})
+    with pytest.raises(HybridError, match=r"knows no argument thinkin_device; .*write thinking_device="):
+        HybridArguments.split({"thinkin_device": "cpu"})

@@ -31,3 +31,12 @@ def test_rows_that_fit_are_what_memory_has_room_for(monkeypatch: pytest.MonkeyPa
     for free, rows in ((0, 1), (100 * a_token * 10, 7), (10**12, 64)):
         monkeypatch.setattr("psutil.virtual_memory", lambda free=free: SimpleNamespace(available=free))
         assert rows_that_fit(models, tokens=100, most=64) == rows
+
+
+def test_weights_that_are_fetched_when_needed_count_for_where_the_model_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, offloaded = tiny_model("llama", 0), tiny_model("llama", 0)
+    offloaded.model.layers[1:].to("meta")
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10**6))
+    assert rows_that_fit([offloaded], tokens=10, most=1000) == rows_that_fit([whole], tokens=10, most=1000) < 1000
