@@ -318,7 +318,7 @@ class HybridLM(LocalModel):
             "hybrid_base": self._identity["base"],
             "hybrid_thinking": self._identity["thinking"],
             "hybrid_thinking_prompt": self._identity["thinking_prompt"],
-            "hybrid_requests": {model.name: asdict(model.traffic) for model in self._remote_models()},
+            "hybrid_requests": {model.name: asdict(model.traffic.taken()) for model in self._remote_models()},
             "hybrid_policy": self._identity["policy"],
             "hybrid_fingerprint": hashlib.sha256(canonical.encode()).hexdigest(),
             "hybrid_totals": totals.summary(),

@@ -95,6 +95,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         (folder / name).write_text(json.dumps(row) + "\n")
     (folder / "my-recipe.yaml").write_text(RECIPE)
+    (folder / "two-gpus.yaml").write_text("gpus: [24GiB, 24GiB]\nmemory: 64GiB\n")
     _stock(folder)
     arms = "--arms base,hybrid,thinking --limit 4 --batch_size 8 --out results"
     run(f"lm-eval-hybrid run --tasks gsm8k_embedded,math500_embedded {arms}", folder)

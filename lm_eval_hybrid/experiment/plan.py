@@ -27,7 +27,7 @@ LEAVE_ONE_OUT = "leave-one-out"
 _GROUPS = {"paper": PAPER, "all": ARMS}
 # What may differ between two calls that fill one folder: it decides no token.
 _FREE = ("arms", "tasks", "batch_size", "device", "use_cache")
-_FREE_ARGUMENTS = {"ndif_host", "ndif_timeout", "ndif_patience"}
+_FREE_ARGUMENTS = {"base_device", "thinking_device", "ndif_host", "ndif_timeout", "ndif_patience"}
 
 
 class Experiment(BaseModel):

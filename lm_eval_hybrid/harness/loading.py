@@ -171,6 +171,11 @@ def wishes(ours: HybridArguments, theirs: Mapping[str, Any], machine: Machine) -
             raise HybridError(f"{role}_device must stand alone; found {reason}; leave one out")
         if device not in known:
             raise HybridError(f"{role}_device must be one of {', '.join(known)}; found {device!r}; choose one")
+    if theirs.get("parallelize") and not machine.gpus and not theirs.get("max_cpu_memory"):
+        raise HybridError(
+            "parallelize=True splits models over GPUs; found none, and no max_cpu_memory=; leave it out, or say how "
+            "much stays in main memory, as in max_cpu_memory=16GiB"
+        )
     device = str(theirs["device"])
     if device == "cuda" and ranks:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"

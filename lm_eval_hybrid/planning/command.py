@@ -1,15 +1,15 @@
 """`lm-eval-hybrid plan`: what a run takes, before it is run."""
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lm_eval_hybrid.errors import HybridError
-from lm_eval_hybrid.experiment import plan
+from lm_eval_hybrid.experiment import arguments
+from lm_eval_hybrid.experiment.arguments import experiment_of, harness_needed
 from lm_eval_hybrid.experiment.plan import Experiment
 
 if TYPE_CHECKING:
@@ -59,20 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser, make_console: "Callable[[], C
     """The arguments of `plan`: those of `run` that decide what is run, and where figures come from."""
     parser.description = "What a run takes, before it is run: memory and where the models go, tokens, time, requests."
     parser.epilog, parser.formatter_class = _EXAMPLES, argparse.RawDescriptionHelpFormatter
+    arguments.add_arguments(parser)
     add = parser.add_argument
-    add("--tasks", metavar="T,T", required=True, help="tasks and groups of the harness")
-    add("--behaviors", metavar="B", default="embedded", help="the bundle (default: embedded)")
-    add("--arms", metavar="A,A", default="paper", help="as for run (default: paper)")
-    add("--limit", metavar="N", type=float, help="documents of each task (below 1: share of them)")
-    add("--batch_size", metavar="N", default="1", help="answers at once, or auto (default: 1)")
-    add("--device", metavar="DEVICE", help="of both models (default: cuda where there is one)")
-    add("--model_args", metavar="K=V,K=V", default="", help="more of model hybrid: base=, thinking=, dtype=, ...")
-    add("--gen_kwargs", metavar="K=V,K=V", default="", help="of generation, over what the tasks say")
-    add("--num_fewshot", metavar="N", type=int, help="examples in the prompt")
-    add("--apply_chat_template", action="store_true", help="give the base its tokenizer's template")
-    add("--system_instruction", metavar="TEXT", help="before the prompt")
-    add("--metadata", metavar="JSON", default="{}", help="""for the tasks' data: '{"data_dir": "DIR"}'""")
-    add("--include_path", metavar="DIR", help="a folder of more task YAMLs")
     add("--machine", metavar="FILE", type=Path, help="plan for the machine that this YAML describes (default: this)")
     known = parser.add_mutually_exclusive_group()
     known.add_argument("--from", metavar="DIR", dest="former", type=Path, help="results of an earlier run")
@@ -132,10 +120,8 @@ def make(
 def _run(args: argparse.Namespace, make_console: "Callable[[], Console]") -> int:
     from lm_eval_hybrid import autoload
 
-    try:
+    with harness_needed("plan"):
         autoload.register()
-    except ImportError as error:
-        raise HybridError(f"plan needs the harness; {error}; pip install 'lm_eval[hf]'") from error
     from lm_eval_hybrid.planning import table
     from lm_eval_hybrid.planning.devices import Machine
 
@@ -144,7 +130,7 @@ def _run(args: argparse.Namespace, make_console: "Callable[[], Console]") -> int
     console = make_console()
     machine = None if args.machine is None else Machine.read(args.machine)
     found = make(
-        _experiment(args),
+        experiment_of(args),
         machine,
         args.former,
         args.measure or 0,
@@ -154,33 +140,3 @@ def _run(args: argparse.Namespace, make_console: "Callable[[], Console]") -> int
     if found.complaint:
         console.print(found.complaint, markup=False, style="bold")
     return 1 if found.complaint else 0
-
-
-def _experiment(args: argparse.Namespace) -> Experiment:
-    keys: list[str] = []
-    if plan.LEAVE_ONE_OUT in args.arms or plan.WITHOUT in args.arms:
-        from lm_eval_hybrid.behaviors.bundle import Bundle
-        from lm_eval_hybrid.behaviors.resolve import resolve
-
-        keys = [behavior.key for behavior in Bundle.load(resolve(args.behaviors)).manifest.behaviors]
-    fields = {name: getattr(args, name) for name in Experiment.model_fields if hasattr(args, name)}
-    fields |= {
-        "tasks": tuple(dict.fromkeys(args.tasks.split(","))),
-        "arms": plan.named_arms([name.strip() for name in args.arms.split(",")], keys),
-        "model_args": _pairs(args.model_args),
-        "gen_kwargs": _pairs(args.gen_kwargs),
-    }
-    try:
-        fields["metadata"] = json.loads(args.metadata)
-    except ValueError as error:
-        raise HybridError(f"--metadata must be a JSON object; found {args.metadata}: {error}; mend it") from None
-    return plan.read(fields, "the arguments of plan")
-
-
-def _pairs(text: str) -> dict[str, Any]:
-    from lm_eval.utils import simple_parse_args_string
-
-    try:
-        return dict(simple_parse_args_string(text))
-    except (ValueError, AssertionError, IndexError) as error:
-        raise HybridError(f"arguments must be NAME=VALUE,NAME=VALUE; found {text}: {error}; mend it") from None

@@ -70,16 +70,16 @@ def _timed(lm: HybridLM, watch: Stopwatch, instances: list[Instance], slots: int
     """(tokens of the answers, the rate)."""
     lm.generate_until(instances[-1:], disable_tqdm=True)  # what is done once only is done
     watch.ends.clear()
-    before = _asked(lm)
+    _asked(lm)
     begun = time.perf_counter()
     answers = lm.generate_until(instances, disable_tqdm=True)
-    asked = {name: count - before[name] for name, count in _asked(lm).items()}
+    asked = _asked(lm)
     counts = [len(answer.generation.records) for answer in answers]  # type: ignore[attr-defined]
     return counts, fitted(counts, slots, [end - begun for end in watch.ends], asked)
 
 
 def _asked(lm: HybridLM) -> dict[str, int]:
-    """Requests to servers so far, by model."""
+    """Requests to servers since this was last asked, by model."""
     return {name: traffic["requests"] for name, traffic in lm.get_model_info()["hybrid_requests"].items()}
 
 

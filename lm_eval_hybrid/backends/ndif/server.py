@@ -10,7 +10,7 @@ import logging
 import pickle
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import httpx
@@ -102,6 +102,13 @@ class Traffic:
     sent: int = 0
     received: int = 0
     seconds: float = 0.0
+
+    def taken(self) -> "Traffic":
+        """So far; from here on it is counted anew."""
+        so_far = replace(self)
+        for field in fields(self):
+            setattr(self, field.name, field.default)
+        return so_far
 
 
 def ask(server: Server, role: str, traffic: Traffic, attempt: Callable[[], dict[str, Any]]) -> dict[str, Any]:

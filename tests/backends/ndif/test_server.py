@@ -73,6 +73,8 @@ def test_an_answer(model: TransformersModel, at_once: bool) -> None:
     assert traffic.received > 100
     assert traffic.seconds > 0
     assert double.headers[0]["ndif-api-key"] == "a key"
+    assert traffic.taken().requests == 1
+    assert traffic == Traffic()
 
 
 @pytest.mark.parametrize(
