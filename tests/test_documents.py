@@ -69,14 +69,11 @@ APART = [c for c in SHOWN if c.startswith(WHOLE) and not c.endswith("--dry-run")
 REMOTE = [c for c in SHOWN if "remote" in c]  # tests/remote runs them
 NODES = [c for c in SHOWN if "--nnodes" in c]  # tests/test_data_parallel.py runs two nodes
 # The harness reads all its tasks at every start, so its command lines are slow; the fixture runs one of them anyway.
+TWO = "torchrun --nproc-per-node 2 -m"
 SLOW = (
-    "lm_eval",
-    "lm-eval-hybrid run",
-    "lm-eval-hybrid rerun",
-    "accelerate",
-    "torchrun --nproc-per-node 2 -m lm_eval ",
+    *("lm_eval", "lm-eval-hybrid run", "lm-eval-hybrid rerun", "lm-eval-hybrid plan", "accelerate"),
+    *(f"{TWO} lm_eval ", f"{TWO} lm_eval_hybrid.cli run"),
 )
-SLOW += ("torchrun --nproc-per-node 2 -m lm_eval_hybrid.cli run",)
 RUNS = [
     pytest.param(c, marks=pytest.mark.slow if c.startswith(SLOW) else ())
     for c in SHOWN
