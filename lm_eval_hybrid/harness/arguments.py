@@ -36,7 +36,7 @@ _UNFIT = {
     "truncation": "shorten the prompt: a hybrid never cuts it",
     "think_end_token": "leave it out: tasks *_hybrid score what follows the thought",
     "enable_thinking": "set it in chat_template_args",
-    "tp_plan": "use parallelize=True",
+    "tp_plan": "use parallelize=True: nnsight runs no model in tensor-parallel parts",
     "mixed_precision_dtype": "set dtype=, which holds for both models",
     "softmax_dtype": "leave it out: log-probabilities are float32",
 }
