@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=200, help="documents of each task (default: 200, all)")
     parser.add_argument("--batch", type=int, default=1, help="answers at once in each process (default: 1)")
     parser.add_argument("--rounds", type=int, default=3, help="of both, in turns (default: 3)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="a folder (default: benchmarks/results)")
     args = parser.parse_args()
     runs: dict[int, list[Run]] = {1: [], 2: []}
     for turn in range(args.rounds):
@@ -88,14 +89,19 @@ def main() -> None:
     table.add_row("same tokens in every run", "yes" if same else "no")
     console = Console(width=100, record=True)
     console.print(table)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "parallel.txt").write_text(console.export_text())
+    args.out.mkdir(exist_ok=True)
+    (args.out / "parallel.txt").write_text(console.export_text())
     seconds = {
         processes: [{"decoding": each.decoding, "whole": each.whole} for each in some]
         for processes, some in runs.items()
     }
-    raw = {**circumstances(), "options": vars(args), "seconds": seconds, "same": same}
-    (RESULTS / "parallel.json").write_text(json.dumps(raw, indent=1) + "\n")
+    raw = {
+        **circumstances(),
+        "options": {"limit": args.limit, "batch": args.batch, "rounds": args.rounds},
+        "seconds": seconds,
+        "same": same,
+    }
+    (args.out / "parallel.json").write_text(json.dumps(raw, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -123,6 +123,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=150, help="of an answer at most (default: 150)")
     parser.add_argument("--documents", type=int, default=8, help="of each throughput (default: 8)")
     parser.add_argument("--rounds", type=int, default=3, help="of throughputs (default: 3)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="a folder (default: benchmarks/results)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     here = local("base"), local("thinking")
@@ -136,14 +137,14 @@ def main() -> None:
     growth = {flight: Ratio.of(seconds[1], seconds[flight]) for flight in FLIGHTS}
     console = Console(width=110, record=True)
     console.print(arms_table(alone), flights_table(runs, seconds, growth))
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "remote.txt").write_text(console.export_text())
+    args.out.mkdir(exist_ok=True)
+    (args.out / "remote.txt").write_text(console.export_text())
     raw = {
         **circumstances(),
         "arms": {arm: asdict(run) for arm, run in alone.items()},
         "flights": {flight: {"seconds": seconds[flight], **asdict(runs[flight])} for flight in FLIGHTS},
     }
-    (RESULTS / "remote.json").write_text(json.dumps(raw, indent=1) + "\n")
+    (args.out / "remote.json").write_text(json.dumps(raw, indent=1) + "\n")
 
 
 def arms_table(runs: dict[str, Run]) -> Table:

@@ -32,21 +32,26 @@ class LocalNdif:
         assert self.command("kill", part).returncode == 0
 
     def processes(self, part: str) -> list[psutil.Process]:
-        """Those whose command line tells that they are of a part."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                told = [*process.environ().values(), process.cwd()]
-                if any(str(self.home) in text for text in told) and part in " ".join(process.cmdline()):
-                    found.append(process)
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
-        return found
+        """Those whose command line names a part."""
+        return [process for process in processes(self.home) if part in " ".join(process.cmdline())]
 
     def start(self) -> None:
         """Bring back what is missing."""
         started = self.command("start")
         assert started.returncode == 0, started.stderr
+
+
+def processes(home: Path) -> list[psutil.Process]:
+    """All that have the home in their command line, environment or working folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            told = [*process.cmdline(), *process.environ().values(), process.cwd()]
+            if process.status() != psutil.STATUS_ZOMBIE and any(str(home) in text for text in told):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
 
 
 def ndif_local(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

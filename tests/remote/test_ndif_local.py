@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.remote.conftest import LocalNdif, ndif_local
+from tests.remote.conftest import LocalNdif, ndif_local, processes
 
 
 @pytest.mark.parametrize(
@@ -33,10 +32,10 @@ def test_there_is_nothing_to_stop(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_started_twice_is_started_once(ndif: LocalNdif) -> None:
-    before = _processes(ndif.home)
+    before = processes(ndif.home)
     again = ndif.command("start")
     assert again.stdout.strip() == ndif.host
-    assert {process.pid for process in before} == {process.pid for process in _processes(ndif.home)}
+    assert {process.pid for process in before} == {process.pid for process in processes(ndif.home)}
     assert ndif.command("status").returncode == 0
 
 
@@ -44,21 +43,8 @@ def test_started_twice_is_started_once(ndif: LocalNdif) -> None:
 def test_nothing_is_left(tmp_path: Path) -> None:
     started = ndif_local(tmp_path, "--port", "0", "start")
     assert started.returncode == 0, started.stderr
-    assert len(_processes(tmp_path)) > 5
+    assert len(processes(tmp_path)) > 5
     assert ndif_local(tmp_path, "kill", "ray").returncode == 0
     assert ndif_local(tmp_path, "stop").returncode == 0
-    assert _processes(tmp_path) == []
+    assert processes(tmp_path) == []
     assert "nothing was running" in ndif_local(tmp_path, "stop").stderr
-
-
-def _processes(home: Path) -> list[psutil.Process]:
-    """All that have the home in their command line, environment or working folder."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            told = [*process.cmdline(), *process.environ().values(), process.cwd()]
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-        if process.status() != psutil.STATUS_ZOMBIE and any(str(home) in text for text in told):
-            found.append(process)
-    return found
