@@ -160,7 +160,7 @@ def run(command: str, folder: Path) -> str:
     if "run" in argv:
         argv[argv.index("--limit") + 1] = "4"  # as the fixture, whose folder it may go on in
     if "--model" in argv and "run" not in argv:
-        argv += ["--limit", "1"] if "--limit" not in argv else []
+        argv += ["--limit", "2"] if "--limit" not in argv else []
         argv += ["--gen_kwargs", "max_gen_toks=20"] if "bundle" in command else []
     environment = os.environ | {"LM_EVAL_HYBRID_DATA": str(folder), "LM_EVAL_HYBRID_BEHAVIORS": str(folder / "shelf")}
     done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=500)

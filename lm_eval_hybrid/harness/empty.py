@@ -1,5 +1,6 @@
 """A run without documents (`--limit 0`), told in one line."""
 
+import os
 import sys
 from types import TracebackType
 
@@ -18,9 +19,11 @@ def show_empty_runs_plainly() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if isinstance(error, ValueError) and _NO_DOCUMENTS in str(error):
+            processes = int(os.environ.get("WORLD_SIZE", "1"))
+            each = "" if processes == 1 else f" for each of its {processes} processes"
             error = HybridError(
-                "a run needs at least one document; found none, as with --limit 0; pass --limit 1 or more, or leave "
-                "it out"
+                f"a run needs at least one document{each}; found none, as with --limit 0; pass --limit {processes} or "
+                "more, or leave it out"
             )
         former(type(error), error, trace)
 
