@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from lm_eval_hybrid import __version__
 from lm_eval_hybrid.backends.local import LocalBackend
-from lm_eval_hybrid.backends.ndif.model import NdifModel
+from lm_eval_hybrid.backends.ndif.server import Traffic
 from lm_eval_hybrid.backends.sources import Source
 from lm_eval_hybrid.behaviors.compatibility import check
 from lm_eval_hybrid.behaviors.suite import Suite
@@ -101,8 +101,6 @@ class HybridLM(LocalModel):
         self._loader.place({base: policy.reads_base} | ({thinking: True} if policy.reads_thinking else {}))
         with base.loading(needs_tokenizer="tokenizer" not in theirs):
             super().__init__(**self._loader.arguments(base))
-        self._remote_base: NdifModel | None = self._loader.remote.get("base")
-        self._remote_thinking: NdifModel | None = None
         self._join_ranks()
         self._base = base
         self._thinking_model: tuple[Source, HFLM] | None = None
@@ -144,6 +142,7 @@ class HybridLM(LocalModel):
         )
         self._totals = Totals()
         self._totals_of_others: list[Totals] = []
+        self._traffic_of_others: list[dict[str, Traffic]] = []
         self._identity = {
             "version": __version__,
             "arm": ours.arm,
@@ -163,7 +162,6 @@ class HybridLM(LocalModel):
             self._thinking_model = None  # makes room
             with source.loading():
                 self._thinking_model = source, LocalModel(**self._loader.arguments(source))
-            self._remote_thinking = self._loader.remote.get("thinking")
         return self._thinking_model[1]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -251,7 +249,7 @@ class HybridLM(LocalModel):
         scored by HFLM. Running text, in `loglikelihood_rolling`, is no turn of a chat: the thinking model reads it as
         it is.
         """
-        if self._arm == "base" and self._remote_base is None:
+        if self._arm == "base" and "base" not in self._loader.remote:
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
         longest = max((len(context) + len(continuation) for _, context, continuation in requests), default=0)
         size = override_bs or self._rows(longest)
@@ -295,12 +293,16 @@ class HybridLM(LocalModel):
 
         A collective call of our own would hang: a rank whose answers are all in the response cache never generates.
         """
-        gathered = super().gather_object((obj, self._totals), dst)
+        traffic = {role: replace(model.traffic) for role, model in self._loader.remote.items()}
+        gathered = super().gather_object((obj, self._totals, traffic), dst)
         if gathered is None:
             self._totals = Totals()
+            self._taken_traffic()
             return None
-        self._totals_of_others += [totals for rank, (_, totals) in enumerate(gathered) if rank != dst]
-        return [theirs for theirs, _ in gathered]
+        others = [part for rank, (_, *part) in enumerate(gathered) if rank != dst]
+        self._totals_of_others += [totals for totals, _ in others]
+        self._traffic_of_others += [traffic for _, traffic in others]
+        return [theirs for theirs, *_ in gathered]
 
     def get_model_info(self) -> dict[str, Any]:
         """What the results file says of the model, under `config`. Asking ends a run: totals begin anew."""
@@ -318,14 +320,19 @@ class HybridLM(LocalModel):
             "hybrid_base": self._identity["base"],
             "hybrid_thinking": self._identity["thinking"],
             "hybrid_thinking_prompt": self._identity["thinking_prompt"],
-            "hybrid_requests": {model.name: asdict(model.traffic.taken()) for model in self._remote_models()},
+            "hybrid_requests": {model.name: asdict(model.traffic.taken()) for model in self._loader.remote.values()},
             "hybrid_policy": self._identity["policy"],
             "hybrid_fingerprint": hashlib.sha256(canonical.encode()).hexdigest(),
             "hybrid_totals": totals.summary(),
         }
 
-    def _remote_models(self) -> list[NdifModel]:
-        return [model for model in (self._remote_base, self._remote_thinking) if model is not None]
+    def _taken_traffic(self) -> dict[str, dict[str, float]]:
+        """What was asked of servers by all ranks, by model; it is counted anew from here on."""
+        others, self._traffic_of_others = self._traffic_of_others, []
+        return {
+            model.name: asdict(Traffic.of([model.traffic.taken(), *(traffic[role] for traffic in others)]))
+            for role, model in self._loader.remote.items()
+        }
 
     def _build_decoder(self) -> HybridDecoder:
         thinking = self._thinking.model if self._thinking else None
@@ -340,9 +347,10 @@ class HybridLM(LocalModel):
         if match.differences:
             differences = "; ".join(match.differences)
             _log.warning("The models may not be those that %s was made with: %s", self._suite.identity, differences)
+        remote = self._loader.remote
         return HybridDecoder(
-            self._remote_base or LocalBackend(self.model, self.tokenizer),
-            (self._remote_thinking or LocalBackend(thinking.model, thinking.tokenizer)) if thinking else None,
+            remote.get("base") or LocalBackend(self.model, self.tokenizer),
+            (remote.get("thinking") or LocalBackend(thinking.model, thinking.tokenizer)) if thinking else None,
             Steering.from_suite(self._suite),
             self._policy,
         )
@@ -391,10 +399,7 @@ class HybridLM(LocalModel):
         """How many texts of so many tokens to work on at once."""
         if self.batch_size != "auto":
             return int(self.batch_size)
-        here = [None if self._remote_base else self.model]
-        if self._thinking:
-            here.append(None if self._remote_thinking else self._thinking.model.model)
-        models = [model for model in here if model is not None]
-        if len(models) < len(here):
+        if self._loader.remote:
             return ROWS
+        models = [self.model, *([self._thinking.model.model] if self._thinking else [])]
         return rows_that_fit(models, max(1, tokens), int(self.max_batch_size))

@@ -81,11 +81,9 @@ class Trial:
 
 
 class Asked(NamedTuple):
-    """Whether the SAE is asked for a category, the thinking model for the likeliest token, the network for a
-    coefficient."""
+    """Whether the SAE is asked for a category, and the network for a coefficient."""
 
     category: bool
-    judge: bool
     network: bool
 
 
@@ -131,7 +129,6 @@ class Chooser:
         policy = self._policy
         return Asked(
             category=policy.steers and policy.category == "sae",
-            judge=policy.steers and policy.select == "guardrail",
             network=policy.asks_network,
         )
 

@@ -11,24 +11,9 @@ from torch import Tensor
 from lm_eval_hybrid.behaviors.bundle import Bundle
 from lm_eval_hybrid.cli import main
 from tests.remote.conftest import LocalNdif
+from tests.test_documents import RECIPE
 
 pytestmark = pytest.mark.slow
-
-RECIPE = """
-description: what a test finds
-license: MIT
-authors: [tests]
-citation: ""
-base: embedded:base
-thinking: embedded:thinking
-prompt: {thinking: raw}
-problems: [{data: embedded}]
-traces: {count: 8, max_new_tokens: 200, holdout: 0.3}
-seed: 0
-sae: {layers: [3], sizes: [4], k: 1, seeds: 1, steps: 20, baselines: []}
-vectors: {recipe: disagreement, layer: 2, bias_epochs: 1, epochs: 1, seeds: 1}
-calibration: {problems: 2, max_new_tokens: 20}
-"""
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import json
 import logging
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -102,6 +102,12 @@ class Traffic:
     sent: int = 0
     received: int = 0
     seconds: float = 0.0
+
+    @classmethod
+    def of(cls, parts: Iterable["Traffic"]) -> "Traffic":
+        """Of several processes together."""
+        parts = list(parts)
+        return cls(**{field.name: sum(getattr(part, field.name) for part in parts) for field in fields(cls)})
 
     def taken(self) -> "Traffic":
         """So far; from here on it is counted anew."""

@@ -73,6 +73,7 @@ def test_an_answer(model: TransformersModel, at_once: bool) -> None:
     assert traffic.received > 100
     assert traffic.seconds > 0
     assert double.headers[0]["ndif-api-key"] == "a key"
+    assert Traffic.of([traffic, Traffic(requests=2, seconds=1.0), Traffic(again=3)]).requests == 3
     assert traffic.taken().requests == 1
     assert traffic == Traffic()
 
