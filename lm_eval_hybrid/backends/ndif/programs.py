@@ -11,24 +11,26 @@ A row's position is its column less its padding.
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from hashlib import sha256
-from operator import attrgetter
 from typing import Any
 
 import torch
-from nnsight import NNsight
 from torch import Tensor
-from transformers import DynamicCache
 
-from lm_eval_hybrid.backends.masks import for_kinds, window_and_kinds
+from lm_eval_hybrid.backends.ndif import passes
+from lm_eval_hybrid.backends.ndif.passes import (
+    causal_mask,
+    opened,
+    pass_arguments,
+    reach_of,
+    read_rows,
+    steered_logits,
+)
 
-SHIPPED = (__name__, "lm_eval_hybrid.backends.masks", "lm_eval_hybrid.decoding.sampling")
+SHIPPED = (__name__, passes.__name__, "lm_eval_hybrid.backends.masks", "lm_eval_hybrid.decoding.sampling")
 """Modules whose functions go with a request as source text."""
-
-_PASS = 8192  # tokens of a forward pass at most
 
 
 def describe(model: Any, path: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -73,14 +75,14 @@ def draft(model: Any, path: str, given: dict[str, Any]) -> dict[str, Any]:
         [m, C] where wanted, log-probabilities of those tokens; places: the rows; step: seconds of one.
     """
     with torch.no_grad():
-        inner, layers, device = _opened(model, path)
+        inner, layers, device = opened(model, path)
         steering = given["steering"]
-        reach = 1 if steering is None else _reach(steering["windows"])
-        past = _read(inner, layers, given, given["ids"], reach, 1)
+        reach = 1 if steering is None else reach_of(steering["windows"])
+        past = read_rows(inner, layers, given, given["ids"], reach, 1)
         found: dict[str, Any] = {}
         pending = torch.tensor(given["pending"], device=device)
         if steering is not None:
-            logits = _steered(inner, layers, given, past, steering)
+            logits = steered_logits(inner, layers, given, past, steering)
             found = {"places": steering["rows"], **_taken(given, steering, logits)}
             rows = torch.tensor(steering["rows"], device=device)
             pending[rows] = found["resolved"].clamp(min=0)
@@ -109,12 +111,12 @@ def read(model: Any, path: str, given: dict[str, Any]) -> dict[str, Any]:
         rows, steps [n]; top_tokens, top_logprobs [n, top]; residual [n, d] where wanted; drawn [n] where sampled.
     """
     with torch.no_grad():
-        inner, layers, device = _opened(model, path)
+        inner, layers, device = opened(model, path)
         wanted = given["wanted"]
         back = max(
             len(ids) - min(places, default=len(ids) - 1) for ids, places in zip(given["ids"], wanted, strict=True)
         )
-        past = _read(inner, layers, given, given["ids"], back if given["residual"] else 1, back)
+        past = read_rows(inner, layers, given, given["ids"], back if given["residual"] else 1, back)
         steps = max(len(places) for places in wanted)
         columns = torch.zeros(len(wanted), steps, dtype=torch.int64, device=device)
         spoken = torch.full((len(wanted), steps), -1, device=device)
@@ -163,7 +165,7 @@ def sentences(model: Any, path: str, given: dict[str, Any]) -> dict[str, Any]:
         rows' sentences one after the other.
     """
     with torch.no_grad():
-        inner, layers, device = _opened(model, path)
+        inner, layers, device = opened(model, path)
         ids = given["ids"]
         width = max(len(row) for row in ids)
         pads = torch.tensor([width - len(row) for row in ids], device=device)
@@ -171,7 +173,7 @@ def sentences(model: Any, path: str, given: dict[str, Any]) -> dict[str, Any]:
         columns = torch.arange(width, device=device)
         arguments = {
             "input_ids": tokens,
-            "attention_mask": _mask(inner, columns.expand(len(ids), -1), pads, width),
+            "attention_mask": causal_mask(inner, columns.expand(len(ids), -1), pads, width),
             "position_ids": (columns - pads[:, None]).clamp(min=0),
             "use_cache": False,
             "logits_to_keep": 1,
@@ -194,183 +196,6 @@ def sentences(model: Any, path: str, given: dict[str, Any]) -> dict[str, Any]:
             means = [rows[row, begin:end].mean(0, keepdim=True) for row, begin, end in spans]
             found["mean"].append(torch.cat(nothing + means))
         return _sendable({name: torch.stack(parts) for name, parts in found.items()})
-
-
-def _opened(model: Any, path: str) -> tuple[Any, Any, torch.device]:
-    """(the model without the tokenizing around it, its layers, its device)."""
-    # Its module wrapped anew: the wrapper that the server has takes inputs apart into rows, and knows no masks by kind.
-    inner = NNsight(model._module)
-    return inner, list(attrgetter(path)(inner)), next(model._module.parameters()).device
-
-
-def _read(
-    inner: Any, layers: list[Any], given: dict[str, Any], ids: list[list[int]], reach: int, keep: int
-) -> dict[str, Any]:
-    """Read rows into a cache. reach: columns of which the residual is kept (0: all); keep: of which the logits are."""
-    device = next(inner._module.parameters()).device
-    width = max(len(row) for row in ids)
-    pads = torch.tensor([width - len(row) for row in ids], device=device)
-    tokens = torch.tensor([[0] * (width - len(row)) + list(row) for row in ids], device=device)
-    past = {"cache": DynamicCache(), "pads": pads, "width": width, "logits": None, "residual": None}
-    piece = max(1, _PASS // len(ids))
-    logits, residuals = [], []
-    layer = layers[given["layer"]]
-    for start in range(0, width, piece):
-        part = tokens[:, start : start + piece]
-        end = start + part.shape[1]
-        columns = torch.arange(start, end, device=device).expand(len(ids), -1)
-        arguments = _arguments(inner, past, part, columns, max(1, min(part.shape[1], keep - (width - end))))
-        with inner.trace(**arguments):
-            residual = layer.output.save()
-            said = inner.output.logits.save()
-        if not reach or width - end < reach:
-            residuals.append(residual)
-        if width - end < keep:
-            logits.append(said)
-    if width:
-        past["residual"] = torch.cat(residuals, 1)[:, -reach:] if reach else torch.cat(residuals, 1)
-        past["logits"] = torch.cat(logits, 1)[:, -keep:]
-    return past
-
-
-def _arguments(inner: Any, past: dict[str, Any], tokens: Tensor, columns: Tensor, keep: int) -> dict[str, Any]:
-    pads = past["pads"]
-    return {
-        "input_ids": tokens,
-        "attention_mask": _mask(inner, columns, pads, int(columns.max()) + 1),
-        "position_ids": (columns - pads[:, None]).clamp(min=0),
-        _cache_argument(inner): past["cache"],
-        "use_cache": True,
-        "logits_to_keep": keep,
-    }
-
-
-def _cache_argument(inner: Any) -> str:
-    # Newer releases of transformers (5.24) call the past `cache`.
-    return "cache" if "cache" in inspect.signature(inner._module.forward).parameters else "past_key_values"
-
-
-def _mask(inner: Any, columns: Tensor, pads: Tensor, end: int) -> Any:
-    """For queries at `columns`, [rows, n], over all columns before `end`."""
-    keys = torch.arange(end, device=columns.device)
-    distance = columns[:, :, None] - keys
-    window, kinds = window_and_kinds(inner._module.config)
-    return for_kinds((distance >= 0) & (keys >= pads[:, None, None]), distance, inner._module.dtype, window, kinds)
-
-
-def _reach(windows: list[int]) -> int:
-    return 0 if 0 in windows else max(windows)
-
-
-def _steered(
-    inner: Any, layers: list[Any], given: dict[str, Any], past: dict[str, Any], steering: dict[str, Any]
-) -> Tensor:
-    """Next-token logits [m, C, vocab] of every candidate after the last column of its row."""
-    width, windows = past["width"], steering["windows"]
-    near = [c for c, window in enumerate(windows) if 0 < window < width]
-    far = [c for c in range(len(windows)) if c not in near]
-    parts: dict[int, Tensor] = {}
-    size = max(1, _PASS // max(1, sum(windows[c] for c in near)))
-    places = range(len(steering["rows"]))
-    if near:
-        logits = torch.cat(
-            [_branches(inner, layers, given, past, steering, list(places[i : i + size]), near) for i in places[::size]]
-        )
-        parts.update({c: logits[:, i] for i, c in enumerate(near)})
-    for c in far:
-        size = max(1, _PASS // width)
-        pieces = [_whole(inner, layers, given, past, steering, list(places[i : i + size]), c) for i in places[::size]]
-        parts[c] = torch.cat(pieces)
-    return torch.stack([parts[c] for c in range(len(windows))], 1)
-
-
-def _branches(
-    inner: Any,
-    layers: list[Any],
-    given: dict[str, Any],
-    past: dict[str, Any],
-    steering: dict[str, Any],
-    places: list[int],
-    near: list[int],
-) -> Tensor:
-    """Candidates whose windows leave some of a row unsteered: branches of it, side by side in one pass."""
-    device, width = past["pads"].device, past["width"]
-    sizes = torch.tensor([steering["windows"][c] for c in near], device=device)
-    branch = torch.arange(len(near), device=device).repeat_interleave(sizes)
-    ends = sizes.cumsum(0) - 1
-    columns = width - 1 + torch.arange(len(branch), device=device) - ends[branch]
-    shared = width - int(sizes.min())
-    rows = torch.tensor([steering["rows"][i] for i in places], device=device)
-    pads = past["pads"][rows]
-    keys = torch.arange(shared, device=device)
-    forks = width - sizes[branch]
-    sees_past = (keys < forks[:, None]) & (keys >= pads[:, None, None])
-    own = columns[:, None] - columns
-    sees_own = (branch[:, None] == branch) & (own >= 0) & (columns >= pads[:, None, None])
-    distance = torch.cat([columns[:, None] - keys, own], 1)
-    window, kinds = window_and_kinds(inner._module.config)
-    mask = for_kinds(torch.cat([sees_past, sees_own], 2), distance, inner._module.dtype, window, kinds)
-    kept = past["residual"][rows][:, columns - width]
-    residual = kept + _steering(steering, places, near, device)[:, branch].to(kept)
-    arguments = {
-        "input_ids": torch.zeros_like(residual[..., 0], dtype=torch.int64),  # what they embed to is skipped
-        "attention_mask": mask,
-        "position_ids": (columns - pads[:, None]).clamp(min=0),
-        _cache_argument(inner): _copied(past["cache"], rows, shared),
-        "use_cache": True,
-        "logits_to_keep": ends,
-    }
-    skipped = layers[: given["layer"] + 1]
-    with inner.trace(**arguments):
-        for layer in skipped:
-            layer.skip(residual)
-        logits = inner.output.logits.save()
-    return logits
-
-
-def _whole(
-    inner: Any,
-    layers: list[Any],
-    given: dict[str, Any],
-    past: dict[str, Any],
-    steering: dict[str, Any],
-    places: list[int],
-    c: int,
-) -> Tensor:
-    """A candidate that is steered at all positions, or at as many as its row has: [m, vocab]."""
-    device, width = past["pads"].device, past["width"]
-    rows = torch.tensor([steering["rows"][i] for i in places], device=device)
-    pads = past["pads"][rows]
-    columns = torch.arange(width, device=device).expand(len(places), -1)
-    kept = past["residual"][rows]
-    residual = kept + _steering(steering, places, [c], device).to(kept)
-    arguments = {
-        "input_ids": torch.zeros_like(columns),
-        "attention_mask": _mask(inner, columns, pads, width),
-        "position_ids": (columns - pads[:, None]).clamp(min=0),
-        "use_cache": False,
-        "logits_to_keep": 1,
-    }
-    skipped = layers[: given["layer"] + 1]
-    with inner.trace(**arguments):
-        for layer in skipped:
-            layer.skip(residual)
-        logits = inner.output.logits.save()
-    return logits[:, -1]
-
-
-def _steering(steering: dict[str, Any], places: list[int], candidates: list[int], device: torch.device) -> Tensor:
-    """[m, C, d] float32, what is added for each candidate."""
-    coefficients = steering["coefficients"][places][:, candidates].to(device)
-    return coefficients[:, :, None] * steering["direction"][places].to(device)[:, None]
-
-
-def _copied(cache: Any, rows: Tensor, length: int) -> Any:
-    """The first columns of some rows, as a cache of its own."""
-    copy = DynamicCache()
-    for index, layer in enumerate(cache.layers):
-        copy.update(layer.keys[rows, :, :length], layer.values[rows, :, :length], index)
-    return copy
 
 
 def _taken(given: dict[str, Any], steering: dict[str, Any], logits: Tensor) -> dict[str, Any]:
@@ -421,7 +246,7 @@ def _steps(
     tokens, choices, margins, logprobs, spoken, kept = [], [], [], [], [], []
     begun = time.perf_counter()
     for step in range(given["longest"]):
-        arguments = _arguments(inner, past, pending[:, None], columns + step, 1)
+        arguments = pass_arguments(inner, past, pending[:, None], columns + step, 1)
         with inner.trace(**arguments):
             residual = layer.output.save()
             said = inner.output.logits.save()
