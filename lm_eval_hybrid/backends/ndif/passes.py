@@ -1,7 +1,7 @@
-"""The passes that a program makes at a server (`backends/ndif/programs.py`): rows are read, candidates are steered.
+"""The passes that a program makes at a server (`programs.py`): rows are read, candidates are steered.
 
-Plain functions, as there. `past` is what a request holds of its rows while it lives: their cache and pads, the width, and
-of the last columns logits and residual.
+Plain functions, as there. `past` is what a request holds of its rows while it lives: their cache and pads, the width,
+and of the last columns logits and residual.
 """
 
 from __future__ import annotations
