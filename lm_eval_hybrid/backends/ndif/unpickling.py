@@ -1,8 +1,8 @@
 """Reading what a server sends, tensors and plain data, and nothing else.
 
 nnsight reads answers with an unpickler that runs whatever is in them. A server that a client reads prompts from need
-not be one that it runs code of: here, what an answer may be made of is listed. (`torch.load`'s own `weights_only` does not read
-the pickle protocol that nnsight writes.)
+not be one that it runs code of: here, what an answer may be made of is listed. (`torch.load`'s own `weights_only` does
+not read the pickle protocol that nnsight writes.)
 """
 
 import io
