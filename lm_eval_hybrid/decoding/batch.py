@@ -7,6 +7,7 @@ is taken back. Rows need no step in common: each has its own length, in both mod
 
 import logging
 from collections.abc import Iterator, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass
 
 import torch
@@ -79,17 +80,31 @@ class Batch:
         if self._base is not None:
             drafted, base = self._base.draft(self.rows)
         if self._thinking is not None:
-            thinking, ends = self._thinking.verify(self.rows, drafted, base)
+            thinking, ends = self._verified(self._thinking, drafted, base)
         opening = self._open(drafted, base, thinking)
         taken = self._commit(drafted, base, thinking, opening, ends)
         if self._base is not None:
             self._base.settle(self.rows)
             if thinking is not None:
-                self._system.pace.spend(max(map(len, drafted)), taken / len(self.rows))
+                self._system.pace.verified(taken / len(self.rows))
         if self._thinking is not None:
             for row, tokens, step, end in zip(self.rows, drafted, opening.steps, ends, strict=True):
                 row.thinking_read += end[max(0, len(tokens) - 1) if step is None else step] + 1
             self._thinking.settle(self.rows)
+
+    def _verified(
+        self, side: ThinkingSide, drafted: Drafts, base: BaseView | None
+    ) -> tuple[ThinkingView, list[list[int]]]:
+        """See `ThinkingSide.verify`; the base goes on meanwhile, where it can."""
+        aside = self._system.aside
+        if aside is None or self._base is None:
+            return side.verify(self.rows, drafted, base)
+        reading = aside.submit(side.verify, self.rows, drafted, base)
+        try:
+            self._base.go_on(self.rows)
+        finally:
+            wait([reading])  # whatever happened: nobody may use a model that still reads
+        return reading.result()
 
     def _open(self, drafted: Drafts, base: BaseView | None, thinking: ThinkingView | None) -> Opening:
         """What is emitted where the gate opens first in every row."""

@@ -8,6 +8,7 @@ from where they were.
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -45,6 +46,7 @@ class HybridDecoder:
         steering: may be None where the policy does not steer.
         longest_draft: tokens that the base drafts at most before the thinking model reads; 1: token by token;
             None: as many as make sense where the base is.
+        meanwhile: whether the base drafts on while the thinking model reads; None: where each has a device of its own.
 
     Raises:
         HybridError: where the policy needs what is missing, or the tokenizers cannot be aligned.
@@ -57,6 +59,7 @@ class HybridDecoder:
         steering: Steering | None,
         policy: Policy,
         longest_draft: int | None = None,
+        meanwhile: bool | None = None,
     ) -> None:
         if policy.reads_thinking and thinking is None:
             raise HybridError("this policy needs a thinking model; found none; give thinking= or use arm=base")
@@ -66,15 +69,19 @@ class HybridDecoder:
         self._reader = thinking if policy.reads_thinking else None
         self._speaker = base if policy.reads_base or self._reader is None else self._reader
         bridge = None if self._reader is None else Bridge(self._speaker.tokenizer, self._reader.tokenizer)
+        read = base if policy.reads_base else None
+        if meanwhile is None:
+            meanwhile = _apart(read, self._reader)
         self._keys = steering.keys if steering is not None else ()
         self._system = System(
-            base=base if policy.reads_base else None,
+            base=read,
             thinking=self._reader,
             steering=steering,
             bridge=bridge,
             chooser=Chooser(policy, steering, bridge, base.device),
             pace=Pace(self._reader.parameters / base.parameters if self._reader is not None else 0.0),
             longest=longest_draft or (LONGEST_REMOTE if isinstance(base, NdifModel) else LONGEST),
+            aside=ThreadPoolExecutor(1, "thinking") if meanwhile else None,
             end=self._speaker.tokenizer.eos_token_id,
         )
 
@@ -191,6 +198,13 @@ class HybridDecoder:
                 )
 
 
+def _apart(base: Backend | NdifModel | None, thinking: Backend | NdifModel | None) -> bool:
+    """Whether the base can draft here while the thinking model reads elsewhere."""
+    if base is None or thinking is None or isinstance(base, NdifModel):
+        return False
+    return isinstance(thinking, NdifModel) or base.device != thinking.device
+
+
 def _sides(system: System, rows: int) -> tuple[BaseSide | None, ThinkingSide | None]:
     """Room for so many rows in both models, wherever these are."""
     base: BaseSide | None = None
@@ -198,7 +212,7 @@ def _sides(system: System, rows: int) -> tuple[BaseSide | None, ThinkingSide | N
     if isinstance(system.base, NdifModel):
         base = RemoteBase(system, system.base)
     elif system.base is not None:
-        base = LocalBase(system, system.open_base(system.base, rows, system.longest))
+        base = LocalBase(system, system.open_base(system.base, rows, system.longest), rows)
     if isinstance(system.thinking, NdifModel):
         thinking = RemoteThinking(system, system.thinking)
     elif system.thinking is not None:

@@ -1,10 +1,9 @@
 """The two sides of a batch whose models are in this process, or nearer than a server."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
 
 from lm_eval_hybrid.backends.protocol import Sequences
 from lm_eval_hybrid.decoding.choosing import Candidates, Place, present
@@ -14,39 +13,84 @@ from lm_eval_hybrid.decoding.system import System
 from lm_eval_hybrid.decoding.views import BaseView, ThinkingView, read_thinking
 
 
+@dataclass
+class _Draft:
+    """What the base would say next in one row.
+
+    Attributes:
+        tokens: what it would; all but the last are read.
+        handed: how many of them are handed out to be verified; stood: the length of the row where they all do.
+        whole: the chance that they do; standing: that the others, and what may follow them, do then.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    handed: int = 0
+    stood: int = 0
+    whole: float = 1.0
+    standing: float = 1.0
+
+    def hand_out(self, row: Row) -> list[int]:
+        """All there are."""
+        self.handed = len(self.tokens)
+        self.stood = len(row.base_ids) + self.handed
+        self.whole, self.standing = self.standing, 1.0
+        return list(self.tokens)
+
+    def settle(self, row: Row) -> None:
+        """Keep what was drafted beyond, where all that was handed out stands (what was steered may be the same)."""
+        stands = len(row.base_ids) == self.stood and row.base_ids[-1] == self.tokens[self.handed - 1]
+        self.tokens = self.tokens[self.handed :] if stands else []
+        if not stands:
+            self.standing = 1.0
+
+
 class LocalBase:
     """Implements `sides.BaseSide`."""
 
-    def __init__(self, system: System, sequences: Sequences) -> None:
+    def __init__(self, system: System, sequences: Sequences, rows: int) -> None:
         self._system = system
         self._sequences = sequences
+        self._drafts = [_Draft() for _ in range(rows)]
+        self._ahead: BaseView | None = None  # what the tokens of `_drafts` beyond those handed out were chosen from
 
     def admit(self, rows: dict[int, Row]) -> None:
         self._sequences.admit(list(rows), [row.base_ids[:-1] for row in rows.values()])
+        for slot in rows:
+            self._drafts[slot] = _Draft()
 
     def keep(self, slots: Sequence[int]) -> None:
         self._sequences.keep(slots)
+        self._drafts = [self._drafts[slot] for slot in slots]
+        self._ahead = self._ahead and self._ahead.at(slots)
 
     def settle(self, rows: Sequence[Row]) -> None:
-        self._sequences.rewind([len(row.base_ids) - 1 for row in rows])
+        for row, draft in zip(rows, self._drafts, strict=True):
+            draft.settle(row)
+        self._sequences.rewind(
+            [len(row.base_ids) - 1 + len(draft.tokens) for row, draft in zip(rows, self._drafts, strict=True)]
+        )
 
     def draft(self, rows: Sequence[Row]) -> tuple[Drafts, BaseView]:
-        """The same number of tokens for every row."""
-        drafted: Drafts = [[] for _ in rows]
-        pending, views = [row.base_ids[-1] for row in rows], []
-        standing = torch.ones(len(rows))
+        """The same number of tokens for every row, and what was drafted ahead."""
+        foreseen = [len(draft.tokens) for draft in self._drafts]
         longest = self._system.longest if self._system.thinking is not None else 1
-        sampled = any(row.request.sampling for row in rows)
-        while True:
-            reading = self._sequences.read(torch.tensor(pending)[:, None])
-            view = BaseView.of(reading.logits, reading.residual, self._system.bridge, keep=sampled)
-            views.append(view)
-            pending = _spoken(rows, view, len(views) - 1)
-            for tokens, token in zip(drafted, pending, strict=True):
-                tokens.append(token)
-            standing *= self._stands(rows, view, pending, len(views))
-            if len(views) >= longest or not self._system.pace.goes_on(standing):
-                return drafted, BaseView.joined(views)
+        views: list[BaseView] = []
+        while not all(draft.tokens for draft in self._drafts) or self._goes_on(longest):
+            views.append(self._step(rows))
+        self._system.pace.drafted(len(views))
+        drafted = [draft.hand_out(row) for row, draft in zip(rows, self._drafts, strict=True)]
+        ahead, self._ahead = self._ahead, None
+        if ahead is None:
+            return drafted, BaseView.joined(views)
+        width = ahead.choice.shape[1]
+        return drafted, BaseView.joined([ahead, *views]).cut([width - count for count in foreseen])
+
+    def go_on(self, rows: Sequence[Row]) -> None:
+        views = []
+        while len(views) < self._system.pace.meanwhile and any(d.whole * d.standing for d in self._drafts):
+            views.append(self._step(rows))
+        self._system.pace.drafted_meanwhile(len(views))
+        self._ahead = BaseView.joined(views) if views else None
 
     def steer(
         self,
@@ -67,16 +111,38 @@ class LocalBase:
                 tokens[i] = sampling.pick(logits, place.position, place.key)
         return replace(candidates, token=torch.tensor(tokens))
 
-    def _stands(self, rows: Sequence[Row], view: BaseView, tokens: Sequence[int], drafted: int) -> Tensor:
-        """[rows]: the chance that the last drafted token stands, and another may follow."""
-        chances = self._system.pace.chances(view.margin[:, 0].cpu())
-        for i, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            opens = self._system.chooser.opens_unseen(row.position + drafted - 1, row.key)
-            if opens or token == self._system.end or drafted >= row.answer.room:
-                chances[i] = 0.0
-            elif opens is not None:
-                chances[i] = 1.0
-        return chances
+    def _goes_on(self, longest: int) -> bool:
+        """Whether to draft one more token for all rows."""
+        if max(len(draft.tokens) for draft in self._drafts) >= longest:
+            return False
+        return self._system.pace.goes_on([draft.standing for draft in self._drafts])
+
+    def _step(self, rows: Sequence[Row]) -> BaseView:
+        """Draft one more token for all rows."""
+        bridge = self._system.bridge
+        pending = [
+            draft.tokens[-1] if draft.tokens else row.base_ids[-1]
+            for row, draft in zip(rows, self._drafts, strict=True)
+        ]
+        reading = self._sequences.read(torch.tensor(pending)[:, None])
+        sampled = any(row.request.sampling for row in rows)
+        view = BaseView.of(reading.logits, reading.residual, bridge, keep=sampled)
+        chances = self._system.pace.chances(view.margin[:, 0].cpu()).tolist()
+        for i, (row, draft, token) in enumerate(zip(rows, self._drafts, view.choice[:, 0].tolist(), strict=True)):
+            position = row.position + len(draft.tokens)
+            if row.request.sampling is not None:
+                token = row.request.sampling.pick(present(view.logits)[i, 0], position, row.key)
+            draft.tokens.append(token)
+            draft.standing *= self._stands(row, draft, chances[i])
+        return view
+
+    def _stands(self, row: Row, draft: "_Draft", chance: float) -> float:
+        """The chance that the last drafted token stands, and another may follow."""
+        drafted = len(draft.tokens)
+        opens = self._system.chooser.opens_unseen(row.position + drafted - 1, row.key)
+        if opens or draft.tokens[-1] == self._system.end or drafted >= row.answer.room:
+            return 0.0
+        return chance if opens is None else 1.0
 
 
 class LocalThinking:
@@ -103,12 +169,3 @@ class LocalThinking:
             for row, tokens in zip(rows, drafted, strict=True)
         ]
         return read_thinking(self._sequences, crossings, present(self._system.bridge))
-
-
-def _spoken(rows: Sequence[Row], view: BaseView, step: int) -> list[int]:
-    """The base's next token in every row: its choice, or one drawn."""
-    tokens = view.choice[:, 0].tolist()
-    for i, row in enumerate(rows):
-        if row.request.sampling is not None:
-            tokens[i] = row.request.sampling.pick(present(view.logits)[i, 0], row.position + step, row.key)
-    return tokens

@@ -68,9 +68,14 @@ class Pace:
         """Tokens that a step has gained on average."""
         return self._gained / self._cost
 
-    def goes_on(self, standing: Tensor) -> bool:
-        """Whether to draft one more token for all rows: `standing` [rows] are the chances that the last one stands."""
-        return float(standing.mean()) > self.ratio
+    def goes_on(self, standing: Sequence[float]) -> bool:
+        """Whether to draft one more token for all rows: `standing` are their chances that the last one stands."""
+        return sum(standing) / len(standing) > self.ratio
+
+    @property
+    def meanwhile(self) -> int:
+        """Tokens that the base can draft while the thinking model reads."""
+        return min(LONGEST, round(self._verification))
 
     def told(self, side: object, seconds: float, step: float | None = None) -> None:
         """Take what a round costs as it was measured, where a model is on a server: the way there is most of it.
@@ -92,10 +97,18 @@ class Pace:
         self._seen += torch.bincount(bins, minlength=len(self._seen))
         self._agreed += torch.bincount(bins, torch.tensor(agreed).float(), minlength=len(self._seen))
 
-    def spend(self, steps: int, gained: float) -> None:
-        """Count a round: steps of the base, and the tokens that it gave a row, on average."""
+    def drafted(self, steps: int) -> None:
+        """Count steps of the base."""
+        self._cost += steps
+
+    def drafted_meanwhile(self, steps: int) -> None:
+        """Count steps of the base beside a reading of the thinking model: by how much they take longer than that."""
+        self._cost += max(0.0, steps - self._verification)
+
+    def verified(self, gained: float) -> None:
+        """Count a reading of the thinking model, and the tokens that the round gave a row, on average."""
         self._gained += gained
-        self._cost += steps + self._verification
+        self._cost += self._verification
 
     def _bins(self, margins: Tensor) -> Tensor:
         return torch.bucketize(margins, _EDGES)

@@ -161,7 +161,11 @@ class RemoteBase:
             lines = [_Line(row, row.base_ids[:-1], row.base_ids[-1], row.position, row.answer.room) for row in new]
             self._foresee(lines, self._drafting.ask(lines, self._system.chooser.asks.network, None))
         ahead = [self._ahead.pop(row.index) for row in rows]
+        self._system.pace.drafted(max(len(told.tokens) for told in ahead))
         return [told.tokens.tolist() for told in ahead], _base_view(ahead)
+
+    def go_on(self, rows: Sequence[Row]) -> None:
+        pass  # it goes on as far as it makes sense in the same request
 
     def steer(
         self,

@@ -37,6 +37,9 @@ class BaseSide(Side, Protocol):
     def draft(self, rows: Sequence[Row]) -> tuple[Drafts, BaseView]:
         """What it would say next, and what it chose that from; a view of a row beyond its draft means nothing."""
 
+    def go_on(self, rows: Sequence[Row]) -> None:
+        """Draft on while the thinking model reads what was drafted, in case it all stands."""
+
     def steer(
         self,
         rows: Sequence[Row],

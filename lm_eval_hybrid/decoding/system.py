@@ -1,13 +1,14 @@
 """The parts that decode together: two models, and how they are used."""
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from lm_eval_hybrid.backends.ndif.model import NdifModel
 from lm_eval_hybrid.backends.protocol import Backend, Sequences
 from lm_eval_hybrid.decoding.bridge import Bridge
 from lm_eval_hybrid.decoding.choosing import Chooser
-from lm_eval_hybrid.decoding.pace import Pace
+from lm_eval_hybrid.decoding.pace import LONGEST, Pace
 from lm_eval_hybrid.decoding.steering import Steering
 
 
@@ -20,6 +21,7 @@ class System:
         steering: None where the policy does not steer.
         bridge: None without a thinking model.
         longest: tokens drafted at most before the thinking model reads.
+        aside: where the thinking model reads while the base drafts on; None where they take turns.
         end: the id that ends an answer, in the tokenizer of the model that speaks: the base, where it is read.
     """
 
@@ -30,10 +32,13 @@ class System:
     chooser: Chooser
     pace: Pace
     longest: int
+    aside: Executor | None
     end: int | None
 
     def open_base(self, base: Backend, rows: int, ahead: int) -> Sequences:
         """Empty rows of the base."""
+        if self.aside is not None:
+            ahead += 2 * LONGEST  # drafted while the thinking model read: in the round before, and in this one
         return base.open(rows, self.layer, self.chooser.reach, ahead)
 
     def open_thinking(self, thinking: Backend, rows: int, ahead: int) -> Sequences:

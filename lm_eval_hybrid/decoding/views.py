@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple, Protocol
@@ -61,6 +61,21 @@ class BaseView:
             torch.cat([view.residual for view in views if view.residual is not None], 1),
             None,
         )
+
+    def at(self, rows: Sequence[int]) -> BaseView:
+        """Of these rows only, in this order."""
+        return self._each(lambda tensor: tensor[list(rows)])
+
+    def cut(self, starts: Sequence[int]) -> BaseView:
+        """Each row from its step `starts[row]` on, as long as the longest; beyond its end a row means nothing."""
+        last, rows = self.choice.shape[1] - 1, torch.arange(len(starts))[:, None]
+        columns = torch.tensor(starts)[:, None] + torch.arange(last + 1 - min(starts))
+        columns = columns.clamp(max=last)
+        return self._each(lambda tensor: tensor[rows, columns])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> BaseView:
+        residual = None if self.residual is None else change(self.residual)
+        return BaseView(change(self.choice), change(self.margin), change(self.logprob), residual, None)
 
 
 class ThinkingView(Protocol):

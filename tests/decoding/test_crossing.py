@@ -65,15 +65,16 @@ def test_text_survives_crossing(names: tuple[str, str], text: str) -> None:
     ours, theirs = (TOKENIZERS[name] for name in names)
     bridge, ids = BRIDGES[names], ours.encode(text, add_special_tokens=False)
     crossed = [index for token in ids for index in bridge.cross(token)]
-    assert spelled(theirs, crossed) == spelled(ours, ids)
+    before, after = spelled(ours, ids), spelled(theirs, crossed)
+    # Some decoders take the first space away, some do not.
+    assert before == after or " " + before == after or before == " " + after
 
 
 BRIDGES = {names: Bridge(*(TOKENIZERS[name] for name in names)) for names in ORDERED}
 
 
 def spelled(tokenizer: object, ids: list[int]) -> str:
-    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)  # type: ignore[attr-defined]
-    return text.removeprefix(" ")  # some decoders take the first space away, some do not
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
