@@ -42,9 +42,9 @@ from lm_eval_hybrid.behaviors.manifest import Prompt
 from lm_eval_hybrid.discovery.descent import Descent, Rules, Task
 from lm_eval_hybrid.discovery.generating import generate
 from lm_eval_hybrid.discovery.pair import Pair
-from lm_eval_hybrid.discovery.pasts import Pasts
 from lm_eval_hybrid.discovery.problems import Source, draw
-from lm_eval_hybrid.discovery.segments import Pack, Segment
+from lm_eval_hybrid.discovery.segments import Segment
+from lm_eval_hybrid.discovery.steered import SteeredHere, Vectors
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LLAMA = LlamaConfig(
@@ -140,25 +140,21 @@ def vectors_of(backend: LocalBackend) -> Tensor:
     return (0.1 * noise).requires_grad_()
 
 
-def ours(pasts: Pasts, segments: Sequence[Segment]) -> tuple[float, Tensor]:
+def ours(base: SteeredHere, segments: Sequence[Segment]) -> tuple[float, Tensor]:
     """An epoch of one step: (mean loss, gradient). Besides, one sentence is held out and read twice."""
-    vectors = vectors_of(pasts.base)
-
-    def loss(logits: Tensor, packed: Pack) -> Tensor:
-        return F.cross_entropy(logits, packed.target[packed.real], reduction="none")
-
+    vectors = vectors_of(base.pasts.base)
+    way = Vectors(torch.zeros(base.width), vectors)
     task = Task(
         name="vectors",
         parameters={"vectors": vectors},
         rates={"vectors": _RATE},
         learned=segments,
         held_out=segments[:1],
-        steering=lambda packed: F.embedding(packed.category, vectors),
-        loss=loss,
+        losses=lambda some: (read.said[0].total for read in base.read(some, [way])),
     )
-    rules = Rules(epochs=1, batch=len(pasts.rows), patience=1, seed=0)
+    rules = Rules(epochs=1, batch=len(base.pasts.rows), patience=1, seed=0)
     with tempfile.TemporaryDirectory() as folder:
-        curve = Descent(pasts, task, rules, Path(folder)).run()
+        curve = Descent(task, rules, Path(folder)).run()
         # After Adam's first step its mean of gradients is a tenth of the one there was.
         mean = load_file(Path(folder, "vectors.descent.safetensors"))["adam.vectors.exp_avg"]
     return curve[1].loss, 10 * mean
@@ -193,9 +189,9 @@ def plainly(backend: LocalBackend, work: Work, whole: bool) -> tuple[float, Tens
 
 def epochs(backend: LocalBackend, work: Work) -> dict[str, Callable[[], tuple[float, Tensor]]]:
     """An epoch in each of WAYS; `ours again` has the pasts."""
-    kept = Pasts(backend, work.rows, work.layer)
+    kept = SteeredHere(backend, work.rows, work.layer)
     return {
-        "ours": lambda: ours(Pasts(backend, work.rows, work.layer), work.segments),
+        "ours": lambda: ours(SteeredHere(backend, work.rows, work.layer), work.segments),
         "ours again": lambda: ours(kept, work.segments),
         "hook": lambda: plainly(backend, work, whole=False),
         "naive": lambda: plainly(backend, work, whole=True),

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, gelu, linear, softplus
+from torch.nn.functional import linear
 
+from lm_eval_hybrid.decoding.coefficient import Network, coefficient
 from lm_eval_hybrid.decoding.policy import Directions
 from lm_eval_hybrid.errors import HybridError
 
@@ -96,14 +97,15 @@ class CoefficientNetwork:
 
     def coefficient(self, residual: Tensor, category: Tensor) -> Tensor:
         """residual [rows, d_base] float32, category [rows] int64 -> [rows] float32, above 0."""
-        features = gelu(linear(residual, self.trunk_weight, self.trunk_bias))
-        # Looked up by `embedding`, whose gradient, unlike an index's, is the same every time.
-        heads = embedding(category, self.heads_weight), embedding(category, self.heads_bias[:, None])[..., 0]
-        return softplus((heads[0] * features).sum(-1) + heads[1])
+        return coefficient(residual, category, self.tensors)
+
+    @property
+    def tensors(self) -> Network:
+        """All four, in their order."""
+        return self.trunk_weight, self.trunk_bias, self.heads_weight, self.heads_bias
 
     def to(self, device: torch.device) -> CoefficientNetwork:
-        tensors = (self.trunk_weight, self.trunk_bias, self.heads_weight, self.heads_bias)
-        return CoefficientNetwork(*(t.to(device) for t in tensors))
+        return CoefficientNetwork(*(tensor.to(device) for tensor in self.tensors))
 
 
 @dataclass(frozen=True)

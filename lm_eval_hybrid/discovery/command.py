@@ -82,7 +82,6 @@ def run(args: argparse.Namespace) -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     places = {role: getattr(args, f"{role}_backend") for role in ("base", "thinking")}
-    _check_places(places, args.until)
     out = args.out.expanduser().resolve()
     check_target(out, args.overwrite)
     _check_parent(out)
@@ -145,16 +144,6 @@ def _make(
     logging.info(
         "%s written to %s; what was found, to look at: %s", bundle.identity, out, plan.workshop.folder / "findings.html"
     )
-
-
-def _check_places(places: dict[str, str], until: str | None) -> None:
-    """That what the models are asked for is possible where they are."""
-    local = STEPS[STEPS.index("vectors") :]
-    if places["base"] == "remote" and (until is None or until in local):
-        raise HybridError(
-            "vectors are fitted to a base model in this process; found --base-backend remote; leave it out, or end "
-            f"before with --until {STEPS[STEPS.index('vectors') - 1]}"
-        )
 
 
 def _check_parent(out: Path) -> None:

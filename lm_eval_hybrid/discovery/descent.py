@@ -20,17 +20,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lm_eval_hybrid.behaviors.files import write_file
-from lm_eval_hybrid.discovery.pasts import Pasts
-from lm_eval_hybrid.discovery.segments import Pack, Segment, pack, steered_logits
+from lm_eval_hybrid.discovery.segments import Segment
 
 log = logging.getLogger(__name__)
 _ADAM = ("step", "exp_avg", "exp_avg_sq")  # what Adam keeps of a parameter
 
-SteeringOf = Callable[[Pack], Tensor]
-"""A pack -> what is added at each of its tokens, [m, T, d]."""
-
-LossOf = Callable[[Tensor, Pack], Tensor]
-"""Logits [t, vocab] at a pack's t real tokens -> the loss of each, [t]."""
+Losses = Callable[[Sequence[Segment]], Iterator[Tensor]]
+"""Segments -> the sums of their tokens' losses, [] float32, pass by pass; gradients reach the parameters."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ class Task:
         parameters: by name; changed in place. The first is the one whose rows' norms are told.
         rates: Adam's learning rate of each.
         learned, held_out: segments.
-        steering, loss: see `SteeringOf` and `LossOf`.
+        losses: see `Losses`.
     """
 
     name: str
@@ -84,20 +80,18 @@ class Task:
     rates: Mapping[str, float]
     learned: Sequence[Segment]
     held_out: Sequence[Segment]
-    steering: SteeringOf
-    loss: LossOf
+    losses: Losses
 
 
 class Descent:
     """One descent, resumed from `folder` where it was begun.
 
     Args:
-        pasts: the segments' rows.
         folder: keeps the last epoch.
     """
 
-    def __init__(self, pasts: Pasts, task: Task, rules: Rules, folder: Path) -> None:
-        self._pasts, self._task, self._rules = pasts, task, rules
+    def __init__(self, task: Task, rules: Rules, folder: Path) -> None:
+        self._task, self._rules = task, rules
         self._path = folder / f"{task.name}.descent.safetensors"
         groups = [{"params": [tensor], "name": name} for name, tensor in task.parameters.items()]
         self._optimizer = torch.optim.Adam(groups)
@@ -106,8 +100,6 @@ class Descent:
 
     def run(self) -> list[Point]:
         """Descends, and leaves the best epoch's values in the parameters."""
-        base = self._pasts.base.model._module
-        base.requires_grad_(False)
         if not self._resume():
             self._note(0, None)
         with tqdm(total=self._rules.epochs, initial=len(self.curve) - 1, desc=self._task.name, unit="epoch") as bar:
@@ -144,8 +136,8 @@ class Descent:
         for number, some in enumerate(batches):
             tokens = sum(len(segment.targets) for segment in some)
             self._optimizer.zero_grad()
-            for logits, packed in self._read(some):
-                loss = self._task.loss(logits, packed).sum() / tokens
+            for losses in self._task.losses(some):
+                loss = losses / tokens
                 loss.backward()
                 total += loss.item() * tokens
             count += tokens
@@ -155,15 +147,10 @@ class Descent:
             self._optimizer.step()
         return total / count
 
-    def _read(self, segments: Sequence[Segment]) -> Iterator[tuple[Tensor, Pack]]:
-        for packed in pack(self._pasts, segments):
-            logits = steered_logits(self._pasts, packed, self._task.steering(packed))
-            yield logits[packed.real], packed
-
     @torch.no_grad()
     def _held_out(self) -> float:
         tokens = sum(len(segment.targets) for segment in self._task.held_out)
-        return sum(self._task.loss(*read).sum().item() for read in self._read(self._task.held_out)) / tokens
+        return sum(losses.item() for losses in self._task.losses(self._task.held_out)) / tokens
 
     def _note(self, epoch: int, loss: float | None) -> None:
         first = next(iter(self._task.parameters.values())).detach()

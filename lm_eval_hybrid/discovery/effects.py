@@ -4,11 +4,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lm_eval_hybrid.discovery.fitted import Fitted
-from lm_eval_hybrid.discovery.segments import pack, steered_logits
-from lm_eval_hybrid.discovery.vectors import Material, steer
+from lm_eval_hybrid.discovery.steered import Vectors
+from lm_eval_hybrid.discovery.vectors import Material
 
 
 @dataclass(frozen=True)
@@ -46,26 +45,23 @@ class Effects:
 @torch.no_grad()
 def measure(material: Material, fitted: Fitted) -> Effects:
     """Steers the base at all held-out gates, of which there must be some; window 1."""
-    device = material.pasts.base.device
+    device = material.base.device
     bias, vectors = fitted.bias.to(device), fitted.vectors.to(device)
     network = None if fitted.network is None else fitted.network.to(device)
-
     kinds = {
-        "base": lambda packed: steer(packed, torch.zeros_like(bias)),
-        "bias": lambda packed: steer(packed, bias),
-        "all": lambda packed: steer(packed, bias, vectors, network),
+        "base": Vectors(torch.zeros_like(bias)),
+        "bias": Vectors(bias),
+        "all": Vectors(bias, vectors, network),
     }
     gates = torch.zeros(material.latents, dtype=torch.int64)
     hits = {kind: gates.clone() for kind in kinds}
     losses = dict.fromkeys(kinds, 0.0)
     segments = material.gate_segments(held_out=True)
-    for packed in pack(material.pasts, segments):
-        target, category = packed.target[packed.real], packed.category[packed.real].cpu()
-        gates += category.bincount(minlength=material.latents)
-        for kind, steering in kinds.items():
-            logits = steered_logits(material.pasts, packed, steering(packed))[packed.real]
-            losses[kind] += F.cross_entropy(logits, target, reduction="sum").item()
-            hit = (logits.argmax(-1) == target).cpu()
-            hits[kind] += category[hit].bincount(minlength=material.latents)
+    for read in material.base.read(segments, list(kinds.values())):
+        gates += read.category.bincount(minlength=material.latents)
+        for kind, said in zip(kinds, read.said, strict=True):
+            losses[kind] += said.total.item()
+            hit = said.choice.cpu() == read.target
+            hits[kind] += read.category[hit].bincount(minlength=material.latents)
     mean = {kind: loss / len(segments) for kind, loss in losses.items()}
     return Effects(gates, hits["bias"], hits["all"], mean["all"], mean["bias"], mean["base"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lm_eval_hybrid.backends.ndif.model import NdifModel
 from lm_eval_hybrid.behaviors.files import write_file
 from lm_eval_hybrid.behaviors.manifest import Behavior
 from lm_eval_hybrid.decoding.steering import Steering
@@ -18,11 +19,12 @@ from lm_eval_hybrid.discovery.found import Found
 from lm_eval_hybrid.discovery.gates import Gates
 from lm_eval_hybrid.discovery.grading import Grades
 from lm_eval_hybrid.discovery.pair import Encoded, Pair
-from lm_eval_hybrid.discovery.pasts import Pasts
 from lm_eval_hybrid.discovery.plan import Plan
 from lm_eval_hybrid.discovery.ranks import Ranks
 from lm_eval_hybrid.discovery.segments import Segment
 from lm_eval_hybrid.discovery.shards import Shards
+from lm_eval_hybrid.discovery.steered import SteeredHere
+from lm_eval_hybrid.discovery.steered_there import SteeredThere
 from lm_eval_hybrid.discovery.sweep import Entry, LayerSweep, Sweep, sweep_layer
 from lm_eval_hybrid.discovery.traces import Trace
 from lm_eval_hybrid.discovery.vectors import Material
@@ -218,9 +220,10 @@ class Run:
                 zip(spans, strongest.indices.tolist(), strict=True)
             )
         ]
-        pasts = Pasts(self.pair.base, [one.base for one in self.encoded], self._recipe.vectors.layer)
+        place = SteeredThere if isinstance(self.pair.base, NdifModel) else SteeredHere
+        base = place(self.pair.base, [one.base for one in self.encoded], self._recipe.vectors.layer)
         latents = self.codes.shape[1]
-        return Material(pasts, self.gates, segments, strongest.values, self.held_out_traces, latents)
+        return Material(base, self.gates, segments, strongest.values, self.held_out_traces, latents)
 
     @cached_property
     def fits(self) -> tuple[Fitted, ...]:

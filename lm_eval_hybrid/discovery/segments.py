@@ -51,17 +51,81 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Pack:
-    """Segments of some rows, read in one pass: m rows, T tokens each at most.
+class Layout:
+    """Segments of some rows as one pass reads them: m rows, T tokens each at most; on the CPU.
 
     Attributes:
-        past: of the rows.
-        branches: [m, T] columns and segments; padding is in column -1.
+        rows: [m], which of `Pasts`; width: columns of these that are needed.
+        columns, branch, forks: [m, T] int64; see `backends.masks.Branches`. Padding is in column -1.
         target: [m, T] int64, IGNORED in padding.
         category: [m, T] int64.
         number: [m, T] int64, of each token's segment; -1 in padding.
     """
 
+    rows: list[int]
+    width: int
+    columns: Tensor
+    branch: Tensor
+    forks: Tensor
+    target: Tensor
+    category: Tensor
+    number: Tensor
+
+    @property
+    def real(self) -> Tensor:
+        """[m, T] bool: what is not padding."""
+        return self.target != IGNORED
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[Segment]]) -> "Layout":
+        """Of each row some segments."""
+        sizes = [_Size.of(part) for part in rows]
+        size = (len(rows), max(size.tokens for size in sizes))
+        columns, branch, target, number = (torch.full(size, fill) for fill in (-1, -1, IGNORED, -1))
+        # Padding sees its row's first column: a query that sees nothing can overflow, in float16.
+        forks, category = torch.ones(size, dtype=torch.int64), torch.zeros(size, dtype=torch.int64)
+        for i, part in enumerate(rows):
+            at = 0
+            for order, segment in enumerate(part):
+                there = slice(at, at + len(segment.targets))
+                columns[i, there] = torch.arange(segment.begin, segment.end)
+                branch[i, there], forks[i, there], category[i, there] = order, segment.begin, segment.category
+                target[i, there], number[i, there] = torch.tensor(segment.targets), segment.number
+                at = there.stop
+        width = max(size.columns for size in sizes)
+        return cls([part[0].row for part in rows], width, columns, branch, forks, target, category, number)
+
+
+def layouts(segments: Sequence[Segment], vocabulary: int) -> Iterator[Layout]:
+    """Segments, in passes of bounded size, in an order that depends on them alone."""
+    room = max(1, min(TOKENS, LOGITS // (4 * vocabulary)))
+    by_row: dict[int, list[Segment]] = {}
+    for segment in segments:
+        by_row.setdefault(segment.row, []).append(segment)
+    some: list[Sequence[Segment]] = []
+    size = _Size(0, 0)
+    for part in (part for whole in by_row.values() for part in _parts(whole, room)):
+        larger = size.beside(_Size.of(part))
+        if some and not larger.fits(len(some) + 1, room):
+            yield Layout.of(some)
+            some, larger = [], _Size.of(part)
+        some.append(part)
+        size = larger
+    if some:
+        yield Layout.of(some)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A layout and the pasts of its rows, where the model is.
+
+    Attributes:
+        past: of the rows.
+        branches: columns and segments.
+        target, category, number: see `Layout`.
+    """
+
+    layout: Layout
     past: Past
     branches: Branches
     target: Tensor
@@ -81,23 +145,15 @@ class Pack:
 
 
 def pack(pasts: Pasts, segments: Sequence[Segment]) -> Iterator[Pack]:
-    """Segments, in passes of bounded size, in an order that depends on them alone."""
-    vocabulary = pasts.base.config.get_text_config().vocab_size
-    room = max(1, min(TOKENS, LOGITS // (4 * vocabulary)))
-    by_row: dict[int, list[Segment]] = {}
-    for segment in segments:
-        by_row.setdefault(segment.row, []).append(segment)
-    some: list[Sequence[Segment]] = []
-    size = _Size(0, 0)
-    for part in (part for whole in by_row.values() for part in _parts(whole, room)):
-        larger = size.beside(_Size.of(part))
-        if some and not larger.fits(len(some) + 1, room):
-            yield _packed(pasts, some)
-            some, larger = [], _Size.of(part)
-        some.append(part)
-        size = larger
-    if some:
-        yield _packed(pasts, some)
+    """Segments, as of `layouts`, with their pasts."""
+    device = pasts.base.device
+    for layout in layouts(segments, pasts.base.config.get_text_config().vocab_size):
+        past = pasts.read(layout.rows, layout.width)
+        moved = (getattr(layout, n).to(device) for n in ("columns", "branch", "forks", "target", "category", "number"))
+        columns, branch, forks, *told = moved
+        # What the pass keeps is told by `target`; branches have no one end here.
+        branches = Branches(columns, branch, columns.new_zeros(0), forks, past.residual.shape[1])
+        yield Pack(layout, past, branches, *told)
 
 
 @dataclass(frozen=True)
@@ -134,30 +190,6 @@ def _parts(segments: Sequence[Segment], room: int) -> Iterator[list[Segment]]:
         some.append(segment)
         size = larger
     yield some
-
-
-def _packed(pasts: Pasts, rows: Sequence[Sequence[Segment]]) -> Pack:
-    device = pasts.base.device
-    sizes = [_Size.of(part) for part in rows]
-    past = pasts.read([part[0].row for part in rows], max(size.columns for size in sizes))
-    width = max(size.tokens for size in sizes)
-    size = (len(rows), width)
-    columns, branch, target, number = (torch.full(size, fill) for fill in (-1, -1, IGNORED, -1))
-    # Padding sees its row's first column: a query that sees nothing can overflow, in float16.
-    forks, category = torch.ones(size, dtype=torch.int64), torch.zeros(size, dtype=torch.int64)
-    for i, part in enumerate(rows):
-        at = 0
-        for order, segment in enumerate(part):
-            there = slice(at, at + len(segment.targets))
-            columns[i, there] = torch.arange(segment.begin, segment.end)
-            branch[i, there], forks[i, there], category[i, there] = order, segment.begin, segment.category
-            target[i, there], number[i, there] = torch.tensor(segment.targets), segment.number
-            at = there.stop
-    moved = (tensor.to(device) for tensor in (columns, branch, forks, target, category, number))
-    columns, branch, forks, target, category, number = moved
-    # What the pass keeps is told by `target`; branches have no one end here.
-    branches = Branches(columns, branch, columns.new_zeros(0), forks, past.residual.shape[1])
-    return Pack(past, branches, target, category, number)
 
 
 def steered_logits(pasts: Pasts, packed: Pack, steering: Tensor) -> Tensor:

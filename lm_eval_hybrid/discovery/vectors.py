@@ -12,8 +12,8 @@ in the same passes: each token's gradient goes to the vector of its own category
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
@@ -21,16 +21,15 @@ import pydantic
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from lm_eval_hybrid.behaviors.manifest import Count, Index
 from lm_eval_hybrid.decoding.steering import CoefficientNetwork
-from lm_eval_hybrid.discovery.descent import Descent, Rules, Task
+from lm_eval_hybrid.discovery.descent import Descent, Losses, Point, Rules, Task
 from lm_eval_hybrid.discovery.fitted import Fitted
 from lm_eval_hybrid.discovery.gates import NONE, Gates
 from lm_eval_hybrid.discovery.pair import TOP
-from lm_eval_hybrid.discovery.pasts import Pasts
-from lm_eval_hybrid.discovery.segments import Pack, Segment, pack, steered_logits
+from lm_eval_hybrid.discovery.segments import Segment
+from lm_eval_hybrid.discovery.steered import SteeredBase, Vectors, Wanted
 
 _CLOSED = {"frozen": True, "config": pydantic.ConfigDict(extra="forbid")}
 _ONE = math.log(math.e - 1)  # where softplus is 1, so that a network begins with coefficient 1
@@ -98,7 +97,7 @@ class Material:
     """What vectors are fitted to and measured on.
 
     Attributes:
-        pasts: the base's rows of all traces.
+        base: with its rows of all traces.
         gates: of all traces.
         sentences: of all traces: number = its index here, category = its strongest latent.
         activation: [sentences], how strongly that latent answers.
@@ -106,7 +105,7 @@ class Material:
         latents: how many there are.
     """
 
-    pasts: Pasts
+    base: SteeredBase
     gates: Gates
     sentences: Sequence[Segment]
     activation: Tensor
@@ -128,20 +127,6 @@ class Material:
         return [s for s in self.sentences if s.targets and bool(self.held_out[s.row]) == held_out]
 
 
-def steer(
-    packed: Pack, bias: Tensor, vectors: Tensor | None = None, network: CoefficientNetwork | None = None
-) -> Tensor:
-    """What is added at each token, [m, T, d]: the bias [d], with its category's vector of [latents, d] where there are
-    some, times the network's coefficient where there is one."""
-    if vectors is None:
-        return bias.expand(*packed.target.shape, -1)
-    # Not vectors[category]: with several threads an index's gradient is added up in any order, and this one's is not.
-    direction = bias + F.embedding(packed.category, vectors)
-    if network is None:
-        return direction
-    return network.coefficient(packed.residual().float(), packed.category)[..., None] * direction
-
-
 def fit(material: Material, recipe: Likelihood | Disagreement, seed: int, folder: Path) -> Fitted:
     """Fits by the recipe; the base's weights stay as they are. An interrupted fit goes on from `folder`.
 
@@ -160,18 +145,14 @@ def _likelihood(material: Material, recipe: Likelihood, seed: int, folder: Path)
     bias, vectors = _zeros(material)
     rate = recipe.rate * _residual_norm(material)
 
-    def cross_entropy(logits: Tensor, packed: Pack) -> Tensor:
-        return F.cross_entropy(logits, packed.target[packed.real], reduction="none")
+    def descend(name: str, parameter: Tensor, segments: Sequence[Segment], way: Vectors, epochs: int) -> list[Point]:
+        task = Task(name, {name: parameter}, {name: rate}, segments, held_out, _losses(material, way))
+        return Descent(task, Rules(epochs, recipe.batch, recipe.patience, seed), folder).run()
 
-    def descend(name: str, parameter: Tensor, segments: Sequence[Segment], steering: Callable, epochs: int) -> list:
-        task = Task(name, {name: parameter}, {name: rate}, segments, held_out, steering, cross_entropy)
-        rules = Rules(epochs, recipe.batch, recipe.patience, seed)
-        return Descent(material.pasts, task, rules, folder).run()
-
-    curves = {"bias": descend("bias", bias, learned, lambda packed: steer(packed, bias), recipe.bias_epochs)}
+    curves = {"bias": descend("bias", bias, learned, Vectors(bias), recipe.bias_epochs)}
     bias.requires_grad_(False)
     chosen = _examples(material, learned, recipe.examples)
-    curves["vectors"] = descend("vectors", vectors, chosen, lambda packed: steer(packed, bias, vectors), recipe.epochs)
+    curves["vectors"] = descend("vectors", vectors, chosen, Vectors(bias, vectors), recipe.epochs)
     return Fitted(bias.detach().cpu(), vectors.detach().cpu(), None, curves)
 
 
@@ -180,61 +161,44 @@ def _disagreement(material: Material, recipe: Disagreement, seed: int, folder: P
     bias, vectors = _zeros(material)
     norm = _residual_norm(material)
     network = _network(material, recipe.hidden, norm, seed)
-    rates = {"vectors": recipe.rate * norm, "trunk.weight": recipe.network_rate / norm}
-    rates |= dict.fromkeys(("trunk.bias", "heads.weight", "heads.bias"), recipe.network_rate)
-    wanted = _wanted(material.gates, recipe.top, material.pasts.base.device)
-
-    def divergence(logits: Tensor, packed: Pack) -> Tensor:
-        tokens, logprobs = (tensor[packed.number[packed.real]] for tensor in wanted)
-        ours = logits.log_softmax(-1).gather(1, tokens.clamp(min=0))
-        return (logprobs.exp() * (logprobs - ours)).masked_fill(tokens == NONE, 0.0).sum(-1)
-
-    rules = Rules(recipe.bias_epochs, recipe.batch, recipe.patience, seed)
-    constant = Task(
-        "bias",
-        {"bias": bias},
-        {"bias": recipe.rate * norm},
-        learned,
-        held_out,
-        lambda packed: steer(packed, bias),
-        divergence,
-    )
-    curves = {"bias": Descent(material.pasts, constant, rules, folder).run()}
-    bias.requires_grad_(False)
     parameters = {"vectors": vectors, "trunk.weight": network.trunk_weight, "trunk.bias": network.trunk_bias}
     parameters |= {"heads.weight": network.heads_weight, "heads.bias": network.heads_bias}
-    joint = Task(
-        "vectors",
-        parameters,
-        rates,
-        learned,
-        held_out,
-        lambda packed: steer(packed, bias, vectors, network),
-        divergence,
-    )
-    curves["vectors"] = Descent(material.pasts, joint, replace(rules, epochs=recipe.epochs), folder).run()
-    found = CoefficientNetwork(*(tensor.detach().cpu() for tensor in list(parameters.values())[1:]))
+    rates = {"vectors": recipe.rate * norm, "trunk.weight": recipe.network_rate / norm}
+    rates |= dict.fromkeys(("trunk.bias", "heads.weight", "heads.bias"), recipe.network_rate)
+    wanted = _wanted(material.gates, recipe.top)
+
+    def descend(name: str, some: dict[str, Tensor], rates: dict[str, float], way: Vectors, epochs: int) -> list[Point]:
+        task = Task(name, some, rates, learned, held_out, _losses(material, way, wanted))
+        return Descent(task, Rules(epochs, recipe.batch, recipe.patience, seed), folder).run()
+
+    curves = {"bias": descend("bias", {"bias": bias}, {"bias": recipe.rate * norm}, Vectors(bias), recipe.bias_epochs)}
+    bias.requires_grad_(False)
+    curves["vectors"] = descend("vectors", parameters, rates, Vectors(bias, vectors, network), recipe.epochs)
+    found = CoefficientNetwork(*(tensor.detach().cpu() for tensor in network.tensors))
     return Fitted(bias.detach().cpu(), vectors.detach().cpu(), found, curves)
 
 
+def _losses(material: Material, way: Vectors, wanted: Wanted | None = None) -> Losses:
+    def losses(segments: Sequence[Segment]) -> Iterator[Tensor]:
+        return (read.said[0].total for read in material.base.read(segments, [way], wanted))
+
+    return losses
+
+
 def _zeros(material: Material) -> tuple[Tensor, Tensor]:
-    base = material.pasts.base
-    width = base.config.get_text_config().hidden_size
-    return tuple(
-        torch.zeros(size, device=base.device, requires_grad=True) for size in ((width,), (material.latents, width))
-    )
+    base = material.base
+    sizes = ((base.width,), (material.latents, base.width))
+    return tuple(torch.zeros(size, device=base.device, requires_grad=True) for size in sizes)
 
 
 def _network(material: Material, hidden: int, norm: float, seed: int) -> CoefficientNetwork:
     """A network that begins with coefficient 1, its trunk fit for residuals of this norm."""
-    device = material.pasts.base.device
-    width = material.pasts.base.config.get_text_config().hidden_size
-    trunk = torch.randn(hidden, width, generator=torch.Generator().manual_seed(seed)) / norm
+    trunk = torch.randn(hidden, material.base.width, generator=torch.Generator().manual_seed(seed)) / norm
     tensors = (trunk, torch.zeros(hidden), torch.zeros(material.latents, hidden), torch.full((material.latents,), _ONE))
-    return CoefficientNetwork(*(tensor.to(device).requires_grad_() for tensor in tensors))
+    return CoefficientNetwork(*(tensor.to(material.base.device).requires_grad_() for tensor in tensors))
 
 
-def _wanted(gates: Gates, top: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _wanted(gates: Gates, top: int) -> Wanted:
     """The base tokens that the thinking model finds likeliest, [g, top], NONE where there are fewer, and their
     log-probabilities, which add up to 1.
 
@@ -248,17 +212,12 @@ def _wanted(gates: Gates, top: int, device: torch.device) -> tuple[Tensor, Tenso
     mass, order = mass.sort(dim=-1, descending=True, stable=True)
     tokens = found.gather(1, order).masked_fill(mass == -torch.inf, NONE)[:, :top]
     logprobs = mass[:, :top].log_softmax(-1).masked_fill(tokens == NONE, 0.0)
-    return tokens.to(device), logprobs.to(device)
+    return Wanted(tokens, logprobs)
 
 
-@torch.no_grad()
 def _residual_norm(material: Material) -> float:
     """Mean norm of the unsteered residual at gates, of some traces."""
-    some = material.gate_segments(held_out=False)[:1000]
-    total = sum(
-        packed.residual()[packed.real].float().norm(dim=-1).sum().item() for packed in pack(material.pasts, some)
-    )
-    return total / len(some)
+    return material.base.norm(material.gate_segments(held_out=False)[:1000])
 
 
 @torch.no_grad()
@@ -270,11 +229,9 @@ def _examples(material: Material, learned: Sequence[Segment], most: int) -> list
         by_category.setdefault(segment.category, []).append(segment)
     # Where there are not too many, all are taken.
     several = [segments[: 2 * most] for segments in by_category.values() if len(segments) > most]
-    for packed in pack(material.pasts, [segment for segments in several for segment in segments]):
-        still = torch.zeros_like(packed.residual())
-        logits = steered_logits(material.pasts, packed, still)[packed.real]
-        loss = F.cross_entropy(logits, packed.target[packed.real], reduction="none").cpu()
-        unlikely.index_add_(0, packed.number[packed.real].cpu(), loss)
+    still = Vectors(torch.zeros(material.base.width, device=material.base.device))
+    for read in material.base.read([segment for segments in several for segment in segments], [still]):
+        unlikely.index_add_(0, read.number, read.said[0].loss.cpu())
     found: list[Segment] = []
     for segments in by_category.values():
         perplexity = {s.number: float(unlikely[s.number]) / len(s.targets) for s in segments[: 2 * most]}

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from lm_eval_hybrid.backends.local import LocalBackend
 from lm_eval_hybrid.decoding.steering import SparseEncoder
 from lm_eval_hybrid.discovery import gates
-from lm_eval_hybrid.discovery.pasts import Pasts
 from lm_eval_hybrid.discovery.segments import Segment
+from lm_eval_hybrid.discovery.steered import SteeredHere
 from lm_eval_hybrid.discovery.vectors import Material
 from tests.discovery.conftest import Studied
 from tests.oracle import models
@@ -87,8 +87,8 @@ def material_of(studied: Studied, folder: Path) -> Material:
     ]
     activation = torch.rand(len(sentences), generator=generator)
     held_out = torch.arange(len(encoded)) >= len(encoded) - 3
-    pasts = Pasts(studied.base, [one.base for one in encoded], LAYER)
-    return Material(pasts, gates.load(folder, len(encoded)), sentences, activation, held_out, LATENTS)
+    base = SteeredHere(studied.base, [one.base for one in encoded], LAYER)
+    return Material(base, gates.load(folder, len(encoded)), sentences, activation, held_out, LATENTS)
 
 
 def _kind(text: str) -> int:

@@ -1,7 +1,7 @@
 import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from multiprocessing import get_context
@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from lm_eval_hybrid.discovery.descent import Descent, Point, Rules, Task
+from lm_eval_hybrid.discovery.descent import Descent, Losses, Point, Rules, Task
 from lm_eval_hybrid.discovery.pasts import Pasts
-from lm_eval_hybrid.discovery.segments import Pack
+from lm_eval_hybrid.discovery.segments import Pack, Segment, pack, steered_logits
 from tests.discovery.steered import LATENTS, WIDTH, backend_of, rows_of_tokens, some_segments
 
 RULES = Rules(epochs=4, batch=1, patience=10, seed=3)
@@ -30,6 +30,19 @@ def cross_entropy(logits: Tensor, packed: Pack) -> Tensor:
     return F.cross_entropy(logits, packed.target[packed.real], reduction="none")
 
 
+def losses_of(steering: Callable[[Pack], Tensor], loss: Loss) -> Losses:
+    """Of the rows of tokens, with `steering` of a pass added in a llama."""
+    base = backend_of("llama")
+    base.model._module.requires_grad_(False)
+    pasts = Pasts(base, rows_of_tokens(), 1)
+
+    def losses(segments: Sequence[Segment]) -> Iterator[Tensor]:
+        for packed in pack(pasts, segments):
+            yield loss(steered_logits(pasts, packed, steering(packed))[packed.real], packed).sum()
+
+    return losses
+
+
 def task_of(loss: Loss = cross_entropy, rate: float = 0.05) -> Task:
     """A vector for each category and a shift that all share; the last row with several tokens is held out."""
     vectors, shift = (torch.zeros(size, requires_grad=True) for size in ((LATENTS, WIDTH), (WIDTH,)))
@@ -40,15 +53,14 @@ def task_of(loss: Loss = cross_entropy, rate: float = 0.05) -> Task:
         rates={"shift": rate / 10, "vectors": rate},
         learned=[segment for segment in segments if segment.row != 2],
         held_out=[segment for segment in segments if segment.row == 2],
-        steering=lambda packed: F.embedding(packed.category, vectors) + shift,
-        loss=loss,
+        losses=losses_of(lambda packed: F.embedding(packed.category, vectors) + shift, loss),
     )
 
 
 def run(folder: Path, loss: Loss = cross_entropy, rules: Rules = RULES, rate: float = 0.05) -> tuple[list[Point], Task]:
     """In a process's own objects: nothing is shared with another run but the folder."""
     task = task_of(loss, rate)
-    return Descent(Pasts(backend_of("llama"), rows_of_tokens(), 1), task, rules, folder).run(), task
+    return Descent(task, rules, folder).run(), task
 
 
 def after(calls: int, end: Callable[[], None], of: Loss = cross_entropy) -> Loss:
@@ -176,8 +188,9 @@ def test_steps_follow_a_cosine(tmp_path: Path) -> None:
         return 1000 * shift.sum().expand(int(packed.real.sum())) + 0 * logits.sum()
 
     task = task_of(pull)
-    task = replace(task, parameters={"shift": shift}, steering=lambda packed: shift.expand(*packed.target.shape, -1))
-    Descent(Pasts(backend_of("llama"), rows_of_tokens(), 1), task, RULES, tmp_path).run()
+    losses = losses_of(lambda packed: shift.expand(*packed.target.shape, -1), pull)
+    task = replace(task, parameters={"shift": shift}, losses=losses)
+    Descent(task, RULES, tmp_path).run()
     steps = [a - b for a, b in pairwise(at) if a != b]
     expected = [0.005 * (1 + math.cos(math.pi * step / 12)) / 2 for step in range(12)]
     torch.testing.assert_close(torch.tensor(steps), torch.tensor(expected), rtol=1e-3, atol=1e-7)

@@ -31,13 +31,13 @@ def fitted_of(network: bool) -> Fitted:
 @torch.no_grad()
 def naive(material: Material, fitted: Fitted) -> Effects:
     """One gate after the other, one whole pass each."""
-    model, gates = material.pasts.base.model._module, material.gates
+    model, gates = material.base.pasts.base.model._module, material.gates
     count, hits, bias_hits = (torch.zeros(LATENTS, dtype=torch.int64) for _ in range(3))
     losses: dict[str, list[Tensor]] = {"base": [], "bias": [], "all": []}
     for trace, column, target, category in zip(gates.trace, gates.column, gates.target, gates.category, strict=True):
         if not material.held_out[trace]:
             continue
-        row = material.pasts.rows[trace]
+        row = material.base.pasts.rows[trace]
         direction = fitted.bias + fitted.vectors[category]
         if fitted.network is not None:
             residual = unsteered(model, LAYER, row)[column : column + 1]

@@ -14,8 +14,8 @@ from lm_eval_hybrid.discovery import vectors as module
 from lm_eval_hybrid.discovery.effects import measure
 from lm_eval_hybrid.discovery.fitted import Fitted
 from lm_eval_hybrid.discovery.gates import NONE, TOP, Gates
-from lm_eval_hybrid.discovery.pasts import Pasts
-from lm_eval_hybrid.discovery.segments import Segment
+from lm_eval_hybrid.discovery.segments import Segment, pack
+from lm_eval_hybrid.discovery.steered import SteeredHere, Vectors
 from lm_eval_hybrid.discovery.vectors import Disagreement, Likelihood, Material, fit
 from tests.discovery.conftest import Studied
 from tests.discovery.steered import DEAF, LATENTS, LAYER, WIDTH, material_of, naively, unsteered
@@ -44,11 +44,11 @@ def assert_same(one: Fitted, other: Fitted) -> None:
 @torch.no_grad()
 def naive_cross_entropy(material: Material, fitted: Fitted) -> float:
     """Mean over the tokens of held-out sentences."""
-    model, losses = material.pasts.base.model._module, []
+    model, losses = material.base.pasts.base.model._module, []
     for segment in material.sentences:
         if material.held_out[segment.row]:
             steering = (fitted.bias + fitted.vectors[segment.category]).expand(len(segment.targets), -1)
-            logits = naively(model, LAYER, material.pasts.rows[segment.row], segment.begin, steering)
+            logits = naively(model, LAYER, material.base.pasts.rows[segment.row], segment.begin, steering)
             losses += [-row.log_softmax(-1)[token] for row, token in zip(logits, segment.targets, strict=True)]
     return float(torch.stack(losses).mean())
 
@@ -67,11 +67,11 @@ def naive_targets(gates: Gates, gate: int, top: int) -> list[tuple[int, float]]:
 @torch.no_grad()
 def naive_divergence(material: Material, fitted: Fitted, top: int) -> float:
     """Mean over held-out gates."""
-    model, gates, losses = material.pasts.base.model._module, material.gates, []
+    model, gates, losses = material.base.pasts.base.model._module, material.gates, []
     for gate, (trace, column, category) in enumerate(zip(gates.trace, gates.column, gates.category, strict=True)):
         if not material.held_out[trace]:
             continue
-        row = material.pasts.rows[trace]
+        row = material.base.pasts.rows[trace]
         direction = fitted.bias + fitted.vectors[category]
         if fitted.network is not None:
             residual = unsteered(model, LAYER, row)[column : column + 1]
@@ -87,7 +87,8 @@ def naive_divergence(material: Material, fitted: Fitted, top: int) -> float:
 def test_a_recipe_lowers_the_held_out_loss_leaves_the_weights_alone_and_repeats(
     material: Material, tmp_path: Path, recipe: Likelihood | Disagreement
 ) -> None:
-    before = [weight.clone() for weight in material.pasts.base.model._module.parameters()]
+    weights = list(material.base.pasts.base.model._module.parameters())
+    before = [weight.clone() for weight in weights]
     fitted = fit(material, recipe, 0, tmp_path / "a")
     assert fitted.bias.shape == (WIDTH,) and fitted.vectors.shape == (LATENTS, WIDTH)
     assert all(t.dtype == torch.float32 and t.device.type == "cpu" and not t.requires_grad for t in tensors(fitted))
@@ -99,7 +100,9 @@ def test_a_recipe_lowers_the_held_out_loss_leaves_the_weights_alone_and_repeats(
     )
     assert best < bias < start
     assert fitted.curves["vectors"][0].held_out == pytest.approx(bias, rel=1e-5)  # they begin where the bias ended
-    assert all(torch.equal(a, b) for a, b in zip(before, material.pasts.base.model._module.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, material.base.pasts.base.model._module.parameters(), strict=True)
+    )
     assert_same(fit(material, recipe, 0, tmp_path / "b"), fitted)
     assert_same(fit(material, recipe, 0, tmp_path / "a"), fitted)
 
@@ -136,11 +139,12 @@ def test_tokens_that_begin_with_the_same_base_token_are_one_target(material: Mat
         top=torch.tensor([[5, 7, 7, NONE, 9, NONE, 5, 7], [NONE] * 8]),
         top_logprob=torch.tensor([[0.25, 0.2, 0.15, 0.14, 0.1, 0.08, 0.05, 0.03], [0.125] * 8]).log(),
     )
-    tokens, logprobs = module._wanted(gates, 3, torch.device("cpu"))
+    wanted = module._wanted(gates, 3)
+    tokens, logprobs = wanted.tokens, wanted.logprobs
     assert tokens.tolist() == [[7, 5, 9], [NONE] * 3]
     torch.testing.assert_close(logprobs[0].exp(), torch.tensor([0.38, 0.30, 0.10]) / 0.78)
     assert not logprobs[1].any()
-    assert module._wanted(gates, 1, torch.device("cpu"))[1].tolist() == [[0.0], [0.0]]
+    assert module._wanted(gates, 1).logprobs.tolist() == [[0.0], [0.0]]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.recipe)
@@ -183,7 +187,7 @@ def test_a_category_learns_alone_what_it_learns_beside_the_others(
 
 def naive_examples(material: Material, most: int) -> list[int]:
     """By number: strongest first, of twice as many those least likely."""
-    model, chosen = material.pasts.base.model._module, []
+    model, chosen = material.base.pasts.base.model._module, []
     for category in range(LATENTS):
         own = [s for s in material.sentences if s.category == category and not material.held_out[s.row]]
         strongest = sorted(own, key=lambda s: -float(material.activation[s.number]))[: 2 * most]
@@ -191,7 +195,7 @@ def naive_examples(material: Material, most: int) -> list[int]:
         for s in strongest:
             still = torch.zeros(len(s.targets), WIDTH)
             with torch.no_grad():
-                logits = naively(model, LAYER, material.pasts.rows[s.row], s.begin, still)
+                logits = naively(model, LAYER, material.base.pasts.rows[s.row], s.begin, still)
             loss[s.number] = -float(logits.log_softmax(-1)[range(len(s.targets)), list(s.targets)].mean())
         chosen += sorted(loss, key=lambda number: -loss[number])[:most]
     return sorted(chosen)
@@ -232,15 +236,12 @@ def test_several_threads_add_gradients_up_in_one_order(material: Material) -> No
     generator, threads = torch.Generator().manual_seed(0), torch.get_num_threads()
     shapes = ((LATENTS, WIDTH), (64, WIDTH), (64,), (LATENTS, 64), (LATENTS,))
     parameters = [torch.randn(*shape, generator=generator).requires_grad_() for shape in shapes]
-    vectors, network = parameters[0], CoefficientNetwork(*parameters[1:])
-    (packed,) = module.pack(material.pasts, [s for s in material.sentences for _ in range(8)])
+    way = Vectors(torch.zeros(WIDTH), parameters[0], CoefficientNetwork(*parameters[1:]))
+    (packed,) = pack(material.base.pasts, [s for s in material.sentences for _ in range(8)])
     noise = torch.randn(*packed.target.shape, WIDTH, generator=generator)
     torch.set_num_threads(2)
     try:
-        first, *others = (
-            torch.autograd.grad((noise * module.steer(packed, torch.zeros(WIDTH), vectors, network)).sum(), parameters)
-            for _ in range(20)
-        )
+        first, *others = (torch.autograd.grad((noise * way.added(packed)).sum(), parameters) for _ in range(20))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
@@ -261,7 +262,7 @@ def test_what_was_fitted_on_a_gpu_is_on_the_cpu(
     material: Material, tmp_path: Path, recipe: Likelihood | Disagreement
 ) -> None:
     base = LocalBackend(tiny_model(0).to("cuda"), tiny_tokenizer())
-    there = replace(material, pasts=Pasts(base, material.pasts.rows, LAYER))
+    there = replace(material, base=SteeredHere(base, material.base.pasts.rows, LAYER))
     fitted = fit(there, recipe, 0, tmp_path)
     assert all(tensor.device.type == "cpu" for tensor in tensors(fitted))
     assert measure(there, fitted).loss == pytest.approx(measure(material, fitted).loss, rel=1e-3)

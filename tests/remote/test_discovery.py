@@ -55,14 +55,11 @@ def _tensors(folder: Path, stage: str) -> dict[str, Tensor]:
     return {f"{path.name} {name}": tensor for path in files for name, tensor in load_file(path).items()}
 
 
-def test_both_on_a_server_up_to_their_disagreement(ndif: LocalNdif) -> None:
-    both = ("--base-backend", "remote", "--thinking-backend", "remote", "--ndif-host", ndif.host)
-    folder = found("both", *both, "--until", "gates")
-    assert any(folder.rglob("*.safetensors"))
-    assert not Path("both").exists()
-
-
-def test_what_cannot_be_done_there_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--base-backend", "remote", "--out", "none/1.0.0"]
-    assert main(["discover", "--recipe", "mine.yaml", *options]) == 2
-    assert "vectors are fitted to a base model in this process" in capsys.readouterr().err
+def test_both_on_a_server(ndif: LocalNdif) -> None:
+    """Nothing is trained here but the autoencoders."""
+    found("both", "--base-backend", "remote", "--thinking-backend", "remote", "--ndif-host", ndif.host)
+    here, there = (Bundle.load(Path(name, "1.0.0")) for name in ("here", "both"))
+    assert [each.key for each in here.manifest.behaviors] == [each.key for each in there.manifest.behaviors]
+    assert there.tensors["bias"].any()
+    fits = [json.loads(Path(f"{name}-1.0.0.discover", "findings.json").read_text()) for name in ("here", "both")]
+    print(fits)

@@ -13,9 +13,20 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from lm_eval_hybrid.backends.local import layers_of
 from lm_eval_hybrid.backends.masks import Masks
-from lm_eval_hybrid.backends.ndif import programs
+from lm_eval_hybrid.backends.ndif import fitting, passes, programs
 from lm_eval_hybrid.backends.ndif.server import Server, Traffic, Wire, ask
 from lm_eval_hybrid.errors import HybridError
+
+SHIPPED = (
+    programs.__name__,
+    fitting.__name__,
+    passes.__name__,
+    "lm_eval_hybrid.backends.masks",
+    "lm_eval_hybrid.decoding.coefficient",
+    "lm_eval_hybrid.decoding.sampling",
+    "lm_eval_hybrid.discovery.steer",
+)
+"""Modules whose functions go with a request as source text."""
 
 _SHOWN = ("hidden_size", "num_hidden_layers", "vocab_size", "model_type")
 
@@ -58,7 +69,7 @@ class NdifModel:
         self.context_length: int = getattr(text_config, "max_position_embeddings", None) or sys.maxsize
         self._path, self.layers = layers_of(model, self.skeleton)
         Masks.of(self.skeleton)
-        for module in programs.SHIPPED:
+        for module in SHIPPED:
             register(module)
         self.weights = self._check()
 
@@ -100,6 +111,10 @@ class NdifModel:
     def sentences(self, given: dict[str, Any]) -> dict[str, Any]:
         """See `programs.sentences`."""
         return self._run(programs.sentences, given)
+
+    def fit(self, given: dict[str, Any]) -> dict[str, Any]:
+        """See `fitting.fit`."""
+        return self._run(fitting.fit, given)
 
     def _check(self) -> str:
         """See that the server's model is the one that the skeleton is of; returns a digest of its weights."""

@@ -63,13 +63,13 @@ def pass_arguments(inner: Any, past: dict[str, Any], tokens: Tensor, columns: Te
         "input_ids": tokens,
         "attention_mask": causal_mask(inner, columns, pads, int(columns.max()) + 1),
         "position_ids": (columns - pads[:, None]).clamp(min=0),
-        _cache_argument(inner): past["cache"],
+        cache_argument(inner): past["cache"],
         "use_cache": True,
         "logits_to_keep": keep,
     }
 
 
-def _cache_argument(inner: Any) -> str:
+def cache_argument(inner: Any) -> str:
     # Newer releases of transformers (5.24) call the past `cache`.
     return "cache" if "cache" in inspect.signature(inner._module.forward).parameters else "past_key_values"
 
@@ -140,7 +140,7 @@ def _branches(
         "input_ids": torch.zeros_like(residual[..., 0], dtype=torch.int64),  # what they embed to is skipped
         "attention_mask": mask,
         "position_ids": (columns - pads[:, None]).clamp(min=0),
-        _cache_argument(inner): _copied(past["cache"], rows, shared),
+        cache_argument(inner): copied(past["cache"], rows, shared),
         "use_cache": True,
         "logits_to_keep": ends,
     }
@@ -189,9 +189,14 @@ def _steering(steering: dict[str, Any], places: list[int], candidates: list[int]
     return coefficients[:, :, None] * steering["direction"][places].to(device)[:, None]
 
 
-def _copied(cache: Any, rows: Tensor, length: int) -> Any:
+def copied(cache: Any, rows: Tensor, length: int) -> Any:
     """The first columns of some rows, as a cache of its own."""
     copy = DynamicCache()
     for index, layer in enumerate(cache.layers):
         copy.update(layer.keys[rows, :, :length], layer.values[rows, :, :length], index)
     return copy
+
+
+def sendable(found: dict[str, Any]) -> dict[str, Any]:
+    """On the CPU, and no views: of a view all that it is a part of would be sent."""
+    return {name: value.cpu().clone() if isinstance(value, Tensor) else value for name, value in found.items()}

@@ -1,9 +1,9 @@
 """What a server is asked to run: one function call inside one session, so that a round costs one request a model.
 
-Sent as source text by nnsight, with every function it calls (`SHIPPED`): client and server need not have one Python,
-and the server need not have this package. That holds for plain functions only; dataclasses, `super()` and closures
-travel as bytecode, or not at all, so here is none. Nothing lasts between requests: a row is read from its first token
-each time, its keys and values live as long as the request.
+Sent as source text by nnsight, with every function it calls (`model.SHIPPED`): client and server need not have one
+Python, and the server need not have this package. That holds for plain functions only; dataclasses, `super()` and
+closures travel as bytecode, or not at all, so here is none. Nothing lasts between requests: a row is read from its
+first token each time, its keys and values live as long as the request.
 
 Rows are padded on the left: whatever their lengths, all end in the same column, and take every further step together.
 A row's position is its column less its padding.
@@ -19,18 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lm_eval_hybrid.backends.ndif import passes
 from lm_eval_hybrid.backends.ndif.passes import (
     causal_mask,
     opened,
     pass_arguments,
     reach_of,
     read_rows,
+    sendable,
     steered_logits,
 )
-
-SHIPPED = (__name__, passes.__name__, "lm_eval_hybrid.backends.masks", "lm_eval_hybrid.decoding.sampling")
-"""Modules whose functions go with a request as source text."""
 
 
 def describe(model: Any, path: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -86,7 +83,7 @@ def draft(model: Any, path: str, given: dict[str, Any]) -> dict[str, Any]:
             found = {"places": steering["rows"], **_taken(given, steering, logits)}
             rows = torch.tensor(steering["rows"], device=device)
             pending[rows] = found["resolved"].clamp(min=0)
-        return _sendable(found | _steps(inner, layers, given, past, pending))
+        return sendable(found | _steps(inner, layers, given, past, pending))
 
 
 def read(model: Any, path: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -150,7 +147,7 @@ def read(model: Any, path: str, given: dict[str, Any]) -> dict[str, Any]:
                 sampling = given["sampling"][row]
                 tokens.append(-1 if sampling is None else given["drawn"](line, *sampling[:3], sampling[3][step]))
             found["drawn"] = torch.tensor(tokens, dtype=torch.int64)
-        return _sendable(found)
+        return sendable(found)
 
 
 def sentences(model: Any, path: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -195,7 +192,7 @@ def sentences(model: Any, path: str, given: dict[str, Any]) -> dict[str, Any]:
             found["onset"].append(torch.cat(nothing + [rows[row, begin - 1 : begin] for row, begin, _ in spans]))
             means = [rows[row, begin:end].mean(0, keepdim=True) for row, begin, end in spans]
             found["mean"].append(torch.cat(nothing + means))
-        return _sendable({name: torch.stack(parts) for name, parts in found.items()})
+        return sendable({name: torch.stack(parts) for name, parts in found.items()})
 
 
 def _taken(given: dict[str, Any], steering: dict[str, Any], logits: Tensor) -> dict[str, Any]:
@@ -308,8 +305,3 @@ def _openings(given: dict[str, Any], choice: list[list[int]]) -> list[tuple[int,
                 if not given["every"]:
                     break
     return found
-
-
-def _sendable(found: dict[str, Any]) -> dict[str, Any]:
-    """On the CPU, and no views: of a view all that it is a part of would be sent."""
-    return {name: value.cpu().clone() if isinstance(value, Tensor) else value for name, value in found.items()}

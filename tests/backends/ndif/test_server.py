@@ -9,6 +9,7 @@ from nnsight.modeling.transformers import TransformersModel
 from nnsight.ndif import register
 
 from lm_eval_hybrid.backends.ndif import programs, server
+from lm_eval_hybrid.backends.ndif.model import SHIPPED
 from lm_eval_hybrid.backends.ndif.server import Server, Traffic, Wire, ask
 from lm_eval_hybrid.errors import HybridError
 from tests.backends.ndif.double import (
@@ -37,7 +38,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def model() -> TransformersModel:
-    for module in programs.SHIPPED:
+    for module in SHIPPED:
         register(module)
     return TransformersModel(tiny_model(0), tokenizer=tiny_tokenizer(), task="text-generation")
 
