@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from lm_eval import simple_evaluate
 from lm_eval.__main__ import cli_evaluate
@@ -19,6 +20,8 @@ from lm_eval_hybrid import autoload, paths
 from lm_eval_hybrid.backends.sources import Source
 from lm_eval_hybrid.behaviors.bundle import Bundle
 from lm_eval_hybrid.behaviors.manifest import Prompt
+from lm_eval_hybrid.behaviors.suite import compose
+from lm_eval_hybrid.decoding.steering import Steering
 from lm_eval_hybrid.decoding.trace import TokenRecord
 from lm_eval_hybrid.errors import HybridError
 from lm_eval_hybrid.model import HybridLM
@@ -244,6 +247,8 @@ def test_other_models_are_scored_by_what_they_have(system: TinySystem, rows: Pat
 @pytest.fixture
 def stock_gsm8k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A working directory that offers the real GSM8K to the unchanged stock task."""
+    # Kept by name, wherever they are from: another test's few would be taken for these.
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     if not DATA.is_dir():
         pytest.skip("needs ../shared/data (or LM_EVAL_HYBRID_TEST_DATA)")
     folder = tmp_path / "openai" / "gsm8k"
@@ -284,6 +289,7 @@ def test_a_stock_multiple_choice_task_scores_as_the_naive_loop(
     system: TinySystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The unchanged arc_easy over documents of our own, found in the working directory."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "allenai" / "ai2_arc"
     folder.mkdir(parents=True)
     splits = ("train", "validation", "test")
@@ -297,11 +303,11 @@ def test_a_stock_multiple_choice_task_scores_as_the_naive_loop(
     assert results is not None
     assert 0 <= results["results"]["arc_easy"]["acc,none"] <= 1
     bundle = Bundle.load(system.bundle)
-    steering = bundle.manifest.steering
+    steering, whole = bundle.manifest.steering, Steering.from_suite(compose([bundle]))
     plain = NaiveSteering(
-        steering.layer, bundle.bias, bundle.vectors, bundle.manifest.sae.layer,
+        steering.layer, whole.bias, whole.vectors, bundle.manifest.sae.layer,
         *(bundle.tensors[f"sae.{name}"] for name in ("mean", "decoder.bias", "encoder.weight", "encoder.bias")),
-        keys=bundle.keys,
+        keys=whole.keys,
     )  # fmt: skip
     policy = NaivePolicy(coefficients=steering.coefficients, windows=steering.windows)
     models = hybrid.model, hybrid._thinking.model.model  # type: ignore[union-attr]

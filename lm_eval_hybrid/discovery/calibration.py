@@ -191,7 +191,9 @@ class _Run:
     def _score(self, arm: str, problem: Problem, answer: Generation) -> int:
         opened = arm == "thinking" and thought_is_open(self._pair.thinking_text(problem.prompt))
         same = same_number if problem.numeric else same_expression
-        return int(not unfinished(answer.text, opened, answer.finish) and is_right(answer.text, problem.answer, same))
+        if unfinished(answer.text, opened, answer.finish):
+            return 0
+        return int(is_right(answer.text, problem.answer, same, problem.question, answer.finish == "length"))
 
 
 _SHARES = ("steered", "changed")

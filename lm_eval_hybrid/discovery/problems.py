@@ -29,11 +29,13 @@ class Problem:
     Attributes:
         numeric: whether an answer needs no more than the same number, as where worked solutions end in `####`: the
             tasks score such answers so.
+        question: what the prompt asks, where that is known apart from it: answers that repeat it are read with it.
     """
 
     prompt: str
     answer: str | None = None
     numeric: bool = False
+    question: str | None = None
 
 
 class Source(BaseModel):
@@ -119,7 +121,7 @@ def _shuffled(source: Source, seed: int) -> Iterator[Problem]:
     if source.data == EMBEDDED:
         from lm_eval_hybrid.embedded.corpus import prompt, unseen
 
-        return (Problem(prompt(p), str(p.answer)) for p in unseen(random.Random(f"discover:{seed}")))
+        return (Problem(prompt(p), str(p.answer), question=p.text) for p in unseen(random.Random(f"discover:{seed}")))
     rows = _file(Path(source.data)) if source.data.endswith(_FILES) else _hub(source)
     problems = [_problem(source, where, row) for where, row in rows]
     random.Random(seed).shuffle(problems)
@@ -153,11 +155,13 @@ def _problem(source: Source, where: str, row: Any) -> Problem:
             f"{where}: a problem must have {' and '.join(wanted)}; found {json.dumps(row, default=str)[:80]}; mend "
             "it, or name its fields in the recipe"
         )
-    prompt = source.prompt.replace("{question}", str(texts[0]))
+    question = str(texts[0])
+    prompt = source.prompt.replace("{question}", question)
     if source.answer is None:
-        return Problem(prompt)
+        return Problem(prompt, question=question)
     solution = str(texts[1])
-    return Problem(prompt, marked_answer(solution) or solution, "####" in solution and "\\boxed" not in solution)
+    numeric = "####" in solution and "\\boxed" not in solution
+    return Problem(prompt, marked_answer(solution) or solution, numeric, question)
 
 
 def _is_text(value: Any) -> bool:

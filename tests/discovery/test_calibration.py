@@ -25,6 +25,7 @@ from lm_eval_hybrid.discovery.problems import Problem, Source, draw
 from lm_eval_hybrid.errors import HybridError
 from lm_eval_hybrid.evaluation.answers import THOUGHT_END, final_answer
 from lm_eval_hybrid.evaluation.gap import gap
+from lm_eval_hybrid.harness.records import HybridAnswer
 from lm_eval_hybrid.model import HybridLM
 from tests.discovery.conftest import RAW, Studied
 from tests.tiny_system import CHAT_TEMPLATE, TinySystem, write_system
@@ -32,7 +33,8 @@ from tests.tiny_system import CHAT_TEMPLATE, TinySystem, write_system
 STRONG = Setting(coefficients=(0.5, 1.0))
 OWN = Setting(coefficients=(0.5, 1.0), windows=(1, 0))  # of the tiny system's bundle
 WEAK = Setting(coefficients=(0.01,))
-TOKENS, DOCUMENTS = 20, 6
+TOKENS, DOCUMENTS = 40, 10
+STOPS = ("n", "P", "I", "u", "e")  # an answer that is cut by its length gives no number
 OPEN = Prompt(thinking="chat", prefix="<think>\n")
 
 
@@ -68,7 +70,11 @@ def evaluated(system: TinySystem, folder: Path, task: str, arm: str) -> list[dic
     )
     model = HybridLM(**system.arguments, arm=arm, batch_size=5)
     results = simple_evaluate(
-        model, tasks=[task], task_manager=manager, gen_kwargs={"max_gen_toks": TOKENS}, bootstrap_iters=0
+        model,
+        tasks=[task],
+        task_manager=manager,
+        gen_kwargs={"max_gen_toks": TOKENS, "until": list(STOPS)},
+        bootstrap_iters=0,
     )
     assert results is not None
     return sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
@@ -93,13 +99,13 @@ def test_scores_are_those_of_the_harness(
         (tmp_path / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     write(["1"] * DOCUMENTS)
-    said = [[final_answer(s["resps"][0][0]) for s in evaluated(system, tmp_path, task, arm)] for arm in arms]
+    said = [[_said(s["resps"][0][0]) for s in evaluated(system, tmp_path, task, arm)] for arm in arms]
     # Each document's right answer is what one of the arms says, so that all are right at times.
     write([said[i % 3][i] or "1" for i in range(DOCUMENTS)])
     source = Source(data=str(tmp_path / file), question=question, prompt=form)
     drawn = {problem.prompt: problem for problem in draw([source], DOCUMENTS, 0)}
     problems = [drawn[form.replace("{question}", f"{n} and {n}?")] for n in range(DOCUMENTS)]
-    recipe = CalibrationRecipe(settings=(OWN,), max_new_tokens=TOKENS, stop=(form.partition(" ")[0],), batch=4)
+    recipe = CalibrationRecipe(settings=(OWN,), max_new_tokens=TOKENS, stop=STOPS, batch=4)
     found = calibrate(loaded(system, prompt), [steering_of(system.bundle)], problems, recipe, 0, tmp_path)
     for arm, row in zip(arms, found.rows, strict=True):
         samples = evaluated(system, tmp_path, task, arm)
@@ -112,13 +118,20 @@ def test_scores_are_those_of_the_harness(
     assert any(sum(row.scores) for row in found.rows)
 
 
+def _said(response: HybridAnswer) -> str | None:
+    return final_answer(response, cut=response.generation.finish == "length")
+
+
 def answers_of(studied: Studied, count: int, arm: str = "thinking") -> list[Problem]:
     """Problems whose right answer is what the arm says."""
     prompts = [f"Question {i}: one. two?" for i in range(count)]
     decoder = HybridDecoder(studied.base, studied.thinking, None, policy_for(arm, STRONG.policy()))
-    answers = decoder.generate([studied.pair.prompts(text) for text in prompts], TOKENS)
+    answers = decoder.generate([studied.pair.prompts(text) for text in prompts], TOKENS, STOPS)
     pairs = zip(prompts, answers, strict=True)
-    return [Problem(text, final_answer(answer.text) or "nothing at all") for text, answer in pairs]
+    return [
+        Problem(text, final_answer(answer.text, cut=answer.finish == "length") or "nothing at all")
+        for text, answer in pairs
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +153,7 @@ def fits(tmp_path_factory: pytest.TempPathFactory) -> list[Steering]:
 def found_with(
     studied: Studied, fits: list[Steering], problems: list[Problem], folder: Path, *settings: Setting
 ) -> Calibration:
-    recipe = CalibrationRecipe(settings=settings, max_new_tokens=TOKENS, batch=5)
+    recipe = CalibrationRecipe(settings=settings, max_new_tokens=TOKENS, stop=STOPS, batch=5)
     return calibrate(studied.pair, fits, problems, recipe, 0, folder)
 
 
@@ -276,10 +289,10 @@ def test_a_thought_that_never_closes_gives_no_answer(
     texts = [f"{n} and {n}?" for n in range(DOCUMENTS)]
     decoder = HybridDecoder(pair.thinking, None, None, replace(STRONG.policy(), gate="never"))
     prompts = [pair.prompts(text).thinking_ids for text in texts]
-    answers = decoder.generate([request.Prompt(ids, ids) for ids in prompts], TOKENS)
-    kept = [(text, a) for text, a in zip(texts, answers, strict=True) if final_answer(a.text) and a.finish == "length"]
+    answers = decoder.generate([request.Prompt(ids, ids) for ids in prompts], TOKENS, STOPS)
+    kept = [(text, a) for text, a in zip(texts, answers, strict=True) if final_answer(a.text) and a.finish == "stop"]
     assert kept and not any(THOUGHT_END in answer.text for _, answer in kept)
     problems = [Problem(text, final_answer(answer.text)) for text, answer in kept]
-    recipe = CalibrationRecipe(settings=(STRONG,), max_new_tokens=TOKENS)
+    recipe = CalibrationRecipe(settings=(STRONG,), max_new_tokens=TOKENS, stop=STOPS)
     found = calibrate(pair, [steering_of(system.bundle)], problems, recipe, 0, tmp_path)
     assert set(found.rows[1].scores) == {int(finished)}

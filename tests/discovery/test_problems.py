@@ -97,12 +97,12 @@ def test_embedded_problems_are_those_of_neither_test() -> None:
 def test_worked_solutions_end_in_their_answers(tmp_path: Path, solution: Any, answer: str, numeric: bool) -> None:
     path = write(tmp_path / "a.jsonl", [{"q": "?", "a": solution}])
     (found,) = draw([Source(data=str(path), question="q", answer="a", prompt="{question}")], 1, 0)
-    assert found == Problem("?", answer, numeric)
+    assert found == Problem("?", answer, numeric, "?")
 
 
 def test_problems_for_traces_need_no_answer(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"question": "q"}])
-    assert draw([Source(data=str(path), answer=None, prompt="{question}")], 1, 0) == [Problem("q")]
+    assert draw([Source(data=str(path), answer=None, prompt="{question}")], 1, 0) == [Problem("q", question="q")]
 
 
 @pytest.mark.parametrize(

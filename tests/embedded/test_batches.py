@@ -38,5 +38,7 @@ def test_batches_of_32_answer_as_one_by_one() -> None:
         assert together == alone
         assert together.generation is not None
         assert alone.generation is not None
-        mine = [(r.token, r.steered, r.category, r.coefficient) for r in together.generation.records]
-        assert mine == [(r.token, r.steered, r.category, r.coefficient) for r in alone.generation.records]
+        for mine, other in zip(together.generation.records, alone.generation.records, strict=True):
+            assert (mine.token, mine.steered, mine.category) == (other.token, other.steered, other.category)
+            # A network's: its sums are taken in another order.
+            assert mine.coefficient == pytest.approx(other.coefficient, rel=1e-5)

@@ -56,10 +56,20 @@ def _tensors(folder: Path, stage: str) -> dict[str, Tensor]:
 
 
 def test_both_on_a_server(ndif: LocalNdif) -> None:
-    """Nothing is trained here but the autoencoders."""
+    """Nothing is trained here but the autoencoders, and what is found is as good."""
+    found("here")
     found("both", "--base-backend", "remote", "--thinking-backend", "remote", "--ndif-host", ndif.host)
     here, there = (Bundle.load(Path(name, "1.0.0")) for name in ("here", "both"))
     assert [each.key for each in here.manifest.behaviors] == [each.key for each in there.manifest.behaviors]
     assert there.tensors["bias"].any()
-    fits = [json.loads(Path(f"{name}-1.0.0.discover", "findings.json").read_text()) for name in ("here", "both")]
-    print(fits)
+    ours, theirs = (
+        json.loads(Path(f"{name}-1.0.0.discover", "findings.json").read_text()) for name in ("here", "both")
+    )
+    assert ours["curves"].keys() == theirs["curves"].keys()
+    for name, curve in ours["curves"].items():
+        if name.endswith(("bias", "vectors")):
+            begins = [points[0]["held_out"] for points in (curve, theirs["curves"][name])]
+            ends = [min(point["held_out"] for point in points) for points in (curve, theirs["curves"][name])]
+            print(name, begins, ends)
+            assert begins[0] == pytest.approx(begins[1], rel=1e-3)
+            assert ends[0] == pytest.approx(ends[1], rel=0.05)
