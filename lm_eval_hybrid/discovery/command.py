@@ -26,7 +26,7 @@ EXAMPLES = """examples:
   lm-eval-hybrid discover --recipe embedded --out behaviors/mine/1.0.0
   lm-eval-hybrid discover --recipe r1-qwen-1.5b --out ~/behaviors/r1-qwen-1.5b/0.1.0 --dry-run
   lm-eval-hybrid discover --recipe my.yaml --samples out/samples_gsm8k_*.jsonl --out ~/behaviors/mine/0.1.0
-  lm-eval-hybrid discover --recipe my.yaml --thinking-backend remote --out ~/behaviors/mine/0.1.0
+  lm-eval-hybrid discover --recipe my.yaml --base-backend remote --thinking-backend remote --out ~/behaviors/mine/0.1.0
   torchrun --nproc-per-node 4 -m lm_eval_hybrid.cli discover --recipe my.yaml --out ~/behaviors/mine/0.1.0
 """
 

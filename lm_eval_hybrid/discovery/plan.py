@@ -107,7 +107,7 @@ class Plan:
         recipe = self.recipe
         problems = [source.content() for source in recipe.problems] if recipe.calibration.problems else []
         decides = {**asdict(recipe.calibration), "seed": recipe.seed, "from": problems, "traces": self._decoded}
-        return self.workshop.stage("calibration", 1, decides, *self.vectors)
+        return self.workshop.stage("calibration", 2, decides, *self.vectors)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

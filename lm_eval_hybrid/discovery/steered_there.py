@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lm_eval_hybrid.backends.ndif.model import NdifModel
 from lm_eval_hybrid.discovery.segments import Layout, Segment, layouts
+from lm_eval_hybrid.discovery.steer import divergence, steering
 from lm_eval_hybrid.discovery.steered import Reading, Said, Vectors, Wanted, asked, reading
 
 
@@ -60,6 +61,8 @@ class SteeredThere:
                 "logprobs": logprobs,
                 "ways": [{name: tensor.detach() for name, tensor in way.items()} for way in ways],
                 "gradient": gradient,
+                "steering": steering,
+                "divergence": divergence,
             }
         )
 

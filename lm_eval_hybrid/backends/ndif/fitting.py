@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lm_eval_hybrid.backends.masks import for_kinds, window_and_kinds
 from lm_eval_hybrid.backends.ndif.passes import cache_argument, copied, opened, read_rows, sendable
-from lm_eval_hybrid.discovery.steer import divergence, steering
 
 
 def fit(model: Any, path: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -28,6 +27,7 @@ def fit(model: Any, path: str, given: dict[str, Any]) -> dict[str, Any]:
             ways: of each its tensors by name: bias, and perhaps vectors, and perhaps all of trunk_weight, trunk_bias,
                 heads_weight, heads_bias.
             gradient: names of the first way's tensors whose gradients are wanted.
+            steering, divergence: the functions of `discovery.steer`, which are sent along.
 
     Returns:
         norm: [t] float32, of the unsteered residual. loss [ways, t] float32, choice [ways, t]: see
@@ -47,7 +47,7 @@ def fit(model: Any, path: str, given: dict[str, Any]) -> dict[str, Any]:
         tensors = {name: tensor.to(device).requires_grad_(name in wanted) for name, tensor in way.items()}
         with torch.set_grad_enabled(bool(wanted)):
             logits = _branched(inner, layers, given, past, residual, _added(given, residual, tensors))[real].float()
-            loss = divergence(logits, given["tokens"].to(device), given["logprobs"].to(device))
+            loss = given["divergence"](logits, given["tokens"].to(device), given["logprobs"].to(device))
         if wanted:
             gradients = torch.autograd.grad(loss.sum(), [tensors[name] for name in wanted])
             found.update(zip(wanted, gradients, strict=True))
@@ -64,7 +64,7 @@ def _added(given: dict[str, Any], residual: Tensor, tensors: dict[str, Tensor]) 
     if "trunk_weight" in tensors:
         network = tuple(tensors[name] for name in ("trunk_weight", "trunk_bias", "heads_weight", "heads_bias"))
     category = given["category"].to(residual.device)
-    return steering(residual, category, tensors["bias"], tensors.get("vectors"), network)
+    return given["steering"](residual, category, tensors["bias"], tensors.get("vectors"), network)
 
 
 def _branched(
