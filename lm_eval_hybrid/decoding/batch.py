@@ -9,11 +9,13 @@ import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lm_eval_hybrid.decoding.answer import Fact
+from lm_eval_hybrid.decoding.aside import Aside
 from lm_eval_hybrid.decoding.choosing import NONE, Candidates, Place, present
 from lm_eval_hybrid.decoding.row import Row
 from lm_eval_hybrid.decoding.sides import BaseSide, Drafts, ThinkingSide
@@ -72,15 +74,19 @@ class Batch:
             if side is not None:
                 side.keep(slots)
 
-    def round(self) -> None:
-        """Decide at least one token of every row. Errors leave the rows as they were before, their caches not."""
+    def round(self, aside: Aside | None = None) -> None:
+        """Decide at least one token of every row. Errors leave the rows as they were before, their caches not.
+
+        Args:
+            aside: where the thinking model reads while the base drafts on; None: they take turns.
+        """
         drafted: Drafts = [[] for _ in self.rows]
         base = thinking = None
         ends: list[list[int]] = []
         if self._base is not None:
             drafted, base = self._base.draft(self.rows)
         if self._thinking is not None:
-            thinking, ends = self._verified(self._thinking, drafted, base)
+            thinking, ends = self._verified(self._thinking, drafted, base, aside)
         opening = self._open(drafted, base, thinking)
         taken = self._commit(drafted, base, thinking, opening, ends)
         if self._base is not None:
@@ -93,17 +99,17 @@ class Batch:
             self._thinking.settle(self.rows)
 
     def _verified(
-        self, side: ThinkingSide, drafted: Drafts, base: BaseView | None
+        self, side: ThinkingSide, drafted: Drafts, base: BaseView | None, aside: Aside | None
     ) -> tuple[ThinkingView, list[list[int]]]:
         """See `ThinkingSide.verify`; the base goes on meanwhile, where it can."""
-        aside = self._system.aside
         if aside is None or self._base is None:
             return side.verify(self.rows, drafted, base)
-        reading = aside.submit(side.verify, self.rows, drafted, base)
+        reading = aside.run(partial(side.verify, self.rows, drafted, base))
         try:
             self._base.go_on(self.rows)
-        finally:
-            wait([reading])  # whatever happened: nobody may use a model that still reads
+        except Exception:
+            wait([reading])  # nobody may use a model that still reads
+            raise
         return reading.result()
 
     def _open(self, drafted: Drafts, base: BaseView | None, thinking: ThinkingView | None) -> Opening:

@@ -8,7 +8,7 @@ from where they were.
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from typing import cast
 
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -16,6 +16,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from lm_eval_hybrid.backends.ndif.model import NdifModel
 from lm_eval_hybrid.backends.protocol import Backend
 from lm_eval_hybrid.decoding.answer import Answer
+from lm_eval_hybrid.decoding.aside import Aside
 from lm_eval_hybrid.decoding.batch import Batch
 from lm_eval_hybrid.decoding.bridge import Bridge
 from lm_eval_hybrid.decoding.choosing import Chooser
@@ -70,8 +71,6 @@ class HybridDecoder:
         self._speaker = base if policy.reads_base or self._reader is None else self._reader
         bridge = None if self._reader is None else Bridge(self._speaker.tokenizer, self._reader.tokenizer)
         read = base if policy.reads_base else None
-        if meanwhile is None:
-            meanwhile = _apart(read, self._reader)
         self._keys = steering.keys if steering is not None else ()
         self._system = System(
             base=read,
@@ -81,7 +80,7 @@ class HybridDecoder:
             chooser=Chooser(policy, steering, bridge, base.device),
             pace=Pace(self._reader.parameters / base.parameters if self._reader is not None else 0.0),
             longest=longest_draft or (LONGEST_REMOTE if isinstance(base, NdifModel) else LONGEST),
-            aside=ThreadPoolExecutor(1, "thinking") if meanwhile else None,
+            meanwhile=_apart(read, self._reader) if meanwhile is None else meanwhile,
             end=self._speaker.tokenizer.eos_token_id,
         )
 
@@ -126,15 +125,16 @@ class HybridDecoder:
         yield from _finished(rows)
         waiting = deque(row for row in rows if row.going)
         rows, batch = [], None
-        while waiting or any(row.going for row in rows):
-            try:
-                batch = self._filled(batch, rows, waiting, slots)
-                batch.round()
-            except RuntimeError as error:
-                slots = _halved(error, len(rows))
-                batch = None
-                continue
-            yield from _finished(rows)
+        with closing(Aside()) if self._system.meanwhile else nullcontext() as aside:
+            while waiting or any(row.going for row in rows):
+                try:
+                    batch = self._filled(batch, rows, waiting, slots)
+                    batch.round(aside)
+                except RuntimeError as error:
+                    slots = _halved(error, len(rows))
+                    batch = None
+                    continue
+                yield from _finished(rows)
 
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[int]]) -> list[tuple[float, bool]]:
         """Log-likelihood of given continuations under the hybrid, as one batch (DESIGN, section 2).

@@ -1,7 +1,6 @@
 """The parts that decode together: two models, and how they are used."""
 
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from lm_eval_hybrid.backends.ndif.model import NdifModel
@@ -21,7 +20,7 @@ class System:
         steering: None where the policy does not steer.
         bridge: None without a thinking model.
         longest: tokens drafted at most before the thinking model reads.
-        aside: where the thinking model reads while the base drafts on; None where they take turns.
+        meanwhile: whether the base drafts on while the thinking model reads.
         end: the id that ends an answer, in the tokenizer of the model that speaks: the base, where it is read.
     """
 
@@ -32,12 +31,12 @@ class System:
     chooser: Chooser
     pace: Pace
     longest: int
-    aside: Executor | None
+    meanwhile: bool
     end: int | None
 
     def open_base(self, base: Backend, rows: int, ahead: int) -> Sequences:
         """Empty rows of the base."""
-        if self.aside is not None:
+        if self.meanwhile:
             ahead += 2 * LONGEST  # drafted while the thinking model read: in the round before, and in this one
         return base.open(rows, self.layer, self.chooser.reach, ahead)
 
