@@ -30,3 +30,11 @@ def test_plans() -> None:
     text = said("benchmarks.planning", "--pairs", "embedded", "--batch_sizes", "4", "--limit", "4", "--documents", "2")
     assert "planned / actual" in text
     assert all(arm in text for arm in ("base", "hybrid", "thinking", "all"))
+
+
+def test_both_models_at_once(tmp_path: Path) -> None:
+    options = ("--pair", "embedded", "--batches", "1", "2", "--tokens", "12", "--rounds", "1", "--out", str(tmp_path))
+    text = said("benchmarks.meanwhile", *options)
+    assert "taking turns / drafting on" in text
+    content = json.loads((tmp_path / "meanwhile.json").read_text())
+    assert [(run["batch"], run["same"]) for run in content["measured"]] == [(1, 1), (2, 2)]

@@ -25,3 +25,11 @@ def test_the_benchmark_runs(ndif: LocalNdif, tmp_path: Path) -> None:
     assert "one document in flight" in text
     content = json.loads((tmp_path / "remote.json").read_text())
     assert all(run["same"] for kind in ("arms", "flights") for run in content[kind].values())
+
+
+def test_the_benchmark_of_a_fit_runs(ndif: LocalNdif, tmp_path: Path) -> None:
+    text = said("benchmarks.remote_fit", "--host", ndif.host, "--traces", "2", "--rounds", "1", "--out", str(tmp_path))
+    assert "gradients' relative difference" in text
+    content = json.loads((tmp_path / "remote_fit.json").read_text())
+    assert content["difference"] < 1e-4
+    assert content["step"]["requests"] >= 1
