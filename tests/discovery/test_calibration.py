@@ -281,18 +281,24 @@ def test_a_problem_beyond_the_context_is_answered_by_nobody(fits: list[Steering]
     assert all(row.scores[2:] == (0, 0, 0) for row in found.rows)
 
 
-@pytest.mark.parametrize(("prompt", "finished"), [(OPEN, False), (RAW, True)], ids=["open", "raw"], indirect=["prompt"])
-def test_a_thought_that_never_closes_gives_no_answer(
-    system: TinySystem, prompt: Prompt, finished: bool, tmp_path: Path
+@pytest.mark.parametrize(
+    ("prompt", "stops", "right"),
+    [(OPEN, STOPS, False), (RAW, STOPS, True), (RAW, (), False)],
+    ids=["a thought that never closes", "stopped", "cut by a limit"],
+    indirect=["prompt"],
+)
+def test_an_unfinished_answer_is_none(
+    system: TinySystem, prompt: Prompt, stops: tuple[str, ...], right: bool, tmp_path: Path
 ) -> None:
     pair = loaded(system, prompt)
     texts = [f"{n} and {n}?" for n in range(DOCUMENTS)]
     decoder = HybridDecoder(pair.thinking, None, None, replace(STRONG.policy(), gate="never"))
     prompts = [pair.prompts(text).thinking_ids for text in texts]
-    answers = decoder.generate([request.Prompt(ids, ids) for ids in prompts], TOKENS, STOPS)
-    kept = [(text, a) for text, a in zip(texts, answers, strict=True) if final_answer(a.text) and a.finish == "stop"]
+    answers = decoder.generate([request.Prompt(ids, ids) for ids in prompts], TOKENS, stops)
+    finish = "stop" if stops else "length"
+    kept = [(text, a) for text, a in zip(texts, answers, strict=True) if final_answer(a.text) and a.finish == finish]
     assert kept and not any(THOUGHT_END in answer.text for _, answer in kept)
     problems = [Problem(text, final_answer(answer.text)) for text, answer in kept]
-    recipe = CalibrationRecipe(settings=(STRONG,), max_new_tokens=TOKENS, stop=STOPS)
+    recipe = CalibrationRecipe(settings=(STRONG,), max_new_tokens=TOKENS, stop=stops)
     found = calibrate(pair, [steering_of(system.bundle)], problems, recipe, 0, tmp_path)
-    assert set(found.rows[1].scores) == {int(finished)}
+    assert set(found.rows[1].scores) == {int(right)}
