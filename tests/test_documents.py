@@ -156,7 +156,11 @@ def run(command: str, folder: Path) -> str:
     argv = shlex.split(command)
     if argv[0] in ("lm_eval", "lm-eval-hybrid", "torchrun", "accelerate"):
         argv[0] = str(BIN / argv[0])
-    argv = [part for word in argv for part in (sorted(map(str, folder.glob(word))) if "*" in word else [word])]
+    argv = [
+        part
+        for word in argv
+        for part in (sorted(map(str, folder.glob(word))) if "*" in word and "=" not in word else [word])
+    ]
     if "run" in argv:
         argv[argv.index("--limit") + 1] = "4"  # as the fixture, whose folder it may go on in
     if "--model" in argv and "run" not in argv:

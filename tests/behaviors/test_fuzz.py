@@ -87,7 +87,8 @@ def test_what_must_not_happen_is_noticed(
     place = Place(root)
     place.renew()
     place.attempt(lambda: refuse("a; b; c"))
-    monkeypatch.setattr(place_module, "SECONDS", 0.1)
+    if found == r"\d s":  # what else is to be noticed may take longer, on a busy machine
+        monkeypatch.setattr(place_module, "SECONDS", 0.1)
     gc.collect()  # what other tests have left may not make room meanwhile
     forget_peak()
     monkeypatch.setattr(place_module, "BYTES", peak_bytes() + (1 << 26))

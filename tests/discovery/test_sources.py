@@ -82,9 +82,8 @@ def test_a_chat_that_an_api_was_sent_is_the_text_of_its_messages(
     with caplog.at_level(logging.WARNING):
         traces = read([path])
     assert [trace.prompt for trace in traces] == ["2 + 2?"] * 2 + ["Think.\n\n2 + 2?"] * 2
-    assert [record.message for record in caplog.records] == [
-        "2 prompts are chats of several messages, read as one text each"
-    ]
+    ours = [record for record in caplog.records if record.name.startswith("lm_eval_hybrid")]
+    assert [record.message for record in ours] == ["2 prompts are chats of several messages, read as one text each"]
 
 
 @pytest.mark.parametrize(
