@@ -178,7 +178,7 @@ def test_a_command_shown_runs(command: str, desk: Path) -> None:
 
 
 def test_the_documents_show_commands() -> None:
-    assert len(SHOWN) >= 45 and len(APART) == 14 and len(REMOTE) == 4 and len(NODES) == 1
+    assert len(SHOWN) >= 45 and len(APART) == 15 and len(REMOTE) == 4 and len(NODES) == 1
 
 
 def test_the_recipe_shown_is_one(tmp_path: Path) -> None:
