@@ -1,7 +1,7 @@
 """The base drafting on while the thinking model reads, against taking turns: `python -m benchmarks.meanwhile`.
 
-Two devices are two cores here: one thread each model (OMP_NUM_THREADS=1 is set). Both ways answer the same prompts in
-turns, with all tokens compared.
+Two devices are two cores here, a thread each model. Both ways answer the same prompts in turns, and all tokens are
+compared.
 
 A table is printed; that and everything measured go to benchmarks/results.
 """

@@ -28,7 +28,7 @@ from lm_eval_hybrid.discovery.problems import Problem
 from lm_eval_hybrid.errors import HybridError
 from lm_eval_hybrid.evaluation.answers import same_expression, same_number, thought_is_open
 from lm_eval_hybrid.evaluation.gap import Gap, gap
-from lm_eval_hybrid.evaluation.scoring import is_right, unfinished
+from lm_eval_hybrid.evaluation.scoring import is_right
 
 _CLOSED = {"frozen": True, "config": pydantic.ConfigDict(extra="forbid")}
 ROWS_FILE = "rows.jsonl"
@@ -191,9 +191,7 @@ class _Run:
     def _score(self, arm: str, problem: Problem, answer: Generation) -> int:
         opened = arm == "thinking" and thought_is_open(self._pair.thinking_text(problem.prompt))
         same = same_number if problem.numeric else same_expression
-        if unfinished(answer.text, opened, answer.finish):
-            return 0
-        return int(is_right(answer.text, problem.answer, same, problem.question, answer.finish == "length"))
+        return int(is_right(answer.text, problem.answer, same, problem.question, answer.finish, opened))
 
 
 _SHARES = ("steered", "changed")

@@ -74,7 +74,7 @@ class Layout:
     @property
     def real(self) -> Tensor:
         """[m, T] bool: what is not padding."""
-        return self.target != IGNORED
+        return self.columns >= 0
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[Segment]]) -> "Layout":
@@ -122,20 +122,18 @@ class Pack:
     Attributes:
         past: of the rows.
         branches: columns and segments.
-        target, category, number: see `Layout`.
+        category: see `Layout`.
     """
 
     layout: Layout
     past: Past
     branches: Branches
-    target: Tensor
     category: Tensor
-    number: Tensor
 
     @property
     def real(self) -> Tensor:
         """[m, T] bool: what is not padding."""
-        return self.target != IGNORED
+        return self.branches.columns >= 0
 
     def residual(self) -> Tensor:
         """[m, T, d]: unsteered, after the steering layer, at each token."""
@@ -149,11 +147,11 @@ def pack(pasts: Pasts, segments: Sequence[Segment]) -> Iterator[Pack]:
     device = pasts.base.device
     for layout in layouts(segments, pasts.base.config.get_text_config().vocab_size):
         past = pasts.read(layout.rows, layout.width)
-        moved = (getattr(layout, n).to(device) for n in ("columns", "branch", "forks", "target", "category", "number"))
-        columns, branch, forks, *told = moved
-        # What the pass keeps is told by `target`; branches have no one end here.
+        parts = (layout.columns, layout.branch, layout.forks, layout.category)
+        columns, branch, forks, category = (part.to(device) for part in parts)
+        # What the pass keeps is what is real; branches have no one end here.
         branches = Branches(columns, branch, columns.new_zeros(0), forks, past.residual.shape[1])
-        yield Pack(layout, past, branches, *told)
+        yield Pack(layout, past, branches, category)
 
 
 @dataclass(frozen=True)

@@ -92,26 +92,29 @@ def is_right(
     truth: str | None,
     same: Callable[[str, str], bool] = same_expression,
     question: str | None = None,
-    cut: bool | None = None,
+    finish: Finish | None = None,
+    opened_by_prompt: bool = False,
 ) -> bool:
     """Whether the answer that a finished thought and what follows it commit to is the true one.
 
     Args:
         question: the posed one, if known.
-        cut: whether a limit of length ended the text; None where nobody knows.
+        finish: how the text ended; None where nobody knows.
+        opened_by_prompt: whether the prompt opened a thought.
     """
-    found = None if truth is None else answered(text, question, cut)
-    return found is not None and truth is not None and (same(found.answer, truth) or mentions(found.sentence, truth))
+    if truth is None or unfinished(text, opened_by_prompt, finish):
+        return False
+    found = answered(text, question, None if finish is None else finish == "length")
+    return found is not None and (same(found.answer, truth) or mentions(found.sentence, truth))
 
 
 def _score(
     response: str, truth: str | None, same: Callable[[str, str], bool], question: str | None
 ) -> dict[str, float]:
-    open_still = thought_unfinished(response)
     generation: Generation | None = getattr(response, "generation", None)
-    cut = None if generation is None else generation.finish == "length"
-    right = not open_still and is_right(response, truth, same, question, cut)
-    scores = {"exact_match": float(right), "thought_unfinished": float(open_still)}
+    opened = getattr(response, "thought_open", False)
+    right = is_right(response, truth, same, question, generation and generation.finish, opened)
+    scores = {"exact_match": float(right), "thought_unfinished": float(thought_unfinished(response))}
     if generation is not None:
         scores["steered_fraction"] = generation.steered_fraction
         scores["truncated"] = float(generation.finish == "length")

@@ -27,7 +27,7 @@ class Interrupted(Exception):
 
 
 def cross_entropy(logits: Tensor, packed: Pack) -> Tensor:
-    return F.cross_entropy(logits, packed.target[packed.real], reduction="none")
+    return F.cross_entropy(logits, packed.layout.target[packed.real], reduction="none")
 
 
 def losses_of(steering: Callable[[Pack], Tensor], loss: Loss) -> Losses:
@@ -188,7 +188,7 @@ def test_steps_follow_a_cosine(tmp_path: Path) -> None:
         return 1000 * shift.sum().expand(int(packed.real.sum())) + 0 * logits.sum()
 
     task = task_of(pull)
-    losses = losses_of(lambda packed: shift.expand(*packed.target.shape, -1), pull)
+    losses = losses_of(lambda packed: shift.expand(*packed.layout.target.shape, -1), pull)
     task = replace(task, parameters={"shift": shift}, losses=losses)
     Descent(task, RULES, tmp_path).run()
     steps = [a - b for a, b in pairwise(at) if a != b]

@@ -19,7 +19,7 @@ CASES += [(family, 1) for family in FAMILIES]
 def steering_of(packed: Pack, directions: Tensor) -> Tensor:
     """Of each token one of the directions [segments, longest, d]: so those of one segment differ."""
     column = packed.branches.columns - packed.branches.forks
-    return directions[packed.number.clamp(min=0), column.clamp(min=0)]
+    return directions[packed.layout.number.clamp(min=0), column.clamp(min=0)]
 
 
 def directions_of(segments: list[Segment], width: int = 32) -> Tensor:
@@ -29,7 +29,7 @@ def directions_of(segments: list[Segment], width: int = 32) -> Tensor:
 
 def by_segment(packed: Pack, logits: Tensor) -> dict[int, Tensor]:
     """Of each segment its logits, in the order of its columns."""
-    return {n: logits[packed.number == n] for n in packed.number[packed.real].unique().tolist()}
+    return {n: logits[packed.layout.number == n] for n in packed.layout.number[packed.real].unique().tolist()}
 
 
 def assert_as_naive(backend: LocalBackend, layer: int, segments: list[Segment], rows: list[list[int]]) -> int:
@@ -75,9 +75,9 @@ def test_a_pass_stays_within_its_bounds_unless_one_segment_alone_does_not(monkey
     pasts = Pasts(backend_of("llama"), rows, 1)
     alone = 0
     for packed in pack(pasts, segments):
-        m, tokens = packed.target.shape
+        m, tokens = packed.layout.target.shape
         columns = packed.past.residual.shape[1]
-        single = len(packed.number[packed.real].unique()) == 1
+        single = len(packed.layout.number[packed.real].unique()) == 1
         alone += single
         assert single or (m * tokens <= 12 and m * tokens * (tokens + columns) <= 250)
         assert m == 1 or m * columns <= 40
@@ -89,16 +89,20 @@ def test_packs_are_the_same_each_time_and_say_what_each_token_is() -> None:
     segments = some_segments(rows)
     pasts = Pasts(backend_of("llama"), rows, 1)
     (first,), (again,) = (list(pack(pasts, segments)) for _ in range(2))
-    assert torch.equal(first.target, again.target) and torch.equal(first.number, again.number)
+    assert torch.equal(first.layout.target, again.layout.target) and torch.equal(
+        first.layout.number, again.layout.number
+    )
     for segment in segments:
-        there = first.number == segment.number
-        assert first.target[there].tolist() == list(segment.targets)
+        there = first.layout.number == segment.number
+        assert first.layout.target[there].tolist() == list(segment.targets)
         assert first.category[there].tolist() == [segment.category] * len(segment.targets)
         assert first.branches.columns[there].tolist() == list(range(segment.begin, segment.end))
         residual = unsteered(pasts.base.model._module, 1, rows[segment.row])[segment.begin : segment.end]
         torch.testing.assert_close(first.residual()[there], residual, rtol=1e-4, atol=1e-4)
     padding = ~first.real
-    assert padding.any() and (first.target[padding] == IGNORED).all() and (first.number[padding] == -1).all()
+    assert (
+        padding.any() and (first.layout.target[padding] == IGNORED).all() and (first.layout.number[padding] == -1).all()
+    )
 
 
 def test_no_segments_make_no_pass() -> None:

@@ -238,7 +238,7 @@ def test_several_threads_add_gradients_up_in_one_order(material: Material) -> No
     parameters = [torch.randn(*shape, generator=generator).requires_grad_() for shape in shapes]
     way = Vectors(torch.zeros(WIDTH), parameters[0], CoefficientNetwork(*parameters[1:]))
     (packed,) = pack(material.base.pasts, [s for s in material.sentences for _ in range(8)])
-    noise = torch.randn(*packed.target.shape, WIDTH, generator=generator)
+    noise = torch.randn(*packed.layout.target.shape, WIDTH, generator=generator)
     torch.set_num_threads(2)
     try:
         first, *others = (torch.autograd.grad((noise * way.added(packed)).sum(), parameters) for _ in range(20))

@@ -70,6 +70,5 @@ def test_both_on_a_server(ndif: LocalNdif) -> None:
         if name.endswith(("bias", "vectors")):
             begins = [points[0]["held_out"] for points in (curve, theirs["curves"][name])]
             ends = [min(point["held_out"] for point in points) for points in (curve, theirs["curves"][name])]
-            print(name, begins, ends)
             assert begins[0] == pytest.approx(begins[1], rel=1e-3)
             assert ends[0] == pytest.approx(ends[1], rel=0.05)

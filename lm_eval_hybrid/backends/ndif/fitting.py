@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lm_eval_hybrid.backends.masks import for_kinds, window_and_kinds
-from lm_eval_hybrid.backends.ndif.passes import cache_argument, copied, opened, read_rows, sendable
+from lm_eval_hybrid.backends.ndif.passes import above, copied, opened, read_rows, sendable
 
 
 def fit(model: Any, path: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -82,16 +82,5 @@ def _branched(
     window, kinds = window_and_kinds(inner._module.config)
     mask = for_kinds(torch.cat([sees_past, sees_own], 2), distance, inner._module.dtype, window, kinds)
     steered = residual + added.to(residual.dtype)
-    arguments = {
-        "input_ids": torch.zeros_like(columns),  # of the right shape; what they embed to is skipped
-        "attention_mask": mask,
-        "position_ids": columns.clamp(min=0),
-        cache_argument(inner): copied(past["cache"], torch.arange(len(columns), device=device), width),
-        "use_cache": True,
-    }
-    skipped = layers[: given["layer"] + 1]
-    with inner.trace(**arguments):
-        for layer in skipped:
-            layer.skip(steered)
-        logits = inner.output.logits.save()
-    return logits
+    cache = copied(past["cache"], torch.arange(len(columns), device=device), width)
+    return above(inner, layers, given, steered, mask, columns.clamp(min=0), 0, cache)

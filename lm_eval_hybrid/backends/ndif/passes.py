@@ -63,13 +63,13 @@ def pass_arguments(inner: Any, past: dict[str, Any], tokens: Tensor, columns: Te
         "input_ids": tokens,
         "attention_mask": causal_mask(inner, columns, pads, int(columns.max()) + 1),
         "position_ids": (columns - pads[:, None]).clamp(min=0),
-        cache_argument(inner): past["cache"],
+        _cache_argument(inner): past["cache"],
         "use_cache": True,
         "logits_to_keep": keep,
     }
 
 
-def cache_argument(inner: Any) -> str:
+def _cache_argument(inner: Any) -> str:
     # Newer releases of transformers (5.24) call the past `cache`.
     return "cache" if "cache" in inspect.signature(inner._module.forward).parameters else "past_key_values"
 
@@ -136,20 +136,8 @@ def _branches(
     mask = for_kinds(torch.cat([sees_past, sees_own], 2), distance, inner._module.dtype, window, kinds)
     kept = past["residual"][rows][:, columns - width]
     residual = kept + _steering(steering, places, near, device)[:, branch].to(kept)
-    arguments = {
-        "input_ids": torch.zeros_like(residual[..., 0], dtype=torch.int64),  # what they embed to is skipped
-        "attention_mask": mask,
-        "position_ids": (columns - pads[:, None]).clamp(min=0),
-        cache_argument(inner): copied(past["cache"], rows, shared),
-        "use_cache": True,
-        "logits_to_keep": ends,
-    }
-    skipped = layers[: given["layer"] + 1]
-    with inner.trace(**arguments):
-        for layer in skipped:
-            layer.skip(residual)
-        logits = inner.output.logits.save()
-    return logits
+    positions = (columns - pads[:, None]).clamp(min=0)
+    return above(inner, layers, given, residual, mask, positions, ends, copied(past["cache"], rows, shared))
 
 
 def _whole(
@@ -168,19 +156,39 @@ def _whole(
     columns = torch.arange(width, device=device).expand(len(places), -1)
     kept = past["residual"][rows]
     residual = kept + _steering(steering, places, [c], device).to(kept)
+    positions = (columns - pads[:, None]).clamp(min=0)
+    return above(inner, layers, given, residual, causal_mask(inner, columns, pads, width), positions, 1, None)[:, -1]
+
+
+def above(
+    inner: Any,
+    layers: list[Any],
+    given: dict[str, Any],
+    residual: Tensor,
+    mask: Any,
+    positions: Tensor,
+    keep: Any,
+    cache: Any,
+) -> Tensor:
+    """Logits of a pass through the layers above the hook layer, which gave `residual` [m, n, d].
+
+    keep: at which of the n tokens, or of how many of the last (0: all); cache: the past, to which is added; or None.
+    """
     arguments = {
-        "input_ids": torch.zeros_like(columns),
-        "attention_mask": causal_mask(inner, columns, pads, width),
-        "position_ids": (columns - pads[:, None]).clamp(min=0),
-        "use_cache": False,
-        "logits_to_keep": 1,
+        "input_ids": torch.zeros_like(residual[..., 0], dtype=torch.int64),  # what they embed to is skipped
+        "attention_mask": mask,
+        "position_ids": positions,
+        "use_cache": cache is not None,
+        "logits_to_keep": keep,
     }
+    if cache is not None:
+        arguments[_cache_argument(inner)] = cache
     skipped = layers[: given["layer"] + 1]
     with inner.trace(**arguments):
         for layer in skipped:
             layer.skip(residual)
         logits = inner.output.logits.save()
-    return logits[:, -1]
+    return logits
 
 
 def _steering(steering: dict[str, Any], places: list[int], candidates: list[int], device: torch.device) -> Tensor:
