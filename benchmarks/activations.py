@@ -27,12 +27,13 @@ from transformers.utils import logging
 
 from benchmarks.clock import Ratio, take_turns
 from benchmarks.pairs import smollm2_folder
-from lm_eval_hybrid.backends.local import LocalBackend
-from lm_eval_hybrid.behaviors.manifest import Prompt
-from lm_eval_hybrid.discovery import gates, shards, store
-from lm_eval_hybrid.discovery.pair import Pair
-from lm_eval_hybrid.discovery.traces import Trace
+from lm_eval_hybrid.bundles.manifest import Prompt
+from lm_eval_hybrid.discovery.activations import shards, store
+from lm_eval_hybrid.discovery.traces.pair import Pair
+from lm_eval_hybrid.discovery.traces.traces import Trace
+from lm_eval_hybrid.discovery.vectors import gates
 from lm_eval_hybrid.embedded.corpus import documents, thinking_document
+from lm_eval_hybrid.models.local import LocalBackend
 
 RESULTS = Path(__file__).resolve().parent / "results"
 WANTED = 0.8

@@ -11,11 +11,11 @@ from benchmarks.lockstep import Lockstep
 from benchmarks.naive import NaiveCost, NaiveLoop
 from benchmarks.pairs import Pair
 from benchmarks.plain import generate
-from lm_eval_hybrid.backends.local import LocalBackend
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.policy import Policy
+from lm_eval_hybrid.decoding.records import Generation
 from lm_eval_hybrid.decoding.request import Prompt
-from lm_eval_hybrid.decoding.trace import Generation
+from lm_eval_hybrid.models.local import LocalBackend
 
 COEFFICIENTS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 

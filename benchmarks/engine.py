@@ -24,7 +24,7 @@ from benchmarks.memory import memory
 from benchmarks.pairs import PAIRS, PROMPTS, Pair
 from benchmarks.passes import compare
 from benchmarks.report import PairResult, table, write_json
-from lm_eval_hybrid.backends.local import LocalBackend
+from lm_eval_hybrid.models.local import LocalBackend
 
 RESULTS = Path(__file__).resolve().parent / "results"
 _WIDTH = 140

@@ -19,11 +19,11 @@ from benchmarks.clock import Ratio, take_turns
 from benchmarks.contest import COEFFICIENTS
 from benchmarks.pairs import PAIRS, Pair
 from benchmarks.report import circumstances
-from lm_eval_hybrid.backends.local import LocalBackend
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.policy import Policy
+from lm_eval_hybrid.decoding.records import Generation
 from lm_eval_hybrid.decoding.request import Prompt
-from lm_eval_hybrid.decoding.trace import Generation
+from lm_eval_hybrid.models.local import LocalBackend
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -23,9 +23,9 @@ from transformers import (
 
 from benchmarks.noise import SEED, noisy_copy, random_steering
 from benchmarks.problems import problem_texts
-from lm_eval_hybrid.behaviors.bundle import Bundle
-from lm_eval_hybrid.behaviors.resolve import resolve
-from lm_eval_hybrid.behaviors.suite import compose
+from lm_eval_hybrid.bundles.bundle import Bundle
+from lm_eval_hybrid.bundles.store.resolve import resolve
+from lm_eval_hybrid.bundles.suite import compose
 from lm_eval_hybrid.decoding.steering import Steering
 
 DISAGREEMENT = 0.10

@@ -24,9 +24,9 @@ from rich.table import Table
 from transformers import AutoTokenizer
 
 from benchmarks.pairs import smollm2, smollm2_folder
-from lm_eval_hybrid.behaviors.bundle import Bundle
-from lm_eval_hybrid.behaviors.compatibility import model_card
-from lm_eval_hybrid.behaviors.manifest import Behavior, Manifest, Prompt, Sae, Steering, Training
+from lm_eval_hybrid.bundles.bundle import Bundle
+from lm_eval_hybrid.bundles.compatibility import model_card
+from lm_eval_hybrid.bundles.manifest import Behavior, Manifest, Prompt, Sae, Steering, Training
 from lm_eval_hybrid.decoding.steering import SparseEncoder
 from lm_eval_hybrid.experiment import plan, running
 from lm_eval_hybrid.experiment.plan import Experiment
@@ -100,7 +100,7 @@ def _experiment(bundle: str, tasks: list[str], limit: int, size: int, settings: 
 
 
 def _planned(experiment: Experiment, documents: int) -> Figures:
-    from lm_eval_hybrid.planning.command import make
+    from lm_eval_hybrid.commands.plan import make
 
     _register()
     found = make(experiment, documents=documents)
@@ -114,10 +114,10 @@ def _planned(experiment: Experiment, documents: int) -> Figures:
 def _actual(experiment: Experiment, folder: Path) -> Figures:
     from lm_eval.tasks import TaskManager
 
-    import lm_eval_hybrid.model  # noqa: F401
-    from lm_eval_hybrid.planning.devices import Machine
-    from lm_eval_hybrid.planning.documents import requests, tokenizer_of
-    from lm_eval_hybrid.planning.models import Models
+    import lm_eval_hybrid.harness.hybrid_lm  # noqa: F401
+    from lm_eval_hybrid.experiment.estimate.documents import requests, tokenizer_of
+    from lm_eval_hybrid.experiment.estimate.models import Models
+    from lm_eval_hybrid.models.devices import Machine
 
     _register()
     models = Models.of(experiment, Machine.here())

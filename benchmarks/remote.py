@@ -29,16 +29,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.clock import Ratio, take_turns
 from benchmarks.report import circumstances
-from lm_eval_hybrid import paths
-from lm_eval_hybrid.backends.local import LocalBackend
-from lm_eval_hybrid.backends.ndif.model import NdifModel
-from lm_eval_hybrid.backends.ndif.server import Server
+from lm_eval_hybrid.common import paths
 from lm_eval_hybrid.decoding.arms import ARMS
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
+from lm_eval_hybrid.decoding.records import Generation
 from lm_eval_hybrid.decoding.request import Prompt, Request
 from lm_eval_hybrid.decoding.steering import Steering
-from lm_eval_hybrid.decoding.trace import Generation
 from lm_eval_hybrid.harness.arguments import HybridArguments
+from lm_eval_hybrid.models.local import LocalBackend
+from lm_eval_hybrid.models.ndif.client import Server
+from lm_eval_hybrid.models.ndif.model import NdifModel
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FLIGHTS = (1, 2, 4, 8)

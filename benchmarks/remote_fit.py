@@ -23,10 +23,10 @@ from benchmarks.clock import Ratio, take_turns
 from benchmarks.remote import RESULTS, local, remote
 from benchmarks.report import circumstances
 from benchmarks.vectors import LATENTS, embedded_work, vectors_of
-from lm_eval_hybrid.backends.ndif.server import Server
-from lm_eval_hybrid.discovery.segments import Segment
-from lm_eval_hybrid.discovery.steered import SteeredBase, SteeredHere, Vectors
-from lm_eval_hybrid.discovery.steered_there import SteeredThere
+from lm_eval_hybrid.discovery.vectors.segments import Segment
+from lm_eval_hybrid.discovery.vectors.steered import SteeredBase, SteeredHere, Vectors
+from lm_eval_hybrid.discovery.vectors.steered_there import SteeredThere
+from lm_eval_hybrid.models.ndif.client import Server
 
 LAYER = 1
 

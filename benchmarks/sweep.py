@@ -22,17 +22,17 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.clock import Ratio, seconds, take_turns
-from lm_eval_hybrid.backends.local import LocalBackend
-from lm_eval_hybrid.behaviors.manifest import Prompt
-from lm_eval_hybrid.discovery import store
-from lm_eval_hybrid.discovery.autoencoders import train_many
-from lm_eval_hybrid.discovery.generating import generate
-from lm_eval_hybrid.discovery.pair import Pair
-from lm_eval_hybrid.discovery.problems import Source, draw
-from lm_eval_hybrid.discovery.rows import JoinedRows, Rows
-from lm_eval_hybrid.discovery.sae import SaeRecipe
-from lm_eval_hybrid.discovery.sweep import Entry, Sweep, sweep_layer
+from lm_eval_hybrid.bundles.manifest import Prompt
+from lm_eval_hybrid.discovery.activations import store
+from lm_eval_hybrid.discovery.activations.rows import JoinedRows, Rows
+from lm_eval_hybrid.discovery.taxonomy.autoencoders import train_many
+from lm_eval_hybrid.discovery.taxonomy.sae import SaeRecipe
+from lm_eval_hybrid.discovery.taxonomy.sweep import Entry, Sweep, sweep_layer
+from lm_eval_hybrid.discovery.traces.generating import generate
+from lm_eval_hybrid.discovery.traces.pair import Pair
+from lm_eval_hybrid.discovery.traces.problems import Source, draw
 from lm_eval_hybrid.embedded.notebooks import BEHAVIORS, OPENINGS
+from lm_eval_hybrid.models.local import LocalBackend
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TRUE = len(BEHAVIORS)
@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> tuple[float, Ratio, Entry, f
 def _backend(role: str) -> LocalBackend:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from lm_eval_hybrid.backends.sources import Source as ModelSource
+    from lm_eval_hybrid.models.sources import Source as ModelSource
 
     name = ModelSource.named(role, f"embedded:{role}").name
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)

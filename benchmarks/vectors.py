@@ -36,15 +36,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from transformers.utils import logging
 
 from benchmarks.clock import Ratio, take_turns
-from lm_eval_hybrid.backends.local import LocalBackend
-from lm_eval_hybrid.backends.sources import Source as ModelSource
-from lm_eval_hybrid.behaviors.manifest import Prompt
-from lm_eval_hybrid.discovery.descent import Descent, Rules, Task
-from lm_eval_hybrid.discovery.generating import generate
-from lm_eval_hybrid.discovery.pair import Pair
-from lm_eval_hybrid.discovery.problems import Source, draw
-from lm_eval_hybrid.discovery.segments import Segment
-from lm_eval_hybrid.discovery.steered import SteeredHere, Vectors
+from lm_eval_hybrid.bundles.manifest import Prompt
+from lm_eval_hybrid.discovery.traces.generating import generate
+from lm_eval_hybrid.discovery.traces.pair import Pair
+from lm_eval_hybrid.discovery.traces.problems import Source, draw
+from lm_eval_hybrid.discovery.vectors.descent import Descent, Rules, Task
+from lm_eval_hybrid.discovery.vectors.segments import Segment
+from lm_eval_hybrid.discovery.vectors.steered import SteeredHere, Vectors
+from lm_eval_hybrid.models.local import LocalBackend
+from lm_eval_hybrid.models.sources import Source as ModelSource
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LLAMA = LlamaConfig(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 OFF_SWITCH = "LM_EVAL_HYBRID_AUTOLOAD"
-MODEL = "lm_eval_hybrid.model:HybridLM"
+MODEL = "lm_eval_hybrid.harness.hybrid_lm:HybridLM"
 
 
 def install() -> None:
@@ -65,7 +65,7 @@ def _reading_ours(construct: "Callable[..., None]") -> "Callable[..., None]":
     import functools
     import inspect
 
-    from lm_eval_hybrid.paths import tasks_dir
+    from lm_eval_hybrid.common.paths import tasks_dir
 
     signature = inspect.signature(construct)
     if missing := {"include_path", "include_defaults"} - signature.parameters.keys():

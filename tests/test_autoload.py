@@ -45,7 +45,7 @@ assert len(model_registry) == 0  # else the harness would not add its own
 import lm_eval.models
 assert set(model_registry) == {*lm_eval.models.MODEL_MAPPING, "hybrid"}
 assert len(lm_eval.models.MODEL_MAPPING) > 30 and "hybrid" not in lm_eval.models.MODEL_MAPPING
-assert model_registry._objs["hybrid"] == "lm_eval_hybrid.model:HybridLM"
+assert model_registry._objs["hybrid"] == "lm_eval_hybrid.harness.hybrid_lm:HybridLM"
 assert not {"torch", "transformers", "nnsight"} & set(sys.modules)
 assert get_model("dummy").__name__ == "DummyLM"
 """
@@ -76,7 +76,7 @@ for module in (lm_eval.models, lm_eval.tasks):
 FOLDERS = """
 from pathlib import Path
 import lm_eval.tasks.manager as manager
-from lm_eval_hybrid.paths import tasks_dir
+from lm_eval_hybrid.common.paths import tasks_dir
 stock, ours, read = Path(manager.__file__).parent, tasks_dir(), []
 manager.TaskIndex.build = staticmethod(lambda paths: read.append(list(paths)) or {})
 def folders(*args, **kwargs):
@@ -132,7 +132,7 @@ def test_the_off_switch_leaves_no_finder() -> None:
 def test_faults_of_ours_are_logged_and_the_harness_goes_on() -> None:
     code = """
 import sys
-sys.modules["lm_eval_hybrid.paths"] = None  # importing it now fails
+sys.modules["lm_eval_hybrid.common.paths"] = None  # importing it now fails
 import lm_eval.api.registry as registry
 register = registry.model_registry.register
 def refuse(name, target):

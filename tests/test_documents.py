@@ -72,7 +72,7 @@ NODES = [c for c in SHOWN if "--nnodes" in c]  # tests/test_data_parallel.py run
 TWO = "torchrun --nproc-per-node 2 -m"
 SLOW = (
     *("lm_eval", "lm-eval-hybrid run", "lm-eval-hybrid rerun", "lm-eval-hybrid plan", "accelerate"),
-    *(f"{TWO} lm_eval ", f"{TWO} lm_eval_hybrid.cli run"),
+    *(f"{TWO} lm_eval ", f"{TWO} lm_eval_hybrid.commands.main run"),
 )
 RUNS = [
     pytest.param(c, marks=pytest.mark.slow if c.startswith(SLOW) else ())
@@ -127,10 +127,10 @@ def _write_rows(path: Path, rows: list[dict[str, object]]) -> None:
 
 def _shelve(folder: Path) -> None:
     """What docs/bundles.md names: bundles, copies of them, a packed one, a control vector, runs to record."""
-    from lm_eval_hybrid.behaviors import archive
-    from lm_eval_hybrid.behaviors.bundle import Bundle
-    from lm_eval_hybrid.behaviors.formats import gguf
-    from lm_eval_hybrid.behaviors.formats.wanted import Chosen
+    from lm_eval_hybrid.bundles.bundle import Bundle
+    from lm_eval_hybrid.bundles.formats import gguf
+    from lm_eval_hybrid.bundles.formats.wanted import Chosen
+    from lm_eval_hybrid.bundles.store import archive
 
     bundle = Bundle.load(folder / "bundle")
     plan, *others = bundle.manifest.behaviors
@@ -205,8 +205,8 @@ def test_the_demo_ends_in_its_table(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_discovery_reproduces_the_shipped_bundle(tmp_path: Path) -> None:
     """The same behaviors and nearly the same tensors, whatever the number of threads: sums differ in last bits."""
-    from lm_eval_hybrid.behaviors.bundle import Bundle
-    from lm_eval_hybrid.cli import main
+    from lm_eval_hybrid.bundles.bundle import Bundle
+    from lm_eval_hybrid.commands.main import main
 
     main(["discover", "--recipe", "embedded", "--out", str(tmp_path / "embedded" / "2.0.0")])
     made, shipped = (Bundle.load(folder / "embedded" / "2.0.0") for folder in (tmp_path, ROOT / "behaviors"))

@@ -192,7 +192,7 @@ def test_the_harness_knows_an_editable_install(editable: Environment, stock: dic
 
 def test_a_regular_install_can_save_a_bundle(regular: Environment, tmp_path: Path) -> None:
     code = (
-        "from lm_eval_hybrid.behaviors.bundle import Bundle; from lm_eval_hybrid.behaviors.resolve import resolve; "
+        "from lm_eval_hybrid.bundles.bundle import Bundle; from lm_eval_hybrid.bundles.store.resolve import resolve; "
         f"print(Bundle.load(resolve('embedded')).save({str(tmp_path / 'copy')!r}).identity)"
     )
     assert regular.run("-c", code).stdout.startswith("embedded@")
@@ -246,8 +246,8 @@ assert any(path.name == "LICENSE" for path in ours.files)
 print(json.dumps({f"{point.group}:{point.name}": point.value for point in ours.entry_points}))
 """
     assert json.loads(regular.run("-c", code).stdout) == {
-        "console_scripts:lm-eval-hybrid": "lm_eval_hybrid.cli:main",
-        "lm_eval.models:hybrid": "lm_eval_hybrid.model:HybridLM",
+        "console_scripts:lm-eval-hybrid": "lm_eval_hybrid.commands.main:main",
+        "lm_eval.models:hybrid": "lm_eval_hybrid.harness.hybrid_lm:HybridLM",
     }
     assert (regular.folder / "bin" / "lm-eval-hybrid").is_file()
 
@@ -285,7 +285,7 @@ def test_all_stock_tasks_stay_as_they_are(tree: Path, whole: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_the_model_is_the_one_that_the_registry_gives(regular: Environment) -> None:
     code = "from lm_eval.api.registry import get_model; print(get_model('hybrid'))"
-    assert regular.run("-c", code).stdout == "<class 'lm_eval_hybrid.model.HybridLM'>\n"
+    assert regular.run("-c", code).stdout == "<class 'lm_eval_hybrid.harness.hybrid_lm.HybridLM'>\n"
 
 
 @pytest.mark.slow

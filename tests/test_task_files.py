@@ -13,10 +13,11 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks import __file__ as stock_init
 
-from lm_eval_hybrid import autoload, paths
-from lm_eval_hybrid.errors import HybridError
-from lm_eval_hybrid.evaluation import exemplars
-from lm_eval_hybrid.model import HybridLM
+from lm_eval_hybrid import autoload
+from lm_eval_hybrid.common import paths
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.harness.hybrid_lm import HybridLM
+from lm_eval_hybrid.scoring import exemplars
 from tests.tiny_system import write_system
 
 STOCK = Path(stock_init).parent

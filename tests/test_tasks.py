@@ -16,15 +16,16 @@ from lm_eval.__main__ import cli_evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks import __file__ as stock_init
 
-from lm_eval_hybrid import autoload, paths
-from lm_eval_hybrid.backends.sources import Source
-from lm_eval_hybrid.behaviors.bundle import Bundle
-from lm_eval_hybrid.behaviors.manifest import Prompt
-from lm_eval_hybrid.behaviors.suite import compose
+from lm_eval_hybrid import autoload
+from lm_eval_hybrid.bundles.bundle import Bundle
+from lm_eval_hybrid.bundles.manifest import Prompt
+from lm_eval_hybrid.bundles.suite import compose
+from lm_eval_hybrid.common import paths
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.decoding.records import TokenRecord
 from lm_eval_hybrid.decoding.steering import Steering
-from lm_eval_hybrid.decoding.trace import TokenRecord
-from lm_eval_hybrid.errors import HybridError
-from lm_eval_hybrid.model import HybridLM
+from lm_eval_hybrid.harness.hybrid_lm import HybridLM
+from lm_eval_hybrid.models.sources import Source
 from tests import shared_data
 from tests.oracle.naive import NaivePolicy, NaiveSteering, naive_score
 from tests.shared_data import ROOT

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lm_eval_hybrid.behaviors.bundle import Bundle
-from lm_eval_hybrid.behaviors.compatibility import model_card
-from lm_eval_hybrid.behaviors.manifest import Behavior, Manifest, Prompt, Sae, Steering, Training
+from lm_eval_hybrid.bundles.bundle import Bundle
+from lm_eval_hybrid.bundles.compatibility import model_card
+from lm_eval_hybrid.bundles.manifest import Behavior, Manifest, Prompt, Sae, Steering, Training
 
 WIDTH, LAYERS, LATENTS, CONTEXT = 32, 4, 3, 16384
 NEWLINE, SPACE = "Ċ", "Ġ"  # as a byte-level vocabulary writes them

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from lm_eval_hybrid.decoding.trace import Finish, Generation, TokenRecord
-from lm_eval_hybrid.decoding.transcript import Transcript
+from lm_eval_hybrid.decoding.records import Finish, Generation, TokenRecord
+from lm_eval_hybrid.decoding.tokens.transcript import Transcript
 
 
 class Fact(NamedTuple):

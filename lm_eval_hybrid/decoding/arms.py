@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.policy import Policy
-from lm_eval_hybrid.errors import HybridError
 
 _CHANGES: dict[str, dict[str, Any]] = {
     "base": {"gate": "never"},

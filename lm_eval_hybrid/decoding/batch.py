@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lm_eval_hybrid.decoding.answer import Fact
 from lm_eval_hybrid.decoding.aside import Aside
-from lm_eval_hybrid.decoding.choosing import NONE, Candidates, Place, present
+from lm_eval_hybrid.decoding.chooser import NONE, Candidates, Place, present
 from lm_eval_hybrid.decoding.row import Row
 from lm_eval_hybrid.decoding.sides import BaseSide, Drafts, ThinkingSide
 from lm_eval_hybrid.decoding.system import System

@@ -13,25 +13,25 @@ from typing import cast
 
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-from lm_eval_hybrid.backends.ndif.model import NdifModel
-from lm_eval_hybrid.backends.protocol import Backend
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.answer import Answer
 from lm_eval_hybrid.decoding.aside import Aside
 from lm_eval_hybrid.decoding.batch import Batch
-from lm_eval_hybrid.decoding.bridge import Bridge
-from lm_eval_hybrid.decoding.choosing import Chooser
+from lm_eval_hybrid.decoding.chooser import Chooser
+from lm_eval_hybrid.decoding.draft_length import LONGEST, LONGEST_REMOTE, Pace
 from lm_eval_hybrid.decoding.local import LocalBase, LocalThinking
-from lm_eval_hybrid.decoding.pace import LONGEST, LONGEST_REMOTE, Pace
+from lm_eval_hybrid.decoding.ndif.drafting import RemoteBase, RemoteThinking
 from lm_eval_hybrid.decoding.policy import Policy
-from lm_eval_hybrid.decoding.remote import RemoteBase, RemoteThinking
+from lm_eval_hybrid.decoding.records import Generation
 from lm_eval_hybrid.decoding.request import Prompt, Request
 from lm_eval_hybrid.decoding.row import Row
 from lm_eval_hybrid.decoding.scoring import score
 from lm_eval_hybrid.decoding.sides import BaseSide, ThinkingSide
 from lm_eval_hybrid.decoding.steering import Steering
 from lm_eval_hybrid.decoding.system import System
-from lm_eval_hybrid.decoding.trace import Generation
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.decoding.tokens.bridge import Bridge
+from lm_eval_hybrid.models.ndif.model import NdifModel
+from lm_eval_hybrid.models.protocol import Backend
 
 _log = logging.getLogger(__name__)
 

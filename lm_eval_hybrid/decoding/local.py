@@ -5,12 +5,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from lm_eval_hybrid.backends.protocol import Sequences
-from lm_eval_hybrid.decoding.choosing import Candidates, Place, present
+from lm_eval_hybrid.decoding.chooser import Candidates, Place, present
 from lm_eval_hybrid.decoding.row import Row
 from lm_eval_hybrid.decoding.sides import Drafts, Steps
 from lm_eval_hybrid.decoding.system import System
 from lm_eval_hybrid.decoding.views import BaseView, ThinkingView, read_thinking
+from lm_eval_hybrid.models.protocol import Sequences
 
 
 @dataclass

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from lm_eval_hybrid.behaviors.manifest import Gate, Select
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.bundles.manifest import Gate, Select
+from lm_eval_hybrid.common.errors import HybridError
 
 Emit = Literal["candidate", "thinking"]
 Category = Literal["sae", "random", "none"]

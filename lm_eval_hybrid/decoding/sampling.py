@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.draws import draw
-from lm_eval_hybrid.errors import HybridError
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Sampling:
         return chances(logits, self.temperature, self.top_k, self.top_p)
 
 
-# Plain functions: they are also sent to a remote model's server, by their source (`backends/ndif/programs.py`).
+# Plain functions: they are also sent to a remote model's server, by their source (`portable/programs.py`).
 def drawn(logits: Tensor, temperature: float, top_k: int, top_p: float, level: float) -> int:
     """The token of logits [vocab] at which the cumulative distribution, in the order of ids, passes `level`."""
     found = chances(logits, temperature, top_k, top_p)

@@ -7,11 +7,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lm_eval_hybrid.backends.protocol import Sequences
-from lm_eval_hybrid.decoding.choosing import Place, present
+from lm_eval_hybrid.decoding.chooser import Place, present
 from lm_eval_hybrid.decoding.request import Prompt
 from lm_eval_hybrid.decoding.system import System
 from lm_eval_hybrid.decoding.views import BaseView, ThinkingView, read_thinking
+from lm_eval_hybrid.models.protocol import Sequences
 
 
 @dataclass

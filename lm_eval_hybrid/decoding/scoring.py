@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lm_eval_hybrid.backends.ndif.model import NdifModel
-from lm_eval_hybrid.decoding.choosing import Place, present
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.decoding.chooser import Place, present
 from lm_eval_hybrid.decoding.draws import context_digest
-from lm_eval_hybrid.decoding.remote_scorers import RemoteBaseScorer, RemoteThinkingScorer
+from lm_eval_hybrid.decoding.ndif.scoring import RemoteBaseScorer, RemoteThinkingScorer
 from lm_eval_hybrid.decoding.request import Prompt
 from lm_eval_hybrid.decoding.scorers import (
     BaseScorer,
@@ -23,7 +23,7 @@ from lm_eval_hybrid.decoding.scorers import (
 )
 from lm_eval_hybrid.decoding.system import System
 from lm_eval_hybrid.decoding.views import BaseView, ThinkingView
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.models.ndif.model import NdifModel
 
 PIECE = 64
 """Tokens of each text that are read at once: what is said after each is kept until all is scored."""

@@ -1,13 +1,13 @@
 """The two models of a batch, as the batch asks them: where a model is makes a difference here and nowhere else.
 
 A model in this process is asked step by step and keeps what it has read. A model on a server keeps nothing between
-requests, so it is asked as seldom as can be (`decoding/remote.py`).
+requests, so it is asked as seldom as can be (`decoding/ndif/drafting.py`).
 """
 
 from collections.abc import Sequence
 from typing import Protocol
 
-from lm_eval_hybrid.decoding.choosing import Candidates, Place
+from lm_eval_hybrid.decoding.chooser import Candidates, Place
 from lm_eval_hybrid.decoding.row import Row
 from lm_eval_hybrid.decoding.views import BaseView, ThinkingView
 

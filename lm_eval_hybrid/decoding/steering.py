@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from lm_eval_hybrid.decoding.coefficient import Network, coefficient
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.policy import Directions
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.portable.coefficient import Network, coefficient
 
 if TYPE_CHECKING:
-    from lm_eval_hybrid.behaviors.bundle import Bundle
-    from lm_eval_hybrid.behaviors.manifest import Behavior
-    from lm_eval_hybrid.behaviors.suite import Part, Suite
+    from lm_eval_hybrid.bundles.bundle import Bundle
+    from lm_eval_hybrid.bundles.manifest import Behavior
+    from lm_eval_hybrid.bundles.suite import Part, Suite
 
 
 def normalize(residual: Tensor, mean: Tensor) -> Tensor:

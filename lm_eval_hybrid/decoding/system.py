@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lm_eval_hybrid.backends.ndif.model import NdifModel
-from lm_eval_hybrid.backends.protocol import Backend, Sequences
-from lm_eval_hybrid.decoding.bridge import Bridge
-from lm_eval_hybrid.decoding.choosing import Chooser
-from lm_eval_hybrid.decoding.pace import LONGEST, Pace
+from lm_eval_hybrid.decoding.chooser import Chooser
+from lm_eval_hybrid.decoding.draft_length import LONGEST, Pace
 from lm_eval_hybrid.decoding.steering import Steering
+from lm_eval_hybrid.decoding.tokens.bridge import Bridge
+from lm_eval_hybrid.models.ndif.model import NdifModel
+from lm_eval_hybrid.models.protocol import Backend, Sequences
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from lm_eval_hybrid.backends.protocol import Sequences
-from lm_eval_hybrid.decoding.bridge import Bridge
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.sampling import Sampling
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.decoding.tokens.bridge import Bridge
+from lm_eval_hybrid.models.protocol import Sequences
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,17 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from lm_eval_hybrid import __version__
-from lm_eval_hybrid.backends.local import LocalBackend
-from lm_eval_hybrid.behaviors.bundle import Bundle
-from lm_eval_hybrid.behaviors.compatibility import model_card
-from lm_eval_hybrid.behaviors.manifest import Behavior, Manifest, ModelCard, Steering, Training, first_problem
-from lm_eval_hybrid.behaviors.manifest import Sae as SaeCard
+from lm_eval_hybrid.bundles.bundle import Bundle
+from lm_eval_hybrid.bundles.compatibility import model_card
+from lm_eval_hybrid.bundles.manifest import Behavior, Manifest, ModelCard, Steering, Training, first_problem
+from lm_eval_hybrid.bundles.manifest import Sae as SaeCard
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.discovery.calibration import Setting
 from lm_eval_hybrid.discovery.found import Found
-from lm_eval_hybrid.discovery.pair import Pair
 from lm_eval_hybrid.discovery.recipe import Recipe
-from lm_eval_hybrid.discovery.traces import digest
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.discovery.traces.pair import Pair
+from lm_eval_hybrid.discovery.traces.traces import digest
+from lm_eval_hybrid.models.local import LocalBackend
 
 _UNKNOWN = Behavior(key="latent-0", latent=0, title="Latent 0", description="", examples=(), tensor="vector.latent-0")
 

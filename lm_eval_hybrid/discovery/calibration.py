@@ -14,21 +14,21 @@ import pydantic
 from pydantic import Field
 from tqdm import tqdm
 
-from lm_eval_hybrid import jsonl
-from lm_eval_hybrid.behaviors.files import write_file
-from lm_eval_hybrid.behaviors.manifest import Count, Index, Select
+from lm_eval_hybrid.bundles.manifest import Count, Index, Select
+from lm_eval_hybrid.common import jsonl
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.common.files import write_file
 from lm_eval_hybrid.decoding.arms import policy_for
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.policy import Policy
+from lm_eval_hybrid.decoding.records import Generation
 from lm_eval_hybrid.decoding.request import Request
 from lm_eval_hybrid.decoding.steering import Steering
-from lm_eval_hybrid.decoding.trace import Generation
-from lm_eval_hybrid.discovery.pair import Pair
-from lm_eval_hybrid.discovery.problems import Problem
-from lm_eval_hybrid.errors import HybridError
-from lm_eval_hybrid.evaluation.answers import same_expression, same_number, thought_is_open
-from lm_eval_hybrid.evaluation.gap import Gap, gap
-from lm_eval_hybrid.evaluation.scoring import is_right
+from lm_eval_hybrid.discovery.traces.pair import Pair
+from lm_eval_hybrid.discovery.traces.problems import Problem
+from lm_eval_hybrid.results.statistics import Gap, gap
+from lm_eval_hybrid.scoring.metrics import is_right
+from lm_eval_hybrid.scoring.reader.answers import same_expression, same_number, thought_is_open
 
 _CLOSED = {"frozen": True, "config": pydantic.ConfigDict(extra="forbid")}
 ROWS_FILE = "rows.jsonl"

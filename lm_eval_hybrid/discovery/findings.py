@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lm_eval_hybrid.behaviors.files import read_regular, write_file
-from lm_eval_hybrid.behaviors.manifest import KEY_PATTERN, Fraction, Index, Select, first_problem
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.bundles.manifest import KEY_PATTERN, Fraction, Index, Select, first_problem
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.common.files import read_regular, write_file
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,15 +4,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lm_eval_hybrid.behaviors.manifest import Behavior
+from lm_eval_hybrid.bundles.manifest import Behavior
+from lm_eval_hybrid.discovery.activations.rows import Rows
 from lm_eval_hybrid.discovery.calibration import Calibration
-from lm_eval_hybrid.discovery.effects import Effects
-from lm_eval_hybrid.discovery.fitted import Fitted
-from lm_eval_hybrid.discovery.gates import Gates
-from lm_eval_hybrid.discovery.grading import Grades
-from lm_eval_hybrid.discovery.rows import Rows
-from lm_eval_hybrid.discovery.sweep import Entry, Sweep
-from lm_eval_hybrid.discovery.traces import Trace
+from lm_eval_hybrid.discovery.taxonomy.grading import Grades
+from lm_eval_hybrid.discovery.taxonomy.sweep import Entry, Sweep
+from lm_eval_hybrid.discovery.traces.traces import Trace
+from lm_eval_hybrid.discovery.vectors.effects import Effects
+from lm_eval_hybrid.discovery.vectors.fitted import Fitted
+from lm_eval_hybrid.discovery.vectors.gates import Gates
 
 
 @dataclass(frozen=True)

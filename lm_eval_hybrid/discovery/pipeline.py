@@ -8,27 +8,31 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lm_eval_hybrid.backends.ndif.model import NdifModel
-from lm_eval_hybrid.behaviors.files import write_file
-from lm_eval_hybrid.behaviors.manifest import Behavior
+from lm_eval_hybrid.bundles.manifest import Behavior
+from lm_eval_hybrid.common.distributed import Ranks
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.common.files import write_file
 from lm_eval_hybrid.decoding.steering import Steering
-from lm_eval_hybrid.discovery import calibration, effects, gates, generating, naming, sources, store, vectors
+from lm_eval_hybrid.discovery import calibration
+from lm_eval_hybrid.discovery.activations import store
+from lm_eval_hybrid.discovery.activations.shards import Shards
 from lm_eval_hybrid.discovery.calibration import Calibration
-from lm_eval_hybrid.discovery.fitted import Fitted
 from lm_eval_hybrid.discovery.found import Found
-from lm_eval_hybrid.discovery.gates import Gates
-from lm_eval_hybrid.discovery.grading import Grades
-from lm_eval_hybrid.discovery.pair import Encoded, Pair
 from lm_eval_hybrid.discovery.plan import Plan
-from lm_eval_hybrid.discovery.ranks import Ranks
-from lm_eval_hybrid.discovery.segments import Segment
-from lm_eval_hybrid.discovery.shards import Shards
-from lm_eval_hybrid.discovery.steered import SteeredHere
-from lm_eval_hybrid.discovery.steered_there import SteeredThere
-from lm_eval_hybrid.discovery.sweep import Entry, LayerSweep, Sweep, sweep_layer
-from lm_eval_hybrid.discovery.traces import Trace
-from lm_eval_hybrid.discovery.vectors import Material
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.discovery.taxonomy import naming
+from lm_eval_hybrid.discovery.taxonomy.grading import Grades
+from lm_eval_hybrid.discovery.taxonomy.sweep import Entry, LayerSweep, Sweep, sweep_layer
+from lm_eval_hybrid.discovery.traces import generating, sources
+from lm_eval_hybrid.discovery.traces.pair import Encoded, Pair
+from lm_eval_hybrid.discovery.traces.traces import Trace
+from lm_eval_hybrid.discovery.vectors import effects, gates, vectors
+from lm_eval_hybrid.discovery.vectors.fitted import Fitted
+from lm_eval_hybrid.discovery.vectors.gates import Gates
+from lm_eval_hybrid.discovery.vectors.segments import Segment
+from lm_eval_hybrid.discovery.vectors.steered import SteeredHere
+from lm_eval_hybrid.discovery.vectors.steered_there import SteeredThere
+from lm_eval_hybrid.discovery.vectors.vectors import Material
+from lm_eval_hybrid.models.ndif.model import NdifModel
 
 log = logging.getLogger(__name__)
 READ = 8192  # sentences' activations that are encoded at once
@@ -170,7 +174,7 @@ class Run:
             return None
 
         def ask(folder: Path) -> None:
-            from lm_eval_hybrid.discovery import grading
+            from lm_eval_hybrid.discovery.taxonomy import grading
             from lm_eval_hybrid.judging import judge
             from lm_eval_hybrid.judging.cache import CachedJudge
 

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from lm_eval_hybrid.discovery.problems import Problem, draw
 from lm_eval_hybrid.discovery.recipe import Recipe
 from lm_eval_hybrid.discovery.stages import Stage, Workshop
-from lm_eval_hybrid.discovery.traces import Trace, digest
+from lm_eval_hybrid.discovery.traces.problems import Problem, draw
+from lm_eval_hybrid.discovery.traces.traces import Trace, digest
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lm_eval_hybrid.behaviors import strict_yaml
-from lm_eval_hybrid.behaviors.manifest import Count, Prompt, Words, first_problem
+from lm_eval_hybrid.bundles.manifest import Count, Prompt, Words, first_problem
+from lm_eval_hybrid.common import strict_yaml
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.discovery.calibration import CalibrationRecipe
-from lm_eval_hybrid.discovery.grading import TaxonomyJudge
-from lm_eval_hybrid.discovery.problems import Source
-from lm_eval_hybrid.discovery.sweep import SaeRecipe
-from lm_eval_hybrid.discovery.vectors import Likelihood, VectorRecipe
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.discovery.taxonomy.grading import TaxonomyJudge
+from lm_eval_hybrid.discovery.taxonomy.sweep import SaeRecipe
+from lm_eval_hybrid.discovery.traces.problems import Source
+from lm_eval_hybrid.discovery.vectors.vectors import Likelihood, VectorRecipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lm_eval_hybrid.behaviors.bundle import Bundle
-from lm_eval_hybrid.discovery import findings, naming
+from lm_eval_hybrid.bundles.bundle import Bundle
+from lm_eval_hybrid.discovery import findings
 from lm_eval_hybrid.discovery.findings import (
     CalibrationRow,
     Chosen,
@@ -19,7 +19,8 @@ from lm_eval_hybrid.discovery.findings import (
     SweepRow,
 )
 from lm_eval_hybrid.discovery.found import Found
-from lm_eval_hybrid.discovery.sae import unit_rows
+from lm_eval_hybrid.discovery.taxonomy import naming
+from lm_eval_hybrid.discovery.taxonomy.sae import unit_rows
 
 POINTS = 3000  # sentences on the map
 EXAMPLES = 8

@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
-from lm_eval_hybrid.behaviors.files import write_file
-from lm_eval_hybrid.errors import HybridError
-from lm_eval_hybrid.evaluation import outputs
-from lm_eval_hybrid.evaluation.comparison import compare
-from lm_eval_hybrid.evaluation.gap import RESAMPLES
-from lm_eval_hybrid.evaluation.runs import ArmRun, Runs
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.common.files import write_file
 from lm_eval_hybrid.experiment.plan import Experiment, read
 from lm_eval_hybrid.experiment.running import arm_folder, versions
+from lm_eval_hybrid.results import outputs
+from lm_eval_hybrid.results.comparison import compare
+from lm_eval_hybrid.results.runs import ArmRun, Runs
+from lm_eval_hybrid.results.statistics import RESAMPLES
 
 GAP_FILE = "gap.json"
 SCHEMA = 1

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lm_eval_hybrid.behaviors.files import write_file
-from lm_eval_hybrid.behaviors.manifest import Words, first_problem
+from lm_eval_hybrid.bundles.manifest import Words, first_problem
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.common.files import write_file
 from lm_eval_hybrid.decoding.arms import ARMS
-from lm_eval_hybrid.errors import HybridError
-from lm_eval_hybrid.evaluation.runs import WITHOUT
 from lm_eval_hybrid.harness.answers_file import SUFFIX
+from lm_eval_hybrid.results.runs import WITHOUT
 
 PLAN_FILE = "experiment.json"
 DONE_FILE = "done.json"

@@ -19,14 +19,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_hybrid.behaviors.files import write_file
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.common.files import write_file
 from lm_eval_hybrid.experiment.plan import DONE_FILE, Experiment, settle
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
-    from lm_eval_hybrid.model import HybridLM
+    from lm_eval_hybrid.harness.hybrid_lm import HybridLM
 
 log = logging.getLogger(__name__)
 PACKAGES = ("lm_eval_hybrid", "lm_eval", "torch", "transformers", "nnsight")
@@ -94,7 +94,7 @@ def _run(experiment: Experiment, folder: Path, todo: Sequence[tuple[str, list[st
 
     from lm_eval_hybrid.harness.answers_file import AnswersFile
     from lm_eval_hybrid.harness.arguments import HybridArguments
-    from lm_eval_hybrid.model import HybridLM
+    from lm_eval_hybrid.harness.hybrid_lm import HybridLM
 
     manager = TaskManager(include_path=experiment.include_path, metadata=experiment.metadata)
     _check_tasks(manager, experiment.tasks)

@@ -10,9 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lm_eval_hybrid import jsonl
-from lm_eval_hybrid.decoding.trace import TOKENS_SCHEMA, Generation, TokenRecord
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.common import jsonl
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.decoding.records import TOKENS_SCHEMA, Generation, TokenRecord
 
 SUFFIX = ".answers.jsonl"
 

@@ -14,15 +14,15 @@ from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 
-from lm_eval_hybrid.backends.ndif.server import Server
-from lm_eval_hybrid.behaviors.bundle import Bundle
-from lm_eval_hybrid.behaviors.compatibility import LEVELS
-from lm_eval_hybrid.behaviors.manifest import Steering
-from lm_eval_hybrid.behaviors.resolve import resolve
-from lm_eval_hybrid.behaviors.suite import POLICY, Choice, Suite, compose
+from lm_eval_hybrid.bundles.bundle import Bundle
+from lm_eval_hybrid.bundles.compatibility import LEVELS
+from lm_eval_hybrid.bundles.manifest import Steering
+from lm_eval_hybrid.bundles.store.resolve import resolve
+from lm_eval_hybrid.bundles.suite import POLICY, Choice, Suite, compose
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.arms import ARMS, policy_for
 from lm_eval_hybrid.decoding.policy import Policy
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.models.ndif.client import Server
 
 Numbers = str | int | float | Sequence[float]
 Names = str | Sequence[str]
@@ -59,7 +59,7 @@ class HybridArguments:
         base_device, thinking_device: where each of them goes, as `cuda:1` or `cpu`, over HFLM's `device`.
         base_backend, thinking_backend: whether a model is in this process (local) or on an NDIF server (remote).
         ndif_host: the server; None: that of NDIF_HOST, or of nnsight's configuration. Its key is NDIF_API_KEY's.
-        ndif_timeout, ndif_patience: see `lm_eval_hybrid.backends.ndif.server.Server`.
+        ndif_timeout, ndif_patience: see `lm_eval_hybrid.models.ndif.client.Server`.
 
     Raises:
         HybridError: an unknown arm, thinking_prompt or strict, or a seed that is no whole number.

@@ -12,8 +12,8 @@ from accelerate.utils.memory import should_reduce_batch_size
 from lm_eval.models.utils_hf import clear_torch_cache
 from transformers import PreTrainedModel
 
-from lm_eval_hybrid.errors import HybridError
-from lm_eval_hybrid.planning.sizes import numbers_a_token
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.models.sizes import numbers_a_token
 
 _log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import os
 import sys
 from types import TracebackType
 
-from lm_eval_hybrid.errors import HybridError, show_plainly
+from lm_eval_hybrid.common.errors import HybridError, show_plainly
 
 # The harness's own words, before any request reaches a model (lm_eval/api/task.py).
 _NO_DOCUMENTS = "did not find any docs"

@@ -12,14 +12,14 @@ from accelerate.utils import convert_file_size_to_int
 from lm_eval.models.huggingface import HFLM
 from transformers import BitsAndBytesConfig
 
-from lm_eval_hybrid.backends.ndif.model import NdifModel
-from lm_eval_hybrid.backends.sources import Source
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.harness.arguments import HybridArguments
 from lm_eval_hybrid.harness.remote import as_hflm, remote_model
-from lm_eval_hybrid.planning import sizes
-from lm_eval_hybrid.planning.devices import Machine
-from lm_eval_hybrid.planning.placement import Need, Place, Wishes, place
+from lm_eval_hybrid.models import sizes
+from lm_eval_hybrid.models.devices import Machine
+from lm_eval_hybrid.models.ndif.model import NdifModel
+from lm_eval_hybrid.models.placement import Need, Place, Wishes, place
+from lm_eval_hybrid.models.sources import Source
 
 _log = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ def need(source: Source, theirs: Mapping[str, Any], tokens: int, read: bool = Tr
     """What a model takes with as many texts at once as the arguments say; one where that is left to the memory.
 
     Raises:
-        HybridError: see `lm_eval_hybrid.planning.sizes.size_of`.
+        HybridError: see `lm_eval_hybrid.models.sizes.size_of`.
     """
     asked = str(theirs.get("batch_size") or 1)
     rows = 1 if asked.startswith("auto") else int(asked)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from lm_eval.models.huggingface import HFLM
 
-from lm_eval_hybrid.behaviors.manifest import Prompt
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.bundles.manifest import Prompt
+from lm_eval_hybrid.common.errors import HybridError
 
 
 class Templated(str):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from lm_eval_hybrid.decoding.trace import Generation
+from lm_eval_hybrid.decoding.records import Generation
 
 
 class HybridAnswer(str):

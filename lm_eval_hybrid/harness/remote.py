@@ -7,10 +7,10 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from lm_eval_hybrid.backends.ndif.model import NdifModel
-from lm_eval_hybrid.backends.ndif.server import Server
-from lm_eval_hybrid.backends.sources import Source
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.models.ndif.client import Server
+from lm_eval_hybrid.models.ndif.model import NdifModel
+from lm_eval_hybrid.models.sources import Source
 
 ROWS = 8
 """Documents in flight where the harness is told `auto`: the server's memory is not seen from here."""

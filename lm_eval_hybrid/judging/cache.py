@@ -6,8 +6,8 @@ from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 
-from lm_eval_hybrid import jsonl
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.common import jsonl
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.judging.judge import Judge
 
 REPLIES_FILE = "judge.jsonl"

@@ -23,8 +23,8 @@ from urllib.error import URLError
 from tqdm import tqdm
 
 from lm_eval_hybrid import __version__
-from lm_eval_hybrid.behaviors.download import brief
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.bundles.store.download import brief
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.judging.judge import Judge
 from lm_eval_hybrid.judging.recipe import JudgeRecipe
 

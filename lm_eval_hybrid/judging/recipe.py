@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 import pydantic
 from pydantic import Field
 
-from lm_eval_hybrid.behaviors import strict_yaml
-from lm_eval_hybrid.behaviors.manifest import Count, Words, first_problem
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.bundles.manifest import Count, Words, first_problem
+from lm_eval_hybrid.common import strict_yaml
+from lm_eval_hybrid.common.errors import HybridError
 
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 

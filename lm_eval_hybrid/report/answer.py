@@ -9,10 +9,10 @@ from rich.columns import Columns
 from rich.console import Group
 from rich.text import Text
 
-from lm_eval_hybrid.decoding.trace import TokenRecord
-from lm_eval_hybrid.errors import HybridError
-from lm_eval_hybrid.evaluation.runs import Answer, ArmRun, Document, Runs
-from lm_eval_hybrid.report.text import printable
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.common.text import printable
+from lm_eval_hybrid.decoding.records import TokenRecord
+from lm_eval_hybrid.results.runs import Answer, ArmRun, Document, Runs
 
 # Backgrounds for black letters: light enough to read on, strong enough to be seen on white and on black.
 PALETTE = (

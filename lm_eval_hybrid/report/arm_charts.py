@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from lm_eval_hybrid.evaluation.comparison import ArmFigures
-from lm_eval_hybrid.evaluation.runs import WITHOUT
 from lm_eval_hybrid.report import figures
 from lm_eval_hybrid.report.charts import Axis, outline, svg, tag, ticks
+from lm_eval_hybrid.results.comparison import ArmFigures
+from lm_eval_hybrid.results.runs import WITHOUT
 
 _WIDEST = (-1.5, 2.5)  # of a gap's axis; few documents give intervals of many gaps
 _CIRCLE, _DIAMOND, _SQUARE = 0, 3, 2

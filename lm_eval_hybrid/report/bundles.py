@@ -10,10 +10,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from lm_eval_hybrid.behaviors.card import gap
-from lm_eval_hybrid.behaviors.manifest import Manifest, ModelCard
-from lm_eval_hybrid.behaviors.resolve import Listed
-from lm_eval_hybrid.report.text import printable
+from lm_eval_hybrid.bundles.card import gap
+from lm_eval_hybrid.bundles.manifest import Manifest, ModelCard
+from lm_eval_hybrid.bundles.store.resolve import Listed
+from lm_eval_hybrid.common.text import printable
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from lm_eval_hybrid.behaviors.files import write_file
-from lm_eval_hybrid.evaluation.comparison import ArmFigures, TaskComparison
-from lm_eval_hybrid.evaluation.gap import Gap
-from lm_eval_hybrid.evaluation.runs import WITHOUT, ArmRun, Runs
+from lm_eval_hybrid.common.files import write_file
 from lm_eval_hybrid.report import arm_charts, figures, provenance
 from lm_eval_hybrid.report.answer import PALETTE
 from lm_eval_hybrid.report.documents import CORE, Pack, numbered, pack
 from lm_eval_hybrid.report.page import digest, environment, writable
+from lm_eval_hybrid.results.comparison import ArmFigures, TaskComparison
+from lm_eval_hybrid.results.runs import WITHOUT, ArmRun, Runs
+from lm_eval_hybrid.results.statistics import Gap
 
 if TYPE_CHECKING:
     from jinja2 import Template

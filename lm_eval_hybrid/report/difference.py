@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lm_eval_hybrid.behaviors import versions
-from lm_eval_hybrid.behaviors.card import gap
-from lm_eval_hybrid.behaviors.difference import Change, Difference, Moved
-from lm_eval_hybrid.behaviors.manifest import Result
+from lm_eval_hybrid.bundles import versions
+from lm_eval_hybrid.bundles.card import gap
+from lm_eval_hybrid.bundles.difference import Change, Difference, Moved
+from lm_eval_hybrid.bundles.manifest import Result
 from lm_eval_hybrid.report.bundles import plain, plain_table
 
 _LONGEST = 160  # characters of a value

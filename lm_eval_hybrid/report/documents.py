@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Any
 
-from lm_eval_hybrid.decoding.trace import TokenRecord
-from lm_eval_hybrid.evaluation import lines
-from lm_eval_hybrid.evaluation.comparison import TaskComparison
-from lm_eval_hybrid.evaluation.runs import ArmRun, Runs
+from lm_eval_hybrid.decoding.records import TokenRecord
 from lm_eval_hybrid.report.page import writable
+from lm_eval_hybrid.results import lines
+from lm_eval_hybrid.results.comparison import TaskComparison
+from lm_eval_hybrid.results.runs import ArmRun, Runs
 
 LIMIT = 20_000_000  # bytes of all blocks of a page
 BLOCK_DOCUMENTS = 50

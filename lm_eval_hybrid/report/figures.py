@@ -1,7 +1,7 @@
 """Figures of a comparison in words: the cells that tables in the terminal, on the page and in papers share."""
 
-from lm_eval_hybrid.evaluation.comparison import ArmFigures, Share, TaskComparison
-from lm_eval_hybrid.evaluation.gap import Accuracy, Difference, Gap
+from lm_eval_hybrid.results.comparison import ArmFigures, Share, TaskComparison
+from lm_eval_hybrid.results.statistics import Accuracy, Difference, Gap
 
 ABSENT = "-"
 COLUMNS = (

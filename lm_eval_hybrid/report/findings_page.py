@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from lm_eval_hybrid.behaviors.files import write_file
+from lm_eval_hybrid.common.files import write_file
 from lm_eval_hybrid.discovery.findings import CalibrationRow, Findings, FoundBehavior, Step, SweepRow
 from lm_eval_hybrid.report import charts
 from lm_eval_hybrid.report.charts import Axis, Heat, Line

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm_eval_hybrid.behaviors.files import write_file
-from lm_eval_hybrid.errors import HybridError
-from lm_eval_hybrid.evaluation.comparison import ArmFigures, BehaviorUse, TaskComparison
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.common.files import write_file
 from lm_eval_hybrid.report import arm_charts, figures
 from lm_eval_hybrid.report.charts import clip
 from lm_eval_hybrid.report.page import writable
+from lm_eval_hybrid.results.comparison import ArmFigures, BehaviorUse, TaskComparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lm_eval_hybrid.evaluation.gap import RESAMPLES
-from lm_eval_hybrid.evaluation.runs import SETTINGS, WITHOUT, Runs
+from lm_eval_hybrid.results.runs import SETTINGS, WITHOUT, Runs
+from lm_eval_hybrid.results.statistics import RESAMPLES
 
 PACKAGES = ("lm_eval_hybrid", "lm_eval", "torch", "transformers", "nnsight")
 

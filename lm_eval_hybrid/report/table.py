@@ -4,13 +4,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from lm_eval_hybrid.behaviors.files import write_file
-from lm_eval_hybrid.errors import HybridError
-from lm_eval_hybrid.evaluation.comparison import TaskComparison
-from lm_eval_hybrid.evaluation.runs import Runs
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.common.files import write_file
 from lm_eval_hybrid.report import figures, provenance
 from lm_eval_hybrid.report.figures import COLUMNS
 from lm_eval_hybrid.report.page import writable
+from lm_eval_hybrid.results.comparison import TaskComparison
+from lm_eval_hybrid.results.runs import Runs
 
 _CAPTION = (
     "Accuracy with Wilson's 95% interval. Gap recovered: (arm - base) / (thinking - base), signed; it and differences "

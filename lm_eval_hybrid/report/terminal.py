@@ -8,10 +8,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lm_eval_hybrid.evaluation.comparison import ArmFigures, TaskComparison
-from lm_eval_hybrid.evaluation.runs import WITHOUT, Runs
 from lm_eval_hybrid.report import figures, provenance
 from lm_eval_hybrid.report.figures import ABSENT
+from lm_eval_hybrid.results.comparison import ArmFigures, TaskComparison
+from lm_eval_hybrid.results.runs import WITHOUT, Runs
 
 _NUMBERS = ("steered", "changed", "tokens/s", "docs")
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from benchmarks.activations import embedded, main, parsed, tokens_in_batches
-from lm_eval_hybrid.behaviors.manifest import Prompt
-from lm_eval_hybrid.discovery import store
-from lm_eval_hybrid.discovery.pair import Pair
-from lm_eval_hybrid.discovery.traces import Trace
+from lm_eval_hybrid.bundles.manifest import Prompt
+from lm_eval_hybrid.discovery.activations import store
+from lm_eval_hybrid.discovery.traces.pair import Pair
+from lm_eval_hybrid.discovery.traces.traces import Trace
 
 
 @pytest.mark.slow

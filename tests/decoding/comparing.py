@@ -9,14 +9,14 @@ from typing import Any
 from nnsight.intervention.backends.local import LocalSimulationBackend
 from nnsight.modeling.transformers import TransformersModel
 
-from lm_eval_hybrid.backends.local import LocalBackend
-from lm_eval_hybrid.backends.ndif.model import NdifModel
-from lm_eval_hybrid.backends.ndif.server import Traffic
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.policy import Policy
+from lm_eval_hybrid.decoding.records import Generation
 from lm_eval_hybrid.decoding.request import Prompt, Request
 from lm_eval_hybrid.decoding.steering import CoefficientNetwork, SparseEncoder, Steering
-from lm_eval_hybrid.decoding.trace import Generation
+from lm_eval_hybrid.models.local import LocalBackend
+from lm_eval_hybrid.models.ndif.client import Traffic
+from lm_eval_hybrid.models.ndif.model import NdifModel
 from tests.oracle.models import Pair, random_prompts, random_steering, tiny_pair
 from tests.oracle.naive import NaivePolicy, NaiveSteering, naive_generate, naive_score
 from tests.oracle.scoring import NaiveSampling

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm_eval_hybrid.backends.local import LocalSequences
 from lm_eval_hybrid.decoding.arms import ARMS, policy_for
 from lm_eval_hybrid.decoding.request import Prompt, Request
+from lm_eval_hybrid.models.local import LocalSequences
 from tests.decoding.comparing import DEFAULTS, PROMPTS, answers_of, assert_equal, check, decoder_of, naive, pair_of
 from tests.oracle.models import FAMILIES, mixed_pair, random_prompts, random_steering
 
@@ -110,7 +110,7 @@ def test_drafts_grow_where_the_models_agree() -> None:
             return super().read(tokens, counts)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lm_eval_hybrid.backends.local.LocalSequences", Counted)
+        patch.setattr("lm_eval_hybrid.models.local.LocalSequences", Counted)
         check(pair, DEFAULTS, PROMPTS[:2], new=40)
     assert passes["base"] <= 40 + 16
     assert passes["thinking"] < passes["base"] / 3

@@ -4,8 +4,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lm_eval_hybrid.decoding.bridge import Bridge
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.decoding.tokens.bridge import Bridge
 from tests.shared_data import DATA
 
 

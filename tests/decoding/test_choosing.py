@@ -1,6 +1,6 @@
 import torch
 
-from lm_eval_hybrid.decoding.choosing import Chooser
+from lm_eval_hybrid.decoding.chooser import Chooser
 from lm_eval_hybrid.decoding.policy import Policy
 from tests.decoding.comparing import of_package
 from tests.oracle.models import random_steering, tiny_pair

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm_eval_hybrid.backends.local import LocalBackend
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.arms import ARMS, policy_for
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.policy import Policy
 from lm_eval_hybrid.decoding.request import Prompt, Request
 from lm_eval_hybrid.decoding.steering import SparseEncoder, Steering
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.models.local import LocalBackend
 from tests.oracle.models import CONTEXT, Pair, random_prompts, random_steering, tiny_pair, tiny_tokenizer
 from tests.oracle.naive import read, read_steered
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm_eval_hybrid.backends.local import LocalBackend, LocalSequences
 from lm_eval_hybrid.decoding.arms import ARMS, policy_for
 from lm_eval_hybrid.decoding.aside import Aside
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.local import LocalBase, LocalThinking
 from lm_eval_hybrid.decoding.request import Prompt, Request
 from lm_eval_hybrid.decoding.sampling import Sampling
+from lm_eval_hybrid.models.local import LocalBackend, LocalSequences
 from tests.decoding.comparing import (
     DEFAULTS,
     PROMPTS,

@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.arms import ARMS, policy_for
 from lm_eval_hybrid.decoding.policy import Policy
-from lm_eval_hybrid.errors import HybridError
 
 POLICY = Policy(coefficients=(0.5, 1.0), windows=(1, 0), gate_rate=0.1)
 

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from lm_eval_hybrid.decoding import remote_reader, remote_view, views
+from lm_eval_hybrid.decoding import views
 from lm_eval_hybrid.decoding.arms import ARMS, policy_for
+from lm_eval_hybrid.decoding.ndif import reader as remote_reader
+from lm_eval_hybrid.decoding.ndif import views as remote_view
 from lm_eval_hybrid.decoding.request import Prompt, Request
 from lm_eval_hybrid.decoding.sampling import Sampling
 from tests.decoding.comparing import (

@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.arms import policy_for
 from lm_eval_hybrid.decoding.request import Request
 from lm_eval_hybrid.decoding.sampling import Sampling
-from lm_eval_hybrid.errors import HybridError
 from tests.decoding.comparing import DEFAULTS, PROMPTS, answers_of, assert_equal, decoder_of, naive, pair_of
 from tests.oracle.models import random_steering
 

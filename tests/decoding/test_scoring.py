@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.arms import ARMS, policy_for
 from lm_eval_hybrid.decoding.request import Prompt
-from lm_eval_hybrid.errors import HybridError
 from tests.decoding.comparing import DEFAULTS, PROMPTS, decoder_of, naively_scored, pair_of, remote_decoder_of
 from tests.oracle.models import random_prompts, random_steering
 
@@ -57,7 +57,7 @@ def test_scores_of_models_on_a_server(arm: str, sides: tuple[bool, bool]) -> Non
 
 @pytest.mark.parametrize("family", ["mistral", "gpt2", "gemma3"])
 def test_a_server_that_knows_few_likely_tokens(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lm_eval_hybrid.decoding.remote_reader.JUDGED", 2)
+    monkeypatch.setattr("lm_eval_hybrid.decoding.ndif.reader.JUDGED", 2)
     monkeypatch.setattr("lm_eval_hybrid.decoding.scoring.REMOTE_PIECE", 5)
     monkeypatch.setattr("lm_eval_hybrid.decoding.scoring._REMOTE_PLACES", 3)
     pair, policy = pair_of(family, 0), replace(DEFAULTS, windows=(0, 1, 8))

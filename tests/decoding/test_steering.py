@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from lm_eval_hybrid.behaviors.bundle import Bundle
-from lm_eval_hybrid.behaviors.manifest import Manifest
-from lm_eval_hybrid.behaviors.suite import compose
+from lm_eval_hybrid.bundles.bundle import Bundle
+from lm_eval_hybrid.bundles.manifest import Manifest
+from lm_eval_hybrid.bundles.suite import compose
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.steering import CoefficientNetwork, SparseEncoder, Steering
-from lm_eval_hybrid.errors import HybridError
 from tests.oracle import naive
 from tests.oracle.models import Pair, random_steering, tiny_pair
 

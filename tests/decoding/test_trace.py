@@ -1,4 +1,4 @@
-from lm_eval_hybrid.decoding.trace import Generation, TokenRecord
+from lm_eval_hybrid.decoding.records import Generation, TokenRecord
 
 
 def record(position: int, steered: bool, changed: bool, behavior: str | None = None) -> TokenRecord:

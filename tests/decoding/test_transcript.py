@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from lm_eval_hybrid.decoding.transcript import Transcript
+from lm_eval_hybrid.decoding.tokens.transcript import Transcript
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import torch
 
-from lm_eval_hybrid.backends.local import LocalBackend
-from lm_eval_hybrid.behaviors.manifest import Prompt
+from lm_eval_hybrid.bundles.manifest import Prompt
+from lm_eval_hybrid.common.distributed import Ranks
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.steering import SparseEncoder
-from lm_eval_hybrid.discovery import gates, shards, sources, store
-from lm_eval_hybrid.discovery.pair import Pair
-from lm_eval_hybrid.discovery.ranks import Ranks
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.discovery.activations import shards, store
+from lm_eval_hybrid.discovery.traces import sources
+from lm_eval_hybrid.discovery.traces.pair import Pair
+from lm_eval_hybrid.discovery.vectors import gates
+from lm_eval_hybrid.models.local import LocalBackend
 from tests.tiny_system import WIDTH, tiny_model, tiny_tokenizer
 
 LAYERS = (2, 0)

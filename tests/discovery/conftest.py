@@ -5,11 +5,11 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from lm_eval_hybrid.backends.local import LocalBackend
-from lm_eval_hybrid.behaviors.manifest import Prompt
-from lm_eval_hybrid.discovery.generating import generate
-from lm_eval_hybrid.discovery.pair import Pair
-from lm_eval_hybrid.discovery.traces import Trace
+from lm_eval_hybrid.bundles.manifest import Prompt
+from lm_eval_hybrid.discovery.traces.generating import generate
+from lm_eval_hybrid.discovery.traces.pair import Pair
+from lm_eval_hybrid.discovery.traces.traces import Trace
+from lm_eval_hybrid.models.local import LocalBackend
 from tests.tiny_system import tiny_model, tiny_tokenizer
 
 RAW = Prompt(thinking="raw")

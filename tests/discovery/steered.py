@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedModel
 
-from lm_eval_hybrid.backends.local import LocalBackend
 from lm_eval_hybrid.decoding.steering import SparseEncoder
-from lm_eval_hybrid.discovery import gates
-from lm_eval_hybrid.discovery.segments import Segment
-from lm_eval_hybrid.discovery.steered import SteeredHere
-from lm_eval_hybrid.discovery.vectors import Material
+from lm_eval_hybrid.discovery.vectors import gates
+from lm_eval_hybrid.discovery.vectors.segments import Segment
+from lm_eval_hybrid.discovery.vectors.steered import SteeredHere
+from lm_eval_hybrid.discovery.vectors.vectors import Material
+from lm_eval_hybrid.models.local import LocalBackend
 from tests.discovery.conftest import Studied
 from tests.oracle import models
 from tests.oracle.naive import blocks_of

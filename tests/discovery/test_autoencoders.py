@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm_eval_hybrid.discovery import autoencoders as module
-from lm_eval_hybrid.discovery import sae
-from lm_eval_hybrid.discovery.autoencoders import Trained, train_many
-from lm_eval_hybrid.discovery.sae import SaeRecipe
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.discovery.taxonomy import autoencoders as module
+from lm_eval_hybrid.discovery.taxonomy import sae
+from lm_eval_hybrid.discovery.taxonomy.autoencoders import Trained, train_many
+from lm_eval_hybrid.discovery.taxonomy.sae import SaeRecipe
 from tests.discovery.clusters import clusters
 
 RECIPE = SaeRecipe(layers=(0,), sizes=(5,), k=1, seeds=2, steps=150, tolerance=0.0)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 
-from lm_eval_hybrid.discovery.baselines import categories
-from lm_eval_hybrid.discovery.figures import Points
-from lm_eval_hybrid.discovery.sae import SaeRecipe, unit_rows
+from lm_eval_hybrid.discovery.taxonomy.baselines import categories
+from lm_eval_hybrid.discovery.taxonomy.figures import Points
+from lm_eval_hybrid.discovery.taxonomy.sae import SaeRecipe, unit_rows
 from tests.discovery.clusters import clusters
 
 RECIPE = SaeRecipe(layers=(0,), sizes=(5, 3), k=1, seeds=2, dimensions=4)

@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.discovery import bundling
-from lm_eval_hybrid.errors import HybridError
 from tests.discovery.conftest import Studied
 from tests.discovery.test_pipeline import recipe
 

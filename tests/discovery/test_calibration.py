@@ -10,23 +10,23 @@ from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lm_eval_hybrid import paths
-from lm_eval_hybrid.backends.local import LocalBackend
-from lm_eval_hybrid.behaviors.bundle import Bundle
-from lm_eval_hybrid.behaviors.manifest import Prompt
-from lm_eval_hybrid.behaviors.suite import compose
+from lm_eval_hybrid.bundles.bundle import Bundle
+from lm_eval_hybrid.bundles.manifest import Prompt
+from lm_eval_hybrid.bundles.suite import compose
+from lm_eval_hybrid.common import paths
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding import request
 from lm_eval_hybrid.decoding.arms import policy_for
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.steering import Steering
 from lm_eval_hybrid.discovery.calibration import ROWS_FILE, Calibration, CalibrationRecipe, Setting, calibrate
-from lm_eval_hybrid.discovery.pair import Pair
-from lm_eval_hybrid.discovery.problems import Problem, Source, draw
-from lm_eval_hybrid.errors import HybridError
-from lm_eval_hybrid.evaluation.answers import THOUGHT_END, final_answer
-from lm_eval_hybrid.evaluation.gap import gap
+from lm_eval_hybrid.discovery.traces.pair import Pair
+from lm_eval_hybrid.discovery.traces.problems import Problem, Source, draw
+from lm_eval_hybrid.harness.hybrid_lm import HybridLM
 from lm_eval_hybrid.harness.records import HybridAnswer
-from lm_eval_hybrid.model import HybridLM
+from lm_eval_hybrid.models.local import LocalBackend
+from lm_eval_hybrid.results.statistics import gap
+from lm_eval_hybrid.scoring.reader.answers import THOUGHT_END, final_answer
 from tests.discovery.conftest import RAW, Studied
 from tests.tiny_system import CHAT_TEMPLATE, TinySystem, write_system
 

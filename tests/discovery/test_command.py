@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from lm_eval_hybrid.behaviors import contents
-from lm_eval_hybrid.behaviors.bundle import Bundle
-from lm_eval_hybrid.cli import main
+from lm_eval_hybrid.bundles import contents
+from lm_eval_hybrid.bundles.bundle import Bundle
+from lm_eval_hybrid.commands.discover import STEPS
+from lm_eval_hybrid.commands.main import main
 from lm_eval_hybrid.discovery import findings
-from lm_eval_hybrid.discovery.command import STEPS
 from tests.discovery.conftest import Studied
 from tests.discovery.test_pipeline import recipe, stages_in, times_of, write_problems
 from tests.tiny_system import write_system

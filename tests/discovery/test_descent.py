@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from lm_eval_hybrid.discovery.descent import Descent, Losses, Point, Rules, Task
-from lm_eval_hybrid.discovery.pasts import Pasts
-from lm_eval_hybrid.discovery.segments import Pack, Segment, pack, steered_logits
+from lm_eval_hybrid.discovery.vectors.descent import Descent, Losses, Point, Rules, Task
+from lm_eval_hybrid.discovery.vectors.pasts import Pasts
+from lm_eval_hybrid.discovery.vectors.segments import Pack, Segment, pack, steered_logits
 from tests.discovery.steered import LATENTS, WIDTH, backend_of, rows_of_tokens, some_segments
 
 RULES = Rules(epochs=4, batch=1, patience=10, seed=3)
@@ -127,7 +127,7 @@ def test_a_descent_that_was_killed_time_and_again_ends_in_the_same_bits(tmp_path
 
 def test_no_kept_past_is_needed_for_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(tmp_path / "whole")
-    monkeypatch.setattr("lm_eval_hybrid.discovery.pasts.ROOM", 0)
+    monkeypatch.setattr("lm_eval_hybrid.discovery.vectors.pasts.ROOM", 0)
     assert_same(run(tmp_path / "bare"), whole)
 
 
@@ -199,7 +199,7 @@ def test_steps_follow_a_cosine(tmp_path: Path) -> None:
 def test_several_passes_of_a_step_give_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rules = replace(RULES, epochs=1, batch=3)
     one = run(tmp_path / "one", rules=rules)
-    monkeypatch.setattr("lm_eval_hybrid.discovery.segments.TOKENS", 5)
+    monkeypatch.setattr("lm_eval_hybrid.discovery.vectors.segments.TOKENS", 5)
     several = run(tmp_path / "several", rules=rules)
     assert several[0][1].held_out == pytest.approx(one[0][1].held_out, rel=1e-5) != one[0][0].held_out
     assert several[0][1].loss == pytest.approx(one[0][1].loss, rel=1e-5)

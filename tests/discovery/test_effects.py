@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from lm_eval_hybrid.decoding.steering import CoefficientNetwork
-from lm_eval_hybrid.discovery import segments
-from lm_eval_hybrid.discovery.effects import Effects, measure
-from lm_eval_hybrid.discovery.fitted import Fitted
-from lm_eval_hybrid.discovery.vectors import Material
+from lm_eval_hybrid.discovery.vectors import segments
+from lm_eval_hybrid.discovery.vectors.effects import Effects, measure
+from lm_eval_hybrid.discovery.vectors.fitted import Fitted
+from lm_eval_hybrid.discovery.vectors.vectors import Material
 from tests.discovery.conftest import Studied
 from tests.discovery.steered import DEAF, LATENTS, LAYER, WIDTH, material_of, naively, unsteered
 

@@ -7,7 +7,7 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 from torch import Tensor
 from torch.nn import functional as F
 
-from lm_eval_hybrid.discovery.figures import LEAST, Figures, Points, silhouette, stability, told
+from lm_eval_hybrid.discovery.taxonomy.figures import LEAST, Figures, Points, silhouette, stability, told
 
 SIZE = 4
 

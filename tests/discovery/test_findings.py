@@ -6,9 +6,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.discovery import findings
 from lm_eval_hybrid.discovery.findings import Findings, map_points, shorten, transitions
-from lm_eval_hybrid.errors import HybridError
 
 
 @pytest.fixture

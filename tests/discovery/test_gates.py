@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm_eval_hybrid.backends.local import LocalBackend
+from lm_eval_hybrid.common.distributed import Ranks
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.policy import Policy
 from lm_eval_hybrid.decoding.steering import SparseEncoder
-from lm_eval_hybrid.discovery import gates as module
-from lm_eval_hybrid.discovery import shards as shards_module
-from lm_eval_hybrid.discovery.gates import NONE, TOP, Gates, fill, load
-from lm_eval_hybrid.discovery.pair import Encoded, Pair
-from lm_eval_hybrid.discovery.ranks import Ranks
-from lm_eval_hybrid.discovery.traces import Trace
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.discovery.activations import shards as shards_module
+from lm_eval_hybrid.discovery.traces.pair import Encoded, Pair
+from lm_eval_hybrid.discovery.traces.traces import Trace
+from lm_eval_hybrid.discovery.vectors import gates as module
+from lm_eval_hybrid.discovery.vectors.gates import NONE, TOP, Gates, fill, load
+from lm_eval_hybrid.models.local import LocalBackend
 from tests.discovery.collecting import SAE_LAYER, random_encoder
 from tests.discovery.conftest import RAW, Studied
 from tests.oracle.crossing import OneVocabulary, bridge_of

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lm_eval_hybrid.backends.local import LocalBackend
-from lm_eval_hybrid.behaviors.manifest import Prompt
-from lm_eval_hybrid.discovery import generating, sources
-from lm_eval_hybrid.discovery.generating import generate
-from lm_eval_hybrid.discovery.pair import Pair
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.bundles.manifest import Prompt
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.discovery.traces import generating, sources
+from lm_eval_hybrid.discovery.traces.generating import generate
+from lm_eval_hybrid.discovery.traces.pair import Pair
+from lm_eval_hybrid.models.local import LocalBackend
 from tests.discovery.conftest import RAW, Studied, bos_tokenizer
 from tests.tiny_system import CHAT_TEMPLATE, tiny_model, tiny_tokenizer
 

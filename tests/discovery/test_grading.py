@@ -8,8 +8,8 @@ import pydantic
 import pytest
 import torch
 
-from lm_eval_hybrid.discovery.grading import Grades, TaxonomyJudge, estimate, grade
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.discovery.taxonomy.grading import Grades, TaxonomyJudge, estimate, grade
 from lm_eval_hybrid.judging.cache import CachedJudge
 from lm_eval_hybrid.judging.judge import load
 from tests.judging.judge_server import RULES, Fault, JudgeServer, rule, says

@@ -4,9 +4,9 @@ import math
 import pytest
 import torch
 
-from lm_eval_hybrid.discovery.grading import Grades
-from lm_eval_hybrid.discovery.naming import exemplars, keywords, name
-from lm_eval_hybrid.evaluation.gap import accuracy
+from lm_eval_hybrid.discovery.taxonomy.grading import Grades
+from lm_eval_hybrid.discovery.taxonomy.naming import exemplars, keywords, name
+from lm_eval_hybrid.results.statistics import accuracy
 
 
 def one_hot(*latents: int, of: int) -> torch.Tensor:

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lm_eval_hybrid.backends.local import LocalBackend
-from lm_eval_hybrid.behaviors.manifest import Prompt
-from lm_eval_hybrid.decoding.bridge import Bridge
-from lm_eval_hybrid.decoding.vocabulary import Vocabulary
-from lm_eval_hybrid.discovery.pair import Encoded, Pair, fingerprint, prompt_ids
-from lm_eval_hybrid.discovery.traces import Trace, digest
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.bundles.manifest import Prompt
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.decoding.tokens.bridge import Bridge
+from lm_eval_hybrid.decoding.tokens.vocabulary import Vocabulary
+from lm_eval_hybrid.discovery.traces.pair import Encoded, Pair, fingerprint, prompt_ids
+from lm_eval_hybrid.discovery.traces.traces import Trace, digest
+from lm_eval_hybrid.models.local import LocalBackend
 from tests.discovery.conftest import RAW, Studied, bos_tokenizer
 from tests.oracle.crossing import NaiveBridge
 from tests.oracle.tokenizers import byte_level_tokenizer, metaspace_tokenizer

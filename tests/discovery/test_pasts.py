@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicCache
 
-from lm_eval_hybrid.backends.local import LocalBackend
-from lm_eval_hybrid.discovery import pasts as module
-from lm_eval_hybrid.discovery.pasts import Past, Pasts
+from lm_eval_hybrid.discovery.vectors import pasts as module
+from lm_eval_hybrid.discovery.vectors.pasts import Past, Pasts
+from lm_eval_hybrid.models.local import LocalBackend
 from tests.discovery.steered import backend_of, rows_of_tokens, unsteered
 
 LAYER = 1
@@ -93,7 +93,7 @@ def test_a_row_that_is_read_again_at_once_is_computed_once(monkeypatch: pytest.M
 
 
 def test_a_past_can_be_read_through_nnsight_too() -> None:
-    from lm_eval_hybrid.backends.passes import traced
+    from lm_eval_hybrid.models.forward import traced
 
     backend, rows = backend_of("gemma2"), rows_of_tokens()
     other = LocalBackend(backend.model._module, backend.tokenizer, traced)

@@ -9,20 +9,20 @@ import pytest
 import torch
 
 from lm_eval_hybrid import __version__
-from lm_eval_hybrid.backends.local import LocalBackend
-from lm_eval_hybrid.behaviors import contents
+from lm_eval_hybrid.bundles import contents
+from lm_eval_hybrid.commands.discover import STEPS
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.discovery import bundling
 from lm_eval_hybrid.discovery.calibration import ROWS_FILE
-from lm_eval_hybrid.discovery.command import STEPS
 from lm_eval_hybrid.discovery.found import Found
-from lm_eval_hybrid.discovery.pair import Pair
 from lm_eval_hybrid.discovery.pipeline import GRADES_FILE, TRACES_FILE, Run
 from lm_eval_hybrid.discovery.plan import Plan
 from lm_eval_hybrid.discovery.recipe import Recipe
 from lm_eval_hybrid.discovery.stages import DONE_FILE, Workshop
-from lm_eval_hybrid.discovery.traces import Trace, digest
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.discovery.traces.pair import Pair
+from lm_eval_hybrid.discovery.traces.traces import Trace, digest
 from lm_eval_hybrid.judging import endpoint
+from lm_eval_hybrid.models.local import LocalBackend
 from tests.discovery.conftest import RAW, Studied
 from tests.judging.judge_server import JudgeServer
 from tests.tiny_system import tiny_model, tiny_tokenizer

@@ -8,10 +8,10 @@ import datasets
 import pytest
 from pydantic import ValidationError
 
-from lm_eval_hybrid.discovery.problems import Problem, Source, draw
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.discovery.traces.problems import Problem, Source, draw
 from lm_eval_hybrid.embedded.corpus import prompt, unseen
-from lm_eval_hybrid.errors import HybridError
-from lm_eval_hybrid.evaluation.answers import number
+from lm_eval_hybrid.scoring.reader.answers import number
 from tests import shared_data
 
 GSM8K = shared_data.DATA / "benchmarks" / "gsm8k_train.jsonl"

@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.discovery.recipe import RECIPES, Recipe, load
-from lm_eval_hybrid.errors import HybridError
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 PAPER = {  # steering layer, SAE layer, latents

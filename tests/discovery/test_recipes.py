@@ -24,19 +24,19 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from lm_eval_hybrid.backends.local import LocalBackend
-from lm_eval_hybrid.behaviors import contents
-from lm_eval_hybrid.behaviors.bundle import Bundle
-from lm_eval_hybrid.behaviors.suite import compose
+from lm_eval_hybrid.bundles import contents
+from lm_eval_hybrid.bundles.bundle import Bundle
+from lm_eval_hybrid.bundles.suite import compose
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.policy import Policy
 from lm_eval_hybrid.decoding.steering import Steering
 from lm_eval_hybrid.discovery import bundling, summary
-from lm_eval_hybrid.discovery.pair import Pair
 from lm_eval_hybrid.discovery.pipeline import Run
 from lm_eval_hybrid.discovery.plan import Plan
 from lm_eval_hybrid.discovery.recipe import Recipe, load
 from lm_eval_hybrid.discovery.stages import Workshop
+from lm_eval_hybrid.discovery.traces.pair import Pair
+from lm_eval_hybrid.models.local import LocalBackend
 from lm_eval_hybrid.report import findings_page
 from tests.discovery.test_recipe import PAPER
 

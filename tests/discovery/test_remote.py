@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lm_eval_hybrid.backends.local import LocalBackend
-from lm_eval_hybrid.discovery import gates, generating, shards, store
-from lm_eval_hybrid.discovery.pair import Pair
-from lm_eval_hybrid.discovery.traces import Trace
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.discovery.activations import shards, store
+from lm_eval_hybrid.discovery.traces import generating
+from lm_eval_hybrid.discovery.traces.pair import Pair
+from lm_eval_hybrid.discovery.traces.traces import Trace
+from lm_eval_hybrid.discovery.vectors import gates
+from lm_eval_hybrid.models.local import LocalBackend
 from tests.decoding.comparing import simulated
 from tests.discovery.collecting import LAYERS, SAE_LAYER, random_encoder
 from tests.discovery.conftest import RAW, Studied

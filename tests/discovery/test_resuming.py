@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lm_eval_hybrid.behaviors.bundle import Bundle
+from lm_eval_hybrid.bundles.bundle import Bundle
 from tests.discovery.test_command import DESCRIPTION, OUT, WORK, write_recipe
 from tests.discovery.test_pipeline import bytes_of, write_problems
 from tests.tiny_system import write_system
@@ -25,7 +25,7 @@ def command(folder: Path, out: str = OUT, work: str = WORK, processes: int = 1) 
     launched = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
     return subprocess.Popen(
         [
-            sys.executable, *(launched if processes > 1 else ()), "-m", "lm_eval_hybrid.cli", "discover",
+            sys.executable, *(launched if processes > 1 else ()), "-m", "lm_eval_hybrid.commands.main", "discover",
             "--recipe", DESCRIPTION, "--out", out, "--work", work,
         ],
         cwd=folder,

@@ -3,10 +3,10 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
 
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.steering import SparseEncoder
-from lm_eval_hybrid.discovery import sae as module
-from lm_eval_hybrid.discovery.sae import Sae, SaeRecipe, mean_of, unit_rows
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.discovery.taxonomy import sae as module
+from lm_eval_hybrid.discovery.taxonomy.sae import Sae, SaeRecipe, mean_of, unit_rows
 
 
 def drawn(latents: int = 6, width: int = 10, k: int = 2) -> Sae:

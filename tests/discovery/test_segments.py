@@ -3,10 +3,10 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from lm_eval_hybrid.backends.local import LocalBackend
-from lm_eval_hybrid.discovery import segments as module
-from lm_eval_hybrid.discovery.pasts import Pasts
-from lm_eval_hybrid.discovery.segments import IGNORED, Pack, Segment, pack, steered_logits
+from lm_eval_hybrid.discovery.vectors import segments as module
+from lm_eval_hybrid.discovery.vectors.pasts import Pasts
+from lm_eval_hybrid.discovery.vectors.segments import IGNORED, Pack, Segment, pack, steered_logits
+from lm_eval_hybrid.models.local import LocalBackend
 from tests.discovery.steered import backend_of, naively, rows_of_tokens, some_segments, unsteered
 from tests.oracle.models import FAMILIES, VOCABULARY
 from tests.oracle.naive import blocks_of

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm_eval_hybrid.discovery import shards as module
-from lm_eval_hybrid.discovery.shards import Shards
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.discovery.activations import shards as module
+from lm_eval_hybrid.discovery.activations.shards import Shards
 
 MADE_OF = {"seed": 1, "layers": [0, 2]}
 COUNT = 13

@@ -8,10 +8,10 @@ import pytest
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.models.api_models import JsonChatStr
 
-from lm_eval_hybrid.discovery.generating import generate
-from lm_eval_hybrid.discovery.sources import read
-from lm_eval_hybrid.discovery.traces import Trace
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.discovery.traces.generating import generate
+from lm_eval_hybrid.discovery.traces.sources import read
+from lm_eval_hybrid.discovery.traces.traces import Trace
 from tests.discovery.conftest import Studied
 from tests.shared_data import DATA
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.discovery.stages import DONE_FILE, Stage, Workshop
-from lm_eval_hybrid.errors import HybridError
 from tests.shared_data import ROOT
 
 
@@ -132,9 +132,9 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
 FULL = """
 import resource, sys
 from pathlib import Path
-from lm_eval_hybrid.behaviors.files import write_file
+from lm_eval_hybrid.common.files import write_file
 from lm_eval_hybrid.discovery.stages import Workshop
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.common.errors import HybridError
 
 room = int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))

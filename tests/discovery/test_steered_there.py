@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm_eval_hybrid.backends.local import LocalBackend
 from lm_eval_hybrid.decoding.steering import CoefficientNetwork
-from lm_eval_hybrid.discovery import segments as module
-from lm_eval_hybrid.discovery.effects import measure
-from lm_eval_hybrid.discovery.fitted import Fitted
-from lm_eval_hybrid.discovery.steered import SteeredHere, Vectors, Wanted
-from lm_eval_hybrid.discovery.steered_there import SteeredThere
-from lm_eval_hybrid.discovery.vectors import Disagreement, Likelihood, Material, fit
+from lm_eval_hybrid.discovery.vectors import segments as module
+from lm_eval_hybrid.discovery.vectors.effects import measure
+from lm_eval_hybrid.discovery.vectors.fitted import Fitted
+from lm_eval_hybrid.discovery.vectors.steered import SteeredHere, Vectors, Wanted
+from lm_eval_hybrid.discovery.vectors.steered_there import SteeredThere
+from lm_eval_hybrid.discovery.vectors.vectors import Disagreement, Likelihood, Material, fit
+from lm_eval_hybrid.models.local import LocalBackend
 from tests.decoding.comparing import simulated
 from tests.discovery.conftest import Studied
 from tests.discovery.steered import (

@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm_eval_hybrid.backends.local import LocalBackend
-from lm_eval_hybrid.discovery import shards as shards_module
-from lm_eval_hybrid.discovery import store as module
-from lm_eval_hybrid.discovery.pair import Encoded, Pair
-from lm_eval_hybrid.discovery.ranks import Ranks
-from lm_eval_hybrid.discovery.shards import Shards
-from lm_eval_hybrid.discovery.store import collect
-from lm_eval_hybrid.discovery.traces import Trace
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.common.distributed import Ranks
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.discovery.activations import shards as shards_module
+from lm_eval_hybrid.discovery.activations import store as module
+from lm_eval_hybrid.discovery.activations.shards import Shards
+from lm_eval_hybrid.discovery.activations.store import collect
+from lm_eval_hybrid.discovery.traces.pair import Encoded, Pair
+from lm_eval_hybrid.discovery.traces.traces import Trace
+from lm_eval_hybrid.models.local import LocalBackend
 from tests.discovery.collecting import LAYERS
 from tests.discovery.conftest import RAW, Studied
 from tests.oracle import models

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lm_eval_hybrid.behaviors.bundle import Bundle
+from lm_eval_hybrid.bundles.bundle import Bundle
 from lm_eval_hybrid.discovery import bundling, findings, summary
 from lm_eval_hybrid.discovery.findings import Findings
 from lm_eval_hybrid.discovery.found import Found

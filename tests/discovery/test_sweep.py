@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm_eval_hybrid.discovery.figures import Figures
-from lm_eval_hybrid.discovery.sae import SaeRecipe
-from lm_eval_hybrid.discovery.sweep import ROWS_FILE, TENSORS_FILE, Entry, LayerSweep, Sweep, sweep_layer
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.discovery.taxonomy.figures import Figures
+from lm_eval_hybrid.discovery.taxonomy.sae import SaeRecipe
+from lm_eval_hybrid.discovery.taxonomy.sweep import ROWS_FILE, TENSORS_FILE, Entry, LayerSweep, Sweep, sweep_layer
 from tests.discovery.clusters import clusters, sentences
 
 RECIPE = SaeRecipe(layers=(3,), sizes=(3, 5, 8), k=2, seeds=2, steps=100, dimensions=8)

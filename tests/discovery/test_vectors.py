@@ -8,15 +8,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lm_eval_hybrid.backends.local import LocalBackend
 from lm_eval_hybrid.decoding.steering import CoefficientNetwork
-from lm_eval_hybrid.discovery import vectors as module
-from lm_eval_hybrid.discovery.effects import measure
-from lm_eval_hybrid.discovery.fitted import Fitted
-from lm_eval_hybrid.discovery.gates import NONE, TOP, Gates
-from lm_eval_hybrid.discovery.segments import Segment, pack
-from lm_eval_hybrid.discovery.steered import SteeredHere, Vectors
-from lm_eval_hybrid.discovery.vectors import Disagreement, Likelihood, Material, fit
+from lm_eval_hybrid.discovery.vectors import vectors as module
+from lm_eval_hybrid.discovery.vectors.effects import measure
+from lm_eval_hybrid.discovery.vectors.fitted import Fitted
+from lm_eval_hybrid.discovery.vectors.gates import NONE, TOP, Gates
+from lm_eval_hybrid.discovery.vectors.segments import Segment, pack
+from lm_eval_hybrid.discovery.vectors.steered import SteeredHere, Vectors
+from lm_eval_hybrid.discovery.vectors.vectors import Disagreement, Likelihood, Material, fit
+from lm_eval_hybrid.models.local import LocalBackend
 from tests.discovery.conftest import Studied
 from tests.discovery.steered import DEAF, LATENTS, LAYER, WIDTH, material_of, naively, unsteered
 from tests.tiny_system import tiny_model, tiny_tokenizer

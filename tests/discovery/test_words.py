@@ -1,7 +1,7 @@
 import pytest
 
-from lm_eval_hybrid.discovery import words as module
-from lm_eval_hybrid.discovery.words import said
+from lm_eval_hybrid.discovery.taxonomy import words as module
+from lm_eval_hybrid.discovery.taxonomy.words import said
 
 
 def test_words_signs_and_numbers_are_asked_for() -> None:

@@ -5,9 +5,9 @@ import json
 import pytest
 from lm_eval.api.instance import Instance
 
-from lm_eval_hybrid import paths
+from lm_eval_hybrid.common import paths
+from lm_eval_hybrid.harness.hybrid_lm import HybridLM
 from lm_eval_hybrid.harness.records import HybridAnswer
-from lm_eval_hybrid.model import HybridLM
 
 FORMS = {"gsm8k": ("Question", "question"), "math500": ("Problem", "problem")}
 DOCUMENTS = 150  # of each of the two

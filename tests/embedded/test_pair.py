@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from lm_eval_hybrid import paths
+from lm_eval_hybrid.common import paths
 from lm_eval_hybrid.embedded.corpus import FAMILIES, held_out_problems
 from lm_eval_hybrid.embedded.notebooks import BEHAVIORS, well_timed
 from lm_eval_hybrid.embedded.problems import Family

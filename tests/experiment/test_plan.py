@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.arms import ARMS
-from lm_eval_hybrid.errors import HybridError
 from lm_eval_hybrid.experiment.plan import DONE_FILE, PAPER, PLAN_FILE, Experiment, named_arms, read, settle
 
 VERSIONS = {"lm_eval": "0.4.13"}

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lm_eval_hybrid.decoding.trace import Generation, TokenRecord
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.decoding.records import Generation, TokenRecord
 from lm_eval_hybrid.harness.answers_file import AnswersFile, key
 
 RECORD = TokenRecord(0, 5, "4\u2028", True, False, 1, "compute", 1.0, 0, -0.1 / 3, 5, -1e-17, 7, -0.2)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.harness.batches import check_sizes, rows_that_fit
 from tests.oracle.models import tiny_model
 

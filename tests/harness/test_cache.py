@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from sqlitedict import SqliteDict
 
-from lm_eval_hybrid.errors import HybridError
-from lm_eval_hybrid.harness.cache import guard
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.harness.response_cache import guard
 
 IDENTITY = {"arm": "hybrid", "policy": {"coefficients": (1.0, 2.0), "seed": 0}}
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 
-from lm_eval_hybrid.backends.sources import Source
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.harness import loading
 from lm_eval_hybrid.harness.arguments import HybridArguments
-from lm_eval_hybrid.model import HybridLM
-from lm_eval_hybrid.planning.devices import Machine
+from lm_eval_hybrid.harness.hybrid_lm import HybridLM
+from lm_eval_hybrid.models.devices import Machine
+from lm_eval_hybrid.models.sources import Source
 from tests.tiny_system import TinySystem, write_system
 
 PROMPTS = ("Question: 3 + 4?\nAnswer:", "Hello there")

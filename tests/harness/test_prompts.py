@@ -3,8 +3,8 @@
 import pytest
 from lm_eval.models.huggingface import HFLM
 
-from lm_eval_hybrid.behaviors.manifest import Prompt
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.bundles.manifest import Prompt
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.harness.prompts import ThinkingReader
 from tests.tiny_system import CHAT_TEMPLATE, tiny_model, tiny_tokenizer
 

@@ -4,7 +4,7 @@ import copy
 import json
 import pickle
 
-from lm_eval_hybrid.decoding.trace import Generation, TokenRecord
+from lm_eval_hybrid.decoding.records import Generation, TokenRecord
 from lm_eval_hybrid.harness.records import HybridAnswer, Totals
 
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from lm_eval.api.instance import Instance
 
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.sampling import Sampling
-from lm_eval_hybrid.errors import HybridError
-from lm_eval_hybrid.harness.requests import Settings, check_not_empty, check_room
+from lm_eval_hybrid.harness.generation import Settings, check_not_empty, check_room
 
 
 def request(context: str) -> Instance:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from lm_eval.loggers import EvaluationTracker
 
-from lm_eval_hybrid.decoding.trace import Generation, TokenRecord
-from lm_eval_hybrid.harness import sidecar
+from lm_eval_hybrid.decoding.records import Generation, TokenRecord
+from lm_eval_hybrid.harness import token_log as sidecar
 from lm_eval_hybrid.harness.records import HybridAnswer
 
 RECORD = TokenRecord(0, 5, "4", True, False, 1, "compute", 1.0, 0, -0.25, 5, -0.5, 5, -0.2)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pydantic
 import pytest
 
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.judging import endpoint
 from lm_eval_hybrid.judging.cache import REPLIES_FILE, CachedJudge
 from lm_eval_hybrid.judging.judge import HarnessJudge, Judge, load

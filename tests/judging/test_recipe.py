@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.judging.recipe import JudgeRecipe, read
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.judging.cache import CachedJudge
 from lm_eval_hybrid.judging.judge import load
 from lm_eval_hybrid.judging.recipe import JudgeRecipe

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lm_eval_hybrid import paths
-from lm_eval_hybrid.backends.local import LocalBackend
-from lm_eval_hybrid.backends.ndif.model import NdifModel
-from lm_eval_hybrid.backends.ndif.server import Server
+from lm_eval_hybrid.common import paths
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.request import Prompt, Request
 from lm_eval_hybrid.decoding.sampling import Sampling
 from lm_eval_hybrid.decoding.steering import Steering
 from lm_eval_hybrid.harness.arguments import HybridArguments
+from lm_eval_hybrid.models.local import LocalBackend
+from lm_eval_hybrid.models.ndif.client import Server
+from lm_eval_hybrid.models.ndif.model import NdifModel
 
 
 @cache

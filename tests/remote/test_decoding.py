@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from lm_eval_hybrid.backends.ndif.model import NdifModel
-from lm_eval_hybrid.backends.ndif.server import Server
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.arms import ARMS
 from lm_eval_hybrid.decoding.sampling import Sampling
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.models.ndif.client import Server
+from lm_eval_hybrid.models.ndif.model import NdifModel
 from tests.remote.conftest import LocalNdif
 from tests.remote.embedded_pair import decode, decoder_of, here, requests, there
 

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lm_eval_hybrid.behaviors.bundle import Bundle
-from lm_eval_hybrid.cli import main
+from lm_eval_hybrid.bundles.bundle import Bundle
+from lm_eval_hybrid.commands.main import main
 from tests.remote.conftest import LocalNdif
 from tests.test_documents import RECIPE
 

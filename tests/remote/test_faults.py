@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from lm_eval_hybrid import paths
-from lm_eval_hybrid.backends.ndif.model import NdifModel
-from lm_eval_hybrid.backends.ndif.server import Server
-from lm_eval_hybrid.errors import HybridError
+from lm_eval_hybrid.common import paths
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.models.ndif.client import Server
+from lm_eval_hybrid.models.ndif.model import NdifModel
 from tests.remote.conftest import LocalNdif
 from tests.remote.embedded_pair import decode, here, requests, there
 
@@ -51,7 +51,17 @@ def test_five_deaths_in_a_hundred_documents(ndif: LocalNdif) -> None:
 def run(folder: Path, *model_args: str) -> subprocess.CompletedProcess[str]:
     """`lm-eval-hybrid run` with remote models."""
     given = ",".join(["base_backend=remote", "thinking_backend=remote", *model_args])
-    command = [sys.executable, "-m", "lm_eval_hybrid.cli", "run", *TASKS, "--model_args", given, "--out", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "lm_eval_hybrid.commands.main",
+        "run",
+        *TASKS,
+        "--model_args",
+        given,
+        "--out",
+        str(folder),
+    ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "COLUMNS": "200"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 

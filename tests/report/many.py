@@ -5,8 +5,8 @@ import random
 from dataclasses import asdict
 from pathlib import Path
 
-from lm_eval_hybrid.decoding.trace import TOKENS_SCHEMA
-from tests.evaluation.outputs import BUNDLE, records
+from lm_eval_hybrid.decoding.records import TOKENS_SCHEMA
+from tests.results.outputs import BUNDLE, records
 
 DATE = "2026-01-02T03-04-05.678901"
 BEHAVIORS = tuple(f"behavior-{i}" for i in range(15))

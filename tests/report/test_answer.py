@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lm_eval_hybrid.errors import HybridError
-from lm_eval_hybrid.evaluation.outputs import read
-from lm_eval_hybrid.evaluation.runs import Answer
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.report.answer import PALETTE, PROMPT_SHOWN, Shown, choose, render
-from tests.evaluation.outputs import PLAIN, STEERED, Token, records, samples, write
+from lm_eval_hybrid.results.outputs import read
+from lm_eval_hybrid.results.runs import Answer
+from tests.results.outputs import PLAIN, STEERED, Token, records, samples, write
 
 ONE: tuple[Token, ...] = ((" So", "compute", True), (" 4", None, False))
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lm_eval_hybrid.behaviors.contents import tensor_shapes
-from lm_eval_hybrid.behaviors.manifest import parse
-from lm_eval_hybrid.behaviors.resolve import Listed
+from lm_eval_hybrid.bundles.contents import tensor_shapes
+from lm_eval_hybrid.bundles.manifest import parse
+from lm_eval_hybrid.bundles.store.resolve import Listed
 from lm_eval_hybrid.report.bundles import print_bundle, print_listing
 
 MANIFEST = """

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from lm_eval_hybrid.evaluation.comparison import compare
-from lm_eval_hybrid.evaluation.outputs import read
 from lm_eval_hybrid.report.comparison_page import write
-from tests.evaluation.outputs import Token, samples
-from tests.evaluation.outputs import write as write_run
+from lm_eval_hybrid.results.comparison import compare
+from lm_eval_hybrid.results.outputs import read
 from tests.report.browser import Browser
 from tests.report.many import write_many
+from tests.results.outputs import Token, samples
+from tests.results.outputs import write as write_run
 
 HOSTILE = "</script><img src=x onerror='alert(1)'> <b>]]>\u2028\x00&amp;"
 SHORT: tuple[Token, ...] = ((" 4", "compute", True), (" apples", None, False), (".", None, False))

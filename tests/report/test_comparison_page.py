@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 
-from lm_eval_hybrid.evaluation.comparison import compare
-from lm_eval_hybrid.evaluation.outputs import read
 from lm_eval_hybrid.report import charts, comparison_page
 from lm_eval_hybrid.report.answer import PALETTE
 from lm_eval_hybrid.report.comparison_page import INK, PAPER, STRENGTH, render, shade, write
 from lm_eval_hybrid.report.documents import pack
 from lm_eval_hybrid.report.page import digest
-from tests.evaluation.outputs import PLAIN, STEERED, samples
-from tests.evaluation.outputs import write as write_run
+from lm_eval_hybrid.results.comparison import compare
+from lm_eval_hybrid.results.outputs import read
 from tests.report.pages import Element, parse
 from tests.report.test_answer import luminance
 from tests.report.test_documents_pack import unpacked
+from tests.results.outputs import PLAIN, STEERED, samples
+from tests.results.outputs import write as write_run
 
 BASE = [1] * 30 + [0] * 70
 HYBRID = [1] * 85 + [0] * 15

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from lm_eval_hybrid.behaviors.bundle import Bundle
-from lm_eval_hybrid.behaviors.difference import compare
+from lm_eval_hybrid.bundles.bundle import Bundle
+from lm_eval_hybrid.bundles.difference import compare
 from lm_eval_hybrid.report.difference import print_difference
-from tests.behaviors.conftest import fields, make_bundle  # noqa: F401 - fixtures
+from tests.bundles.conftest import fields, make_bundle  # noqa: F401 - fixtures
 
 Make = Callable[..., Bundle]
 

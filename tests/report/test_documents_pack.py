@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from lm_eval_hybrid.evaluation.comparison import compare
-from lm_eval_hybrid.evaluation.outputs import read
 from lm_eval_hybrid.report import documents
 from lm_eval_hybrid.report.documents import Pack, numbered, pack
-from tests.evaluation.outputs import PLAIN, STEERED, Token, samples, write
+from lm_eval_hybrid.results.comparison import compare
+from lm_eval_hybrid.results.outputs import read
+from tests.results.outputs import PLAIN, STEERED, Token, samples, write
 
 
 def packs(folder: Path, limit: int = documents.LIMIT) -> list[Pack]:

@@ -5,11 +5,11 @@ import pytest
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
+from lm_eval_hybrid.commands.discovery_plan import Model, costs, render
 from lm_eval_hybrid.discovery.plan import Plan
 from lm_eval_hybrid.discovery.recipe import Recipe, load
 from lm_eval_hybrid.discovery.stages import Workshop
-from lm_eval_hybrid.discovery.traces import Trace
-from lm_eval_hybrid.report.plan import Model, costs, render
+from lm_eval_hybrid.discovery.traces.traces import Trace
 from tests.oracle.architectures import tiny_config
 
 MODELS = {"base": Model(10**9, 4, 8), "thinking": Model(3 * 10**9, 4, 16)}

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from lm_eval_hybrid.errors import HybridError
-from lm_eval_hybrid.evaluation.comparison import TaskComparison, compare
-from lm_eval_hybrid.evaluation.outputs import read
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.report import plots
-from tests.evaluation.outputs import PLAIN, STEERED, samples
-from tests.evaluation.outputs import write as write_run
+from lm_eval_hybrid.results.comparison import TaskComparison, compare
+from lm_eval_hybrid.results.outputs import read
+from tests.results.outputs import PLAIN, STEERED, samples
+from tests.results.outputs import write as write_run
 
 SCORES = {
     "base": [1] * 30 + [0] * 70,

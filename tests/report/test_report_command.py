@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lm_eval_hybrid.cli import main
-from tests.evaluation.outputs import PLAIN, STEERED, samples, write
+from lm_eval_hybrid.commands.main import main
+from tests.results.outputs import PLAIN, STEERED, samples, write
 
 
 def three(folder: Path) -> None:
@@ -58,7 +58,7 @@ def test_mistakes_are_told_before_the_work(tmp_path: Path, capsys: pytest.Captur
 def test_help_imports_nothing_heavy() -> None:
     heavy = ("jinja2", "lm_eval", "matplotlib", "numpy", "rich", "torch")
     code = (
-        "import sys, lm_eval_hybrid.cli as cli\n"
+        "import sys, lm_eval_hybrid.commands.main as cli\n"
         "try: cli.main(['report', '--help'])\n"
         "except SystemExit as end: assert end.code == 0\n"
         f"assert not [name for name in {heavy} if name in sys.modules]\n"

@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lm_eval_hybrid.evaluation.comparison import compare
-from lm_eval_hybrid.evaluation.gap import difference, gap
-from lm_eval_hybrid.evaluation.outputs import read
 from lm_eval_hybrid.report.terminal import render
-from tests.evaluation.outputs import PLAIN, STEERED, samples, write
+from lm_eval_hybrid.results.comparison import compare
+from lm_eval_hybrid.results.outputs import read
+from lm_eval_hybrid.results.statistics import difference, gap
+from tests.results.outputs import PLAIN, STEERED, samples, write
 
 BASE = [1] * 30 + [0] * 70
 HYBRID = [1] * 85 + [0] * 15

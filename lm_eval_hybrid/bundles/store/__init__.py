@@ -1,0 +1,1 @@
+"""Where bundles are kept and fetched from: folders, names, the hub."""

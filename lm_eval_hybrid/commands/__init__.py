@@ -1,0 +1,1 @@
+"""The lm-eval-hybrid command line: one module for each command."""

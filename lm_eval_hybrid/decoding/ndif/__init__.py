@@ -1,0 +1,1 @@
+"""Decoding with a model on an NDIF server."""

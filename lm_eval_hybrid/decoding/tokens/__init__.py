@@ -1,0 +1,1 @@
+"""Token alignment between two vocabularies."""

@@ -1,0 +1,1 @@
+"""Residual-stream activations at sentences of traces, sharded on disk."""

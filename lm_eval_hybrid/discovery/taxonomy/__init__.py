@@ -1,0 +1,1 @@
+"""Sparse autoencoders over activations, and the behaviors that their latents name."""

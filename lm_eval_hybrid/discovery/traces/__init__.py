@@ -1,0 +1,1 @@
+"""Reasoning traces: problems, generation, sentences."""

@@ -1,0 +1,1 @@
+"""Steering vectors fitted to the frozen base model."""

@@ -1,0 +1,1 @@
+"""Arms compared: runs, statistics, intervals."""

@@ -1,0 +1,1 @@
+"""Reads the final answer out of generated text."""

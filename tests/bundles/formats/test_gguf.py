@@ -1,0 +1,265 @@
+"""Control vectors: written ones are what gguf, llama.cpp and repeng read; theirs are read as they are meant."""
+
+import struct
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lm_eval_hybrid.bundles.bundle import Bundle
+from lm_eval_hybrid.bundles.formats import gguf as format
+from lm_eval_hybrid.bundles.formats.wanted import Chosen, Wanted
+from lm_eval_hybrid.common.errors import HybridError
+from tests.tiny_system import WIDTH, TinySystem, write_system
+
+gguf = pytest.importorskip("gguf")
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> TinySystem:
+    return write_system(tmp_path_factory.mktemp("system"))
+
+
+@pytest.fixture
+def wanted(system: TinySystem) -> Wanted:
+    return Wanted("imported", "1.0.0", str(system.base), str(system.thinking))
+
+
+def vector(seed: int, width: int = WIDTH) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(width, np.float32)
+
+
+def written(path: Path, tensors: dict[str, np.ndarray], architecture: str = "controlvector", **fields: str) -> Path:
+    """A file of the package's own writer."""
+    writer = gguf.GGUFWriter(path, architecture)
+    for name, value in {"controlvector.model_hint": "llama", **fields}.items():
+        writer.add_string(name, value)
+    writer.add_uint32("controlvector.layer_count", len(tensors))
+    writer.add_array("general.tags", ["a", "b"])
+    writer.add_array("controlvector.numbers", [1, 2, 3])
+    writer.add_float32("controlvector.scale", 0.5)
+    for name, value in tensors.items():
+        writer.add_tensor(name, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def by_repeng(path: Path) -> tuple[str, dict[int, np.ndarray]]:
+    """(model type, directions by layer), by what repeng's import asks of a file."""
+    reader = gguf.GGUFReader(path)
+    architecture = reader.get_field("general.architecture")
+    assert bytes(architecture.parts[-1]) == b"controlvector"
+    hint = bytes(reader.get_field("controlvector.model_hint").parts[-1]).decode()
+    named = [tensor for tensor in reader.tensors if tensor.name.startswith("direction.")]
+    return hint, {int(tensor.name.split(".")[1]): tensor.data for tensor in named}
+
+
+def by_llama_cpp(path: Path) -> np.ndarray:
+    """[layers, d]: row il - 1 is added after block il, by what llama.cpp's loader asks of a file."""
+    tensors = gguf.GGUFReader(path).tensors
+    assert 0 < len(tensors) <= 128
+    layers = [int(tensor.name.partition(".")[2]) for tensor in tensors if tensor.name.partition(".")[0] == "direction"]
+    assert min(layers) > 0
+    assert {tensor.tensor_type for tensor in tensors} == {gguf.GGMLQuantizationType.F32}
+    assert len({tuple(tensor.shape.tolist()) for tensor in tensors}) == 1
+    assert all(len(tensor.shape) == 1 for tensor in tensors)
+    rows = np.zeros((max(layers), tensors[0].n_elements), np.float32)
+    for layer, tensor in zip(layers, tensors, strict=True):
+        rows[layer - 1] = tensor.data
+    return rows
+
+
+def test_a_written_file_is_what_others_read(system: TinySystem, tmp_path: Path) -> None:
+    bundle, path = Bundle.load(system.bundle), tmp_path / "mine.gguf"
+    lost = format.write(bundle, Chosen("check", 0.5), path)
+    expected = (0.5 * (bundle.bias + bundle.tensors["vector.check"])).numpy()
+    (tensor,) = gguf.GGUFReader(path).tensors
+    assert (tensor.name, tensor.tensor_type.name) == ("direction.2", "F32")
+    assert np.array_equal(tensor.data, expected)
+    hint, directions = by_repeng(path)
+    assert hint == "llama"
+    assert np.array_equal(directions[2], expected)
+    rows = by_llama_cpp(path)
+    assert np.array_equal(rows[1], expected)
+    assert not rows[0].any()
+    assert any("gate disagreement" in line for line in lost)
+    assert any("3 behaviors" in line for line in lost)
+    assert any("scale 1" in line for line in lost)
+
+
+def test_round_trip(system: TinySystem, wanted: Wanted, tmp_path: Path) -> None:
+    bundle = Bundle.load(system.bundle)
+    format.write(bundle, Chosen("plan", -2.0), tmp_path / "a.gguf")
+    once = format.read(tmp_path / "a.gguf", wanted)
+    assert torch.equal(once.tensors["vector.direction"], -2 * (bundle.bias + bundle.tensors["vector.plan"]))
+    steering = once.manifest.steering
+    assert (steering.layer, steering.coefficients, steering.windows) == (2, (1.0,), (0,))
+    assert (steering.gate, steering.select) == ("always", "fixed")
+    format.write(once, Chosen(), tmp_path / "b.gguf")
+    assert (tmp_path / "b.gguf").read_bytes() == (tmp_path / "a.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_their_files_are_read_as_the_package_reads_them(wanted: Wanted, tmp_path: Path, dtype: type) -> None:
+    tensors = {f"direction.{layer}": vector(layer).astype(dtype) for layer in (1, 2, 3)}
+    path = written(tmp_path / "theirs.gguf", tensors)
+    found = format.parse(path, path.read_bytes())
+    hint, directions = by_repeng(path)
+    assert found.hint == hint
+    assert found.directions.keys() == directions.keys()
+    assert all(np.array_equal(found.directions[layer], directions[layer]) for layer in directions)
+    bundle = format.read(path, replace(wanted, layer=3))
+    assert torch.equal(bundle.tensors["vector.direction"], torch.from_numpy(tensors["direction.3"].astype(np.float32)))
+    assert bundle.manifest.steering.layer == 3
+
+
+def test_one_layer_of_several_must_be_chosen(wanted: Wanted, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = written(tmp_path / "theirs.gguf", {f"direction.{layer}": vector(layer) for layer in (1, 2)})
+    with pytest.raises(HybridError, match=r"found direction.1, direction.2; choose"):
+        format.read(path, wanted)
+    with pytest.raises(HybridError, match="none at layer 3"):
+        format.read(path, replace(wanted, layer=3))
+    format.read(path, replace(wanted, layer=1))
+    assert "left out: direction.2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("tensors", "fields", "said"),
+    [
+        ({"direction.1": vector(0)}, {"architecture": "llama"}, "general.architecture 'llama'"),
+        ({"blk.1": vector(0)}, {}, "no tensor direction.N"),
+        ({"direction.one": vector(0)}, {}, "no tensor direction.N"),
+        ({"direction.1": vector(0).reshape(2, -1)}, {}, "not one dimension of F32 or F16"),
+        ({"direction.1": vector(0).astype(np.float64)}, {}, "not one dimension of F32 or F16"),
+        ({"direction.1": vector(0, WIDTH + 1)}, {}, "width, 33; found 32"),
+        ({"direction.1": vector(0) * np.float32(np.nan)}, {}, "finite"),
+        ({"direction.9": vector(0)}, {}, "must be below 4"),
+    ],
+)
+def test_other_files_are_refused_in_one_line(
+    wanted: Wanted, tmp_path: Path, tensors: dict[str, np.ndarray], fields: dict[str, str], said: str
+) -> None:
+    path = written(tmp_path / "theirs.gguf", tensors, **fields)
+    with pytest.raises(HybridError, match=said) as error:
+        format.read(path, wanted)
+    assert "\n" not in str(error.value)
+
+
+def text(value: bytes) -> bytes:
+    return struct.pack("<Q", len(value)) + value
+
+
+def header(tensors: int = 1, keys: int = 1, version: int = 3) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", version, tensors, keys)
+
+
+ARCHITECTURE = text(b"general.architecture") + struct.pack("<I", 8) + text(b"controlvector")
+
+
+def tensor(name: bytes = b"direction.1", shape: tuple[int, ...] = (8,), kind: int = 0, offset: int = 0) -> bytes:
+    return text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "ends too early"),
+        (b"GGML" + bytes(64), "a file of another kind"),
+        (header(version=1), "version 1"),
+        (b"GGUF" + struct.pack(">IQQ", 3, 1, 1), "version 50331648"),
+        (header(keys=1 << 60), "1,152,921,504,606,846,976 keys"),
+        (header(tensors=1 << 60), "1,152,921,504,606,846,976 tensors"),
+        (header() + struct.pack("<Q", 1 << 40), "a text of"),
+        (header() + text(b"a") + struct.pack("<I", 99), "a value of type 99"),
+        # The package's reader never ends with this one.
+        (header() + text(b"a") + struct.pack("<IIQ", 9, 0, 1 << 62), "ends too early"),
+        (header() + text(b"a") + struct.pack("<IIQ", 9, 8, 1 << 62), "a list of"),
+        (header() + text(b"a") + struct.pack("<IIQ", 9, 9, 1), "a value of type 9"),
+        (header() + ARCHITECTURE + tensor(shape=(1,) * 5), "5 dimensions"),
+        (header() + ARCHITECTURE + tensor(shape=(1 << 60,)), "larger than the file"),
+        (header() + ARCHITECTURE + tensor(offset=1 << 60) + bytes(64), "end beyond the file"),
+        (header(2) + ARCHITECTURE + tensor() + tensor() + bytes(128), "direction.1 twice"),
+        (header(0, 2) + ARCHITECTURE + text(b"general.alignment") + struct.pack("<II", 4, 0), "an alignment of 0"),
+        (header(0, 0), "general.architecture 'None'"),
+    ],
+)
+def test_lies_are_refused_at_once(tmp_path: Path, wanted: Wanted, data: bytes, said: str) -> None:
+    path, start = tmp_path / "lie.gguf", time.monotonic()
+    path.write_bytes(data)
+    with pytest.raises(HybridError, match=said) as error:
+        format.read(path, wanted)
+    assert "\n" not in str(error.value)
+    assert time.monotonic() - start < 1
+
+
+def test_empty_directions_are_refused(tmp_path: Path, wanted: Wanted) -> None:
+    (tmp_path / "a.gguf").write_bytes(header() + ARCHITECTURE + tensor(shape=(0,)) + bytes(64))
+    with pytest.raises(HybridError, match="must be one vector"):
+        format.read(tmp_path / "a.gguf", wanted)
+
+
+def test_broken_files_are_refused_in_one_line(wanted: Wanted, tmp_path: Path) -> None:
+    whole = written(tmp_path / "whole.gguf", {"direction.1": vector(0)}).read_bytes()
+    for place in range(len(whole) - 4 * WIDTH):
+        with pytest.raises(HybridError) as error:
+            format.parse(tmp_path, whole[:place])
+        assert "\n" not in str(error.value)
+    for place in range(len(whole)):
+        try:
+            format.parse(tmp_path, whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        except HybridError as found:
+            assert "\n" not in str(found)
+
+
+def test_large_files_are_refused_unread(wanted: Wanted, tmp_path: Path) -> None:
+    with (tmp_path / "a.gguf").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(HybridError, match="must have at most"):
+        format.read(tmp_path / "a.gguf", wanted)
+
+
+def test_layer_zero_and_existing_files_are_refused(make_bundle: Any, fields: dict, tmp_path: Path) -> None:
+    bundle = make_bundle(steering={**fields["steering"], "layer": 0})
+    with pytest.raises(HybridError, match="layer 0"):
+        format.write(bundle, Chosen("check"), tmp_path / "a.gguf")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "a.gguf").touch()
+    with pytest.raises(HybridError, match="needs a new path"):
+        format.write(make_bundle(), Chosen("check"), tmp_path / "a.gguf")
+
+
+def test_bases_of_unknown_type_have_no_hint(make_bundle: Any, fields: dict, tmp_path: Path) -> None:
+    bundle = make_bundle(base={**fields["base"], "architecture": None})
+    assert any("hint is unknown" in line for line in format.write(bundle, Chosen("check"), tmp_path / "a.gguf"))
+    assert by_repeng(tmp_path / "a.gguf")[0] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [
+        ("Qwen2ForCausalLM", "qwen2"),
+        ("GPTNeoXForCausalLM", "gpt_neox"),
+        ("GPT2LMHeadModel", "gpt2"),
+        ("llama", "llama"),
+        ("StrangeForCausalLM", None),
+        (None, None),
+    ],
+)
+def test_hints_are_transformers_types(architecture: str | None, name: str | None) -> None:
+    assert format.model_type(architecture) == name
+
+
+def test_without_the_package_it_says_what_to_install(
+    make_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(HybridError, match=r"pip install 'lm-eval-hybrid\[gguf\]'"):
+        format.write(make_bundle(), Chosen("check"), tmp_path / "a.gguf")

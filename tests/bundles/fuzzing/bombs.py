@@ -1,0 +1,173 @@
+"""Cases: little that would become much."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import yaml
+
+from lm_eval_hybrid.bundles import contents
+from lm_eval_hybrid.bundles.bundle import Bundle
+from lm_eval_hybrid.bundles.formats import registry
+from lm_eval_hybrid.bundles.formats.wanted import Wanted
+from tests.bundles.formats import layout
+from tests.bundles.fuzzing.bundles import put_bundle, well_formed
+from tests.bundles.fuzzing.formats import gguf_head, gguf_text
+from tests.bundles.fuzzing.mutating import as_yaml
+from tests.bundles.fuzzing.place import Action, Place, command
+
+
+def manifest_bomb(place: Place, start: bytes, piece: bytes, end: bytes) -> list[Action]:
+    """A manifest as long as one may be, most of which is the same piece again and again."""
+    data = start + piece * (((1 << 20) - len(start) - len(end)) // len(piece)) + end
+    folder = put_bundle(place, files={"behavior.yaml": data})
+    return [lambda: contents.read(folder), lambda: command("validate", folder)]
+
+
+def behaviors_bomb(place: Place) -> list[Action]:
+    """A bundle of many behaviors of width 1, beside which another is shown: tables of all by all."""
+    count = 1000
+    folder = put_bundle(place)
+    fields = yaml.safe_load((folder / "behavior.yaml").read_bytes())
+    keys = [f"k{number}" for number in range(count)]
+    words = {"title": "T", "description": "", "examples": [], "norm": 0.0}
+    fields["behaviors"] = [{**words, "key": k, "latent": i, "tensor": f"vector.{k}"} for i, k in enumerate(keys)]
+    fields["base"]["hidden_size"] = fields["thinking"]["hidden_size"] = 1
+    fields["sae"]["latents"] = count
+    shapes = {"bias": [1], "sae.encoder.weight": [count, 1], "sae.encoder.bias": [count], "sae.mean": [1]}
+    shapes |= {"sae.decoder.weight": [1, count], "sae.decoder.bias": [1], **{f"vector.{key}": [1] for key in keys}}
+    data = well_formed([(name, "F32", shape) for name, shape in shapes.items()])
+    fields["files"]["tensors.safetensors"] = hashlib.sha256(data).hexdigest()
+    (folder / "tensors.safetensors").write_bytes(data)
+    (folder / "behavior.yaml").write_bytes(as_yaml(fields))
+    return [lambda: command("show", folder), lambda: command("diff", folder, folder)]
+
+
+def arms_bomb(place: Place) -> list[Action]:
+    """Results that each have an arm of their own: a column for each."""
+    folder = put_bundle(place)
+    fields = yaml.safe_load((folder / "behavior.yaml").read_bytes())
+    (result,) = fields["results"]
+    fields["results"] = [{**result, "scores": {f"arm{number}": 0.5}} for number in range(1000)]
+    (folder / "behavior.yaml").write_bytes(as_yaml(fields))
+    return [lambda: command("show", folder), lambda: Bundle.load(folder).encoded()]
+
+
+def header_bomb(place: Place) -> list[Action]:
+    one = b'"%x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    header = b"{" + b",".join(one % number for number in range(1_000_000)) + b"}"
+    folder = put_bundle(place, files={"tensors.safetensors": struct.pack("<Q", len(header)) + header})
+    return [lambda: contents.faults(folder)]
+
+
+def read_bomb(place: Place, name: str, data: bytes) -> list[Action]:
+    (place.inside / name).write_bytes(data)
+    wanted = Wanted("made", "1.0.0", "org/base", "org/known", layer=2)
+    return [lambda: registry.read(place.inside / name, wanted)]
+
+
+def overlap_bomb(place: Place) -> list[Action]:
+    """Many tensors of a control vector that are all the same bytes."""
+    fields = {"general.architecture": (8, gguf_text("controlvector"))}
+    head = gguf_head(fields, [(f"direction.{layer}", [1 << 20], 0, 0) for layer in range(1000)])
+    return read_bomb(place, "vector.gguf", head + bytes(-len(head) % 32) + bytes(4 << 20))
+
+
+def pickle_bomb(place: Place, first: str, second: str, calls: int) -> list[Action]:
+    """A pickle that encodes one text again and again, and keeps what comes of it."""
+    texts = [b"X" + struct.pack("<I", len(text.encode())) + text.encode() for text in (first, second)]
+    start = b"\x80\2](" + texts[0] + b"q\1" + texts[1] + b"q\2c_codecs\nencode\nq\3"
+    return read_bomb(place, "vectors.pt", _around(start + b"h\3h\1h\2\x86R" * calls + b"e."))
+
+
+def copies_bomb(place: Place) -> list[Action]:
+    """A pickle that makes dictionaries of one list, again and again."""
+    pairs = b"".join(b"M" + struct.pack("<H", number) + b"K\0\x86" for number in range(60_000))
+    start = b"\x80\2](](" + pairs + b"eq\1ccollections\nOrderedDict\nq\2"
+    return read_bomb(place, "vectors.pt", _around(start + b"h\2h\1\x85R" * 400 + b"e."))
+
+
+def opcodes_bomb(place: Place) -> list[Action]:
+    return read_bomb(place, "vectors.pt", _around(b"\x80\2](" + b"N" * (60 << 20) + b"e."))
+
+
+def _around(pickle: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as packed:
+        for name, data in (("data.pkl", pickle), ("byteorder", b"little"), ("version", b"3\n")):
+            packed.writestr(f"x/{name}", data)
+    return buffer.getvalue()
+
+
+def reference_bomb(place: Place, change: Callable[[Path], object]) -> list[Action]:
+    folder = place.inside / "results"
+    shutil.copytree(place.root / "reference", folder)
+    change(folder)
+    wanted = Wanted("made", "1.0.0", "org/base", "org/thinking", layer=2)
+    return [lambda: registry.read(folder, wanted, "reference")]
+
+
+def views_bomb(folder: Path) -> None:
+    """Vectors of one value that is said to be many."""
+    for path in (folder / layout.VECTORS).iterdir():
+        torch.save(torch.zeros(1).expand(1 << 27), path)
+    shutil.rmtree(folder / layout.HYPERPARAMETERS)
+
+
+def json_bomb(folder: Path, item: str) -> None:
+    (path,) = (folder / layout.TAXONOMIES).glob("*.json")
+    path.write_text('{"x": [' + f"{item}," * ((1 << 26) // (len(item) + 1) - 20) + "1]}")
+
+
+def rows_bomb(place: Place) -> list[Action]:
+    """One tensor that many behaviors are said to have."""
+    count = 1000
+    tensors = {f"vector.k{number}": {"file": "a.safetensors", "tensor": "v"} for number in range(count)}
+    fields = {
+        "tensors": {**tensors, "sae.encoder.weight": {"file": "a.safetensors", "tensor": "e"}},
+        "behaviors": [{"key": f"k{number}", "latent": number, "title": "T"} for number in range(count)],
+        "steering": {"layer": 2, "coefficients": [1.0], "windows": [0]},
+        "sae": {"layer": 1, "latents": count, "k": 1},
+    }
+    (place.inside / "mapping.yaml").write_bytes(as_yaml(fields))
+    (place.inside / "a.safetensors").write_bytes(well_formed([("v", "F32", [(1 << 20) - 1]), ("e", "F32", [count, 1])]))
+    wanted = Wanted("made", "1.0.0", "org/base", "org/thinking")
+    return [lambda: registry.read(place.inside, wanted)]
+
+
+def sparse_bomb(place: Place) -> list[Action]:
+    """A huge file that takes no room on the disk."""
+    folder = put_bundle(place)
+    os.truncate(folder / "tensors.safetensors", 1 << 40)
+    return [lambda: contents.faults(folder), lambda: command("show", folder)]
+
+
+CHINESE = "".join(chr(0x4E00 + number % 20_000) for number in range(200_000))
+BOMBS: dict[str, Callable[[Place], list[Action]]] = {
+    "results": lambda place: manifest_bomb(place, b"results: [", b"{},", b"]"),
+    "scalars": lambda place: manifest_bomb(place, b"authors: [", b"1,", b"]"),
+    "sexagesimal": lambda place: manifest_bomb(place, b"seed: 1", b":59", b""),
+    "behaviors": behaviors_bomb,
+    "arms": arms_bomb,
+    "header": header_bomb,
+    "sparse": sparse_bomb,
+    "overlap": overlap_bomb,
+    "utf-32": lambda place: pickle_bomb(place, "a" * 1_000_000, "utf-32", 1000),
+    "latin-1": lambda place: pickle_bomb(place, "a" * 1_000_000, "latin1", 4000),
+    "punycode": lambda place: pickle_bomb(place, CHINESE, "punycode", 1),
+    "idna": lambda place: pickle_bomb(place, CHINESE, "idna", 1),
+    "copies": copies_bomb,
+    "opcodes": opcodes_bomb,
+    "views": lambda place: reference_bomb(place, views_bomb),
+    "objects": lambda place: reference_bomb(place, lambda folder: json_bomb(folder, "{}")),
+    "numbers": lambda place: reference_bomb(place, lambda folder: json_bomb(folder, "0.5")),
+    "rows": rows_bomb,
+}

@@ -1,0 +1,199 @@
+"""Asking a server, which fails in every way that it can."""
+
+import socket
+from typing import Any
+
+import pytest
+import torch
+from nnsight.modeling.transformers import TransformersModel
+from nnsight.ndif import register
+
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.models.ndif import client as server
+from lm_eval_hybrid.models.ndif.client import Server, Traffic, Wire, ask
+from lm_eval_hybrid.models.ndif.model import SHIPPED
+from lm_eval_hybrid.portable import programs
+from tests.models.ndif.double import (
+    Double,
+    Reply,
+    answers,
+    fails,
+    frames,
+    goes,
+    is_silent,
+    refuses,
+    saved,
+    says,
+    sends,
+    serving,
+)
+from tests.tiny_system import tiny_model, tiny_tokenizer
+
+ANSWER = {"tokens": torch.arange(6).reshape(2, 3), "places": [1, 2], "none": None}
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_WAITS", (0.01, 0.02))
+
+
+@pytest.fixture(scope="module")
+def model() -> TransformersModel:
+    for module in SHIPPED:
+        register(module)
+    return TransformersModel(tiny_model(0), tokenizer=tiny_tokenizer(), task="text-generation")
+
+
+def asked(model: TransformersModel, at: Server, traffic: Traffic | None = None) -> dict[str, Any]:
+    """What the server answers to `programs.describe`."""
+    traffic = traffic or Traffic()
+    program, given = programs.describe, {"names": ("model_type",)}
+
+    def attempt() -> dict[str, Any]:
+        with model.session(backend=Wire(at, "a model", {}, traffic)):
+            answer = program(model, "model.layers", given)
+            answer.save()
+        return answer
+
+    return ask(at, "base", traffic, attempt)
+
+
+def at(double: Double, **options: Any) -> Server:
+    return Server(double.host, **{"timeout": 2.0, "patience": 20.0, **options})
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["on the socket", "by address"])
+def test_an_answer(model: TransformersModel, at_once: bool) -> None:
+    traffic = Traffic()
+    with serving(answers(ANSWER, at_once)) as double:
+        found = asked(model, at(double, key="a key"), traffic)
+    assert found.keys() == ANSWER.keys()
+    assert torch.equal(found["tokens"], ANSWER["tokens"])
+    assert found["places"] == ANSWER["places"]
+    assert (traffic.requests, traffic.again) == (1, 0)
+    assert traffic.sent > 100
+    assert traffic.received > 100
+    assert traffic.seconds > 0
+    assert double.headers[0]["ndif-api-key"] == "a key"
+    assert Traffic.of([traffic, Traffic(requests=2, seconds=1.0), Traffic(again=3)]).requests == 3
+    assert traffic.taken().requests == 1
+    assert traffic == Traffic()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        goes,
+        says("not JSON"),
+        says('{"status": "unheard of"}'),
+        fails("The model was moved while this request was running"),
+        refuses(503, "Service temporarily unavailable"),
+        refuses(500, "Internal Server Error"),
+        sends(saved({"answer": ANSWER})[:-40]),
+        frames(b"cut off"),
+    ],
+    ids=["dropped", "garbage", "unknown state", "moved", "503", "500", "half an answer", "half a frame"],
+)
+def test_what_may_pass_is_asked_again(model: TransformersModel, fault: Reply, caplog: pytest.LogCaptureFixture) -> None:
+    traffic = Traffic()
+    with serving(fault, fault, answers(ANSWER)) as double:
+        assert asked(model, at(double), traffic)["places"] == ANSWER["places"]
+    assert (traffic.requests, traffic.again) == (1, 2)
+    assert caplog.text.count("asking again") == 2
+
+
+def test_an_answer_that_never_comes(model: TransformersModel) -> None:
+    traffic = Traffic()
+    with serving(is_silent, answers(ANSWER)) as double:
+        assert asked(model, at(double, timeout=0.3), traffic)["places"] == ANSWER["places"]
+    assert traffic.again == 1
+
+
+def test_a_server_that_comes_up_late(model: TransformersModel) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    down = Server(f"http://127.0.0.1:{port}", timeout=1, patience=0.2)
+    with pytest.raises(HybridError, match=r"the base model at .* must answer within 0.2 s; found ConnectionRefused"):
+        asked(model, down)
+    with serving(answers(ANSWER), port=port) as double:
+        assert asked(model, at(double))["places"] == ANSWER["places"]
+
+
+def test_patience_ends(model: TransformersModel) -> None:
+    with serving(goes) as double, pytest.raises(HybridError, match=r"must answer within 1 s; found .* askings"):
+        asked(model, at(double, patience=1.0))
+    assert len(double.headers) > 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "named", "advice"),
+    [
+        (refuses(401, "Invalid API key"), "Invalid API key", "set NDIF_API_KEY"),
+        (refuses(403, "This key may not use the model"), "may not use", "set NDIF_API_KEY"),
+        (refuses(400, "Client version 0.8.1 is below the minimum 0.9.0"), "below the minimum", "install the release"),
+        (refuses(404, "no such model"), "no such model", "see that it serves this model"),
+        (fails("Could not deploy this model to the cluster: no weights\nTraceback ..."), "no weights", "serves"),
+        (fails("Traceback (most recent call last):\n  File ...\nKeyError: 'x'"), "KeyError: 'x'", "serves"),
+    ],
+    ids=["401", "403", "version", "404", "cannot be loaded", "its own error"],
+)
+def test_what_is_refused_is_said_at_once(model: TransformersModel, fault: Reply, named: str, advice: str) -> None:
+    with serving(fault) as double, pytest.raises(HybridError) as refused:
+        asked(model, at(double))
+    assert named in str(refused.value)
+    assert advice in str(refused.value)
+    assert double.host in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert len(double.headers) == 1
+
+
+def test_a_model_that_starts_at_last(model: TransformersModel) -> None:
+    fault = fails("Error starting model. Please try again later. Sorry for the inconvenience.")
+    with serving(*[fault] * 4, answers(ANSWER)) as double:
+        assert asked(model, at(double))["places"] == ANSWER["places"]
+    with serving(*[fault] * 4, goes, *[fault] * 4, answers(ANSWER)) as double:
+        assert asked(model, at(double))["places"] == ANSWER["places"]
+
+
+def test_a_model_that_never_starts(model: TransformersModel) -> None:
+    with serving(fails("Error starting model. Please try again later.")) as double:
+        with pytest.raises(HybridError, match=r"must run at .*; found: .*Error starting model.* \(said 5 times\)"):
+            asked(model, at(double))
+        assert len(double.headers) == 5
+
+
+def test_the_servers_memory_runs_out(model: TransformersModel) -> None:
+    with (
+        serving(fails("Traceback ...\ntorch.OutOfMemoryError: CUDA out of memory. Tried ...")) as double,
+        pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"),
+    ):
+        asked(model, at(double))
+
+
+class Bomb:
+    """Would print, unpickled."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return print, ("gone off",)
+
+
+@pytest.mark.parametrize("reply", [sends(saved({"answer": Bomb()})), frames(saved({"status": Bomb()}))])
+def test_nothing_is_run_of_an_answer(
+    model: TransformersModel, reply: Reply, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(reply) as double, pytest.raises(HybridError, match=r"must answer with tensors.*builtins\.print"):
+        asked(model, at(double))
+    assert "gone off" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"host": "ndif.example"}, "http:// or https://"),
+        ({"host": "http://h", "timeout": 0.0}, "ndif_timeout must be seconds above 0; found 0.0"),
+        ({"host": "http://h", "patience": float("nan")}, "ndif_patience must be seconds above 0; found nan"),
+    ],
+)
+def test_servers_that_are_none(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(HybridError, match=named):
+        Server(**options)

@@ -1,0 +1,143 @@
+"""Where models go, on machines that are only imagined."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.models.devices import Machine
+from lm_eval_hybrid.models.placement import SHARE, Need, Place, Wishes, place
+from tests.models import shapes
+
+GIB = 2**30
+CPU_ONLY = Wishes(devices={"base": "cpu", "thinking": "cpu"})
+
+
+def machine(*gpus: int, memory: int = 64) -> Machine:
+    return Machine(tuple(size * GIB for size in gpus), memory * GIB)
+
+
+def pair(base: str, thinking: str, rows: int = 8, tokens: int = 2048) -> list[Need]:
+    return [Need("base", shapes.size(base), rows, tokens), Need("thinking", shapes.size(thinking), rows, tokens)]
+
+
+def check(needs: Sequence[Need], there: Machine, places: dict[str, Place]) -> None:
+    """No byte is lost, and no device has more than what counts of it."""
+    held: dict[str, int] = {}
+    for need in needs:
+        # Shares are whole bytes: each device may have one more.
+        assert 0 <= sum(places[need.role].parts.values()) - need.total < 16
+        for device, size in places[need.role].parts.items():
+            held[device] = held.get(device, 0) + size
+    for device, size in held.items():
+        assert device == "disk" or size <= SHARE * there.rooms[device], device
+
+
+@pytest.mark.parametrize(
+    ("gpus", "base", "thinking", "expected"),
+    [
+        ((24,), "1.5b", "1.5b", ("cuda:0", "cuda:0")),
+        ((24, 24), "1.5b", "1.5b", ("cuda:0", "cuda:0")),
+        ((8, 24), "1.5b", "1.5b", ("cuda:1", "cuda:1")),
+        ((24, 24), "7b", "7b", ("cuda:0", "cuda:1")),
+        ((80,) * 8, "32b", "32b", ("cuda:0", "cuda:1")),
+        ((24, 80), "32b", "1.5b", ("cuda:1", "cuda:1")),
+        ((24, 76), "32b", "7b", ("cuda:1", "cuda:0")),
+        ((24,) * 8, "70b", "1.5b", (None, "cuda:0")),
+        ((24,) * 4, "1.5b", "32b", ("cuda:0", None)),
+        ((48,) * 8, "70b", "70b", (None, None)),
+        ((24,) * 8, "32b", "32b", (None, None)),
+    ],
+)
+def test_pairs_on_gpus(gpus: tuple[int, ...], base: str, thinking: str, expected: tuple[str | None, ...]) -> None:
+    there, needs = machine(*gpus), pair(base, thinking)
+    places = place(needs, there, Wishes())
+    assert (places["base"].device, places["thinking"].device) == expected
+    check(needs, there, places)
+
+
+def test_a_split_model_leaves_room_for_its_past_and_for_the_other_one() -> None:
+    there, needs = machine(*(24,) * 8), pair("70b", "1.5b")
+    base = place(needs, there, Wishes())["base"]
+    assert list(base.limits) == list(range(8))
+    # All its weights, and for each GPU a layer more than its share, go where the limits let them.
+    assert sum(base.limits.values()) >= needs[0].size.weights + 8 * needs[0].size.part
+    room = SHARE * 24 * GIB
+    assert base.limits[1] <= room - needs[0].working / 8
+    assert base.limits[0] <= base.limits[1] - needs[1].total + needs[0].working / 8
+
+
+def test_the_cpu_is_a_device_like_another() -> None:
+    needs = pair("7b", "7b")
+    assert place(needs, machine(), Wishes())["base"].device == "cpu"
+    check(needs, machine(), place(needs, machine(), CPU_ONLY))
+    assert place(needs[:1], machine(24), Wishes(devices={"base": "cpu"}))["base"].parts == {"cpu": needs[0].total}
+
+
+def test_what_the_user_settled_stays() -> None:
+    needs = pair("1.5b", "1.5b")
+    places = place(needs, machine(80, 24), Wishes(devices={"base": "cuda:1"}))
+    assert (places["base"].device, places["thinking"].device) == ("cuda:1", "cuda:1")
+    places = place(needs, machine(80, 24), Wishes(devices={"base": "cuda:1", "thinking": "cpu"}))
+    assert (places["base"].device, places["thinking"].device) == ("cuda:1", "cpu")
+    # Of another kind of device nothing is known: it is not refused.
+    assert place(needs, machine(), Wishes(devices={"base": "mps", "thinking": "mps"}))["base"].device == "mps"
+
+
+def test_weights_leave_the_gpus_only_where_that_was_asked_for() -> None:
+    needs, there = pair("32b", "7b", rows=1), machine(24, 24, memory=64)
+    with pytest.raises(HybridError):
+        place(needs, there, Wishes())
+    places = place(needs, there, Wishes(offload=True, cpu_limit=60 * GIB))
+    check(needs, there, places)
+    assert "cpu" in places["base"].parts and "disk" not in places["thinking"].parts
+    places = place(needs, there, Wishes(offload=True))
+    check(needs, there, places)
+    assert "cpu" not in places["base"].parts and "disk" in places["base"].parts
+    places = place(needs, there, Wishes(offload=True, cpu_limit=60 * GIB, gpu_limit=2 * GIB))
+    assert places["base"].parts["cuda:0"] <= 2 * GIB + needs[0].working
+
+
+def test_without_gpus_what_is_offloaded_is_read_in_main_memory() -> None:
+    needs, there = pair("7b", "1.5b", rows=1), machine(memory=8)
+    places = place(needs, there, Wishes(devices={"base": "cpu", "thinking": "cpu"}, offload=True))
+    assert set(places["base"].parts) == {"cpu", "disk"}
+    check(needs, there, places)
+
+
+@pytest.mark.parametrize(
+    ("needs", "there", "wishes", "advice"),
+    [
+        (pair("7b", "7b"), machine(24), Wishes(), "load_in_4bit=True"),
+        (pair("1.5b", "1.5b", rows=512), machine(24), Wishes(), "batch_size=64"),
+        (
+            [replace(need, size=replace(need.size, dtype=torch.float32)) for need in pair("7b", "1.5b", rows=1)],
+            machine(24),
+            Wishes(),
+            "dtype=bfloat16",
+        ),
+        (pair("7b", "7b"), machine(24, 24), Wishes(devices=dict.fromkeys(("base", "thinking"), "cuda:0")), "no device"),
+        (pair("32b", "32b"), machine(80, 24, memory=256), Wishes(), "parallelize=True,max_cpu_memory=230GiB"),
+        (pair("70b", "70b"), machine(24, memory=16), Wishes(), "base_backend=remote,thinking_backend=remote"),
+    ],
+)
+def test_what_does_not_fit_is_said_with_what_would(
+    needs: list[Need], there: Machine, wishes: Wishes, advice: str
+) -> None:
+    with pytest.raises(HybridError) as caught:
+        place(needs, there, wishes)
+    said = str(caught.value)
+    assert advice in said
+    assert "base_backend=remote" in said
+    assert "needed base" in said and "cuda:0 " in said and "too little" in said
+
+
+def test_advice_that_is_taken_fits() -> None:
+    with pytest.raises(HybridError, match=r"batch_size=(\d+),") as caught:
+        place(pair("7b", "7b", rows=100), machine(24, 24), Wishes())
+    rows = int(str(caught.value).partition("batch_size=")[2].partition(",")[0])
+    place(pair("7b", "7b", rows=rows), machine(24, 24), Wishes())
+    with pytest.raises(HybridError):
+        place(pair("7b", "7b", rows=2 * rows), machine(24, 24), Wishes())
