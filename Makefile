@@ -20,7 +20,7 @@ setup: .venv/.ready
 	@echo "Installing into .venv (some minutes, most of them for torch)"
 	@$(PYTHON) -m venv .venv
 	@nvidia-smi -L >/dev/null 2>&1 || $(BIN)/pip install --quiet $(TORCH_CPU) || $(BIN)/pip install --quiet torch
-	@$(BIN)/pip install --quiet --editable '.[test]'
+	@$(BIN)/pip install --quiet --editable '.[test,lint]'
 	@touch $@
 
 # Nothing here reaches out of the machine.
