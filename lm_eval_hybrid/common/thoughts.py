@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lm_eval_hybrid.scoring.reader.answers import THOUGHT_END, THOUGHT_START
-
+THOUGHT_START = "<think>"
+THOUGHT_END = "</think>"
 MARKS = (
     (THOUGHT_START, THOUGHT_END),  # DeepSeek-R1, QwQ, Open-Reasoner-Zero
     ("<thinking>", "</thinking>"),
@@ -30,6 +30,16 @@ class Thought:
     begin: int
     end: int
     finished: bool
+
+
+def thought_is_open(text: str) -> bool:
+    """Whether `text` ends inside a `<think>` section: its last mark of a thought opens one."""
+    return text.rfind(THOUGHT_START) > text.rfind(THOUGHT_END)
+
+
+def after_thought(text: str) -> str:
+    """The part of `text` after its last `</think>`; all of it where there is none."""
+    return text.rpartition(THOUGHT_END)[2]
 
 
 def thought(text: str, prompt: str = "", unmarked: Unmarked = "whole") -> Thought | None:

@@ -18,6 +18,7 @@ from lm_eval_hybrid.bundles.manifest import Count, Index, Select
 from lm_eval_hybrid.common import jsonl
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.common.files import write_file
+from lm_eval_hybrid.common.thoughts import thought_is_open
 from lm_eval_hybrid.decoding.arms import policy_for
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.policy import Policy
@@ -28,7 +29,7 @@ from lm_eval_hybrid.discovery.traces.pair import Pair
 from lm_eval_hybrid.discovery.traces.problems import Problem
 from lm_eval_hybrid.results.statistics import Gap, gap
 from lm_eval_hybrid.scoring.metrics import is_right
-from lm_eval_hybrid.scoring.reader.answers import same_expression, same_number, thought_is_open
+from lm_eval_hybrid.scoring.reader.answers import same_expression, same_number
 
 _CLOSED = {"frozen": True, "config": pydantic.ConfigDict(extra="forbid")}
 ROWS_FILE = "rows.jsonl"

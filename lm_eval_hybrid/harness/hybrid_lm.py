@@ -28,6 +28,7 @@ from lm_eval_hybrid import __version__
 from lm_eval_hybrid.bundles.compatibility import check
 from lm_eval_hybrid.bundles.suite import Suite
 from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.common.thoughts import thought_is_open
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.records import Generation
 from lm_eval_hybrid.decoding.request import Prompt, Request
@@ -47,7 +48,6 @@ from lm_eval_hybrid.harness.remote import ROWS
 from lm_eval_hybrid.models.local import LocalBackend
 from lm_eval_hybrid.models.ndif.client import Traffic
 from lm_eval_hybrid.models.sources import Source
-from lm_eval_hybrid.scoring.reader.answers import thought_is_open
 
 _log = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lm_eval_hybrid.common.errors import one_line
+from lm_eval_hybrid.common.thoughts import after_thought, thought_is_open
 from lm_eval_hybrid.judging.cache import CachedJudge
 from lm_eval_hybrid.judging.cost import Estimate, cost
 from lm_eval_hybrid.judging.recipe import JudgeRecipe
 from lm_eval_hybrid.judging.templates import rendered
-from lm_eval_hybrid.scoring.reader.answers import after_thought, thought_is_open
 
 REPEATS = 3  # the paper's, of 2026
 _PROMPT = Path(__file__).parent / "prompts" / "verdict.j2"

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.common.thoughts import THOUGHT_END, THOUGHT_START
 from lm_eval_hybrid.scoring.metrics import question_of, truth_of
-from lm_eval_hybrid.scoring.reader.answers import THOUGHT_END, THOUGHT_START, marked_answer
+from lm_eval_hybrid.scoring.reader.answers import marked_answer
 
 METRIC = "exact_match"
 # Of a model's answers. A model that ends thoughts which it does not begin was prompted with their beginning, however

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from lm_eval_hybrid.common.thoughts import THOUGHT_END, thought_is_open
 from lm_eval_hybrid.results.recordings import Recording
-from lm_eval_hybrid.scoring.reader.answers import THOUGHT_END, agrees, answered, thought_is_open
+from lm_eval_hybrid.scoring.reader.answers import agrees, answered
 
 
 @dataclass(frozen=True)

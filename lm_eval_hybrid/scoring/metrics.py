@@ -13,17 +13,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.common.thoughts import THOUGHT_END, thought_is_open
 from lm_eval_hybrid.decoding.records import Finish, Generation
 from lm_eval_hybrid.scoring.equality import mentions
-from lm_eval_hybrid.scoring.reader.answers import (
-    THOUGHT_END,
-    answered,
-    marked_answer,
-    same_answer,
-    same_expression,
-    same_number,
-    thought_is_open,
-)
+from lm_eval_hybrid.scoring.reader.answers import answered, marked_answer, same_answer, same_expression, same_number
 
 TRUTHS = ("answer", "Answer", "final_answer", "solution", "target")
 QUESTIONS = ("question", "problem", "Question", "Problem", "input", "query", "prompt")

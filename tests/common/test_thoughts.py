@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm_eval_hybrid.common.thoughts import ANSWERS, MARKS, Thought, thought
-from lm_eval_hybrid.scoring.reader.answers import thought_is_open
+from lm_eval_hybrid.common.thoughts import ANSWERS, MARKS, Thought, thought, thought_is_open
 from tests.shared_data import DATA
 
 INSIDE = "Okay, so 2 + 2.\nThat is 4."

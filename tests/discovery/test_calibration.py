@@ -15,6 +15,7 @@ from lm_eval_hybrid.bundles.manifest import Prompt
 from lm_eval_hybrid.bundles.suite import compose
 from lm_eval_hybrid.common import paths
 from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.common.thoughts import THOUGHT_END
 from lm_eval_hybrid.decoding import request
 from lm_eval_hybrid.decoding.arms import policy_for
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
@@ -26,7 +27,7 @@ from lm_eval_hybrid.harness.hybrid_lm import HybridLM
 from lm_eval_hybrid.harness.records import HybridAnswer
 from lm_eval_hybrid.models.local import LocalBackend
 from lm_eval_hybrid.results.statistics import gap
-from lm_eval_hybrid.scoring.reader.answers import THOUGHT_END, final_answer
+from lm_eval_hybrid.scoring.reader.answers import final_answer
 from tests.discovery.conftest import RAW, Studied
 from tests.tiny_system import CHAT_TEMPLATE, TinySystem, write_system
 

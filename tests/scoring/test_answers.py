@@ -5,16 +5,9 @@ from decimal import Decimal
 
 import pytest
 
+from lm_eval_hybrid.common.thoughts import after_thought, thought_is_open
 from lm_eval_hybrid.scoring.metrics import is_right
-from lm_eval_hybrid.scoring.reader.answers import (
-    after_thought,
-    final_answer,
-    marked_answer,
-    number,
-    same_expression,
-    same_number,
-    thought_is_open,
-)
+from lm_eval_hybrid.scoring.reader.answers import final_answer, marked_answer, number, same_expression, same_number
 from tests import shared_data
 
 DATA = shared_data.DATA / "benchmarks"

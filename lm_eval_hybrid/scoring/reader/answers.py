@@ -6,28 +6,16 @@ How a text is read is in `reading`, when two answers are equal in `equality`.
 import re
 from decimal import Decimal
 
+from lm_eval_hybrid.common.thoughts import after_thought
 from lm_eval_hybrid.scoring.equality import mentions, same
 from lm_eval_hybrid.scoring.notation import plain
 from lm_eval_hybrid.scoring.quantities import quantity
 from lm_eval_hybrid.scoring.reader.marks import after_hashes, boxed
 from lm_eval_hybrid.scoring.reader.reading import Reading, read
 
-THOUGHT_START = "<think>"
-THOUGHT_END = "</think>"
-
 # Digits, in threes where commas part them. A minus is a sign only where no operand stands before it.
 _NUMBER = re.compile(r"(?:(?<![\w)\]}.])-)?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?!\d)")
 _REST = re.compile(r"\s*(?:%|\^\\circ)?[.,;:!?]?(?:\s+[A-Za-z].*)?", re.DOTALL)
-
-
-def thought_is_open(text: str) -> bool:
-    """Whether the last mark of a thought in `text` opens one."""
-    return text.rfind(THOUGHT_START) > text.rfind(THOUGHT_END)
-
-
-def after_thought(text: str) -> str:
-    """The part of `text` after its last end of thought; all of it where no thought ends."""
-    return text.rpartition(THOUGHT_END)[2]
 
 
 def marked_answer(text: str) -> str | None:
