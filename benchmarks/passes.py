@@ -64,8 +64,8 @@ def _backend_passes(
     near, far = (backend.open(1, layer, reach, 1) for reach in (1, 0))
     through = LocalBackend(backend.model._module, backend.tokenizer, traced).open(1, layer, 1, 1)
     for sequences in (near, through):
-        sequences.admit([0], [text[:-1]])
-    far.admit([0], [text])
+        sequences.insert([0], [text[:-1]])
+    far.insert([0], [text])
     last, place, count = torch.tensor([[text[-1]]]), len(text) - 1, len(steering)
 
     def step(sequences: LocalSequences) -> Tensor:

@@ -56,23 +56,23 @@ class Batch:
         self._system = system
         self.rows: list[Row] = list(rows)
         self._base, self._thinking = sides
-        self.admit(dict(enumerate(rows)))
+        self.insert(dict(enumerate(rows)))
 
-    def admit(self, rows: dict[int, Row]) -> None:
+    def insert(self, rows: dict[int, Row]) -> None:
         """Put rows into slots, whose former ones are dropped, and read what they hold already."""
         for slot, row in rows.items():
             self.rows[slot] = row
             row.thinking_read = len(row.thinking_ids) - 1
         for side in (self._base, self._thinking):
             if side is not None:
-                side.admit(rows)
+                side.insert(rows)
 
-    def keep(self, slots: Sequence[int]) -> None:
+    def select(self, slots: Sequence[int]) -> None:
         """Go on with these slots only, in this order."""
         self.rows = [self.rows[slot] for slot in slots]
         for side in (self._base, self._thinking):
             if side is not None:
-                side.keep(slots)
+                side.select(slots)
 
     def round(self, aside: Aside | None = None) -> None:
         """Decide at least one token of every row. Errors leave the rows as they were before, their caches not.

@@ -174,9 +174,9 @@ class HybridDecoder:
                 newcomers[slot] = rows[slot] = waiting.popleft()
         going = [slot for slot, row in enumerate(rows) if row.going]
         rows[:] = [rows[slot] for slot in going]
-        batch.admit(newcomers)
+        batch.insert(newcomers)
         if len(going) < len(batch.rows):
-            batch.keep(going)
+            batch.select(going)
         return batch
 
     def _row(self, index: int, request: Request) -> Row:

@@ -53,13 +53,13 @@ class LocalBase:
         self._drafts = [_Draft() for _ in range(rows)]
         self._ahead: BaseView | None = None  # what the tokens of `_drafts` beyond those handed out were chosen from
 
-    def admit(self, rows: dict[int, Row]) -> None:
-        self._sequences.admit(list(rows), [row.base_ids[:-1] for row in rows.values()])
+    def insert(self, rows: dict[int, Row]) -> None:
+        self._sequences.insert(list(rows), [row.base_ids[:-1] for row in rows.values()])
         for slot in rows:
             self._drafts[slot] = _Draft()
 
-    def keep(self, slots: Sequence[int]) -> None:
-        self._sequences.keep(slots)
+    def select(self, slots: Sequence[int]) -> None:
+        self._sequences.select(slots)
         self._drafts = [self._drafts[slot] for slot in slots]
         self._ahead = self._ahead and self._ahead.at(slots)
 
@@ -152,11 +152,11 @@ class LocalThinking:
         self._system = system
         self._sequences = sequences
 
-    def admit(self, rows: dict[int, Row]) -> None:
-        self._sequences.admit(list(rows), [row.thinking_ids[:-1] for row in rows.values()])
+    def insert(self, rows: dict[int, Row]) -> None:
+        self._sequences.insert(list(rows), [row.thinking_ids[:-1] for row in rows.values()])
 
-    def keep(self, slots: Sequence[int]) -> None:
-        self._sequences.keep(slots)
+    def select(self, slots: Sequence[int]) -> None:
+        self._sequences.select(slots)
 
     def settle(self, rows: Sequence[Row]) -> None:
         self._sequences.rewind([row.thinking_read for row in rows])

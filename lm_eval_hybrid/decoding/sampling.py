@@ -7,11 +7,11 @@ cumulative distribution, taken in the order of ids, is the token. So neither bat
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.draws import draw
+from lm_eval_hybrid.portable.sampling import chances, drawn
 
 
 @dataclass(frozen=True)
@@ -55,24 +55,3 @@ class Sampling:
     def probabilities(self, logits: Tensor) -> Tensor:
         """[vocab] logits -> [vocab] float64 on the CPU: chances up to a factor, zero where filtered out."""
         return chances(logits, self.temperature, self.top_k, self.top_p)
-
-
-# Plain functions: they are also sent to a remote model's server, by their source (`portable/programs.py`).
-def drawn(logits: Tensor, temperature: float, top_k: int, top_p: float, level: float) -> int:
-    """The token of logits [vocab] at which the cumulative distribution, in the order of ids, passes `level`."""
-    found = chances(logits, temperature, top_k, top_p)
-    token = int(torch.searchsorted(found.cumsum(0), level * found.sum(), right=True))
-    return min(token, int(found.nonzero()[-1]))  # rounding may leave the level at the very end
-
-
-def chances(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """See `Sampling.probabilities`."""
-    scaled = logits.detach().cpu().double() / temperature
-    if 0 < top_k < len(scaled):
-        scaled = scaled.masked_fill(scaled < scaled.topk(top_k).values[-1], -torch.inf)
-    found = scaled.softmax(0)
-    if top_p < 1:
-        ordered, order = found.sort(descending=True, stable=True)
-        before = ordered.cumsum(0) - ordered
-        found[order[before >= top_p]] = 0.0
-    return found

@@ -40,7 +40,7 @@ class Text:
 class Scorer(Protocol):
     """Texts in rows of one model."""
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def select(self, rows: Sequence[int]) -> None:
         """Go on with these rows only, in this order."""
 
 
@@ -79,10 +79,10 @@ class LocalBaseScorer:
         self._system = system
         contexts = list(dict.fromkeys(text.context for text in texts))
         self._sequences = system.open_base(present(system.base), len(contexts), ahead)
-        _admit(self._sequences, contexts, texts, 0)
+        _insert(self._sequences, contexts, texts, 0)
 
-    def keep(self, rows: Sequence[int]) -> None:
-        self._sequences.keep(rows)
+    def select(self, rows: Sequence[int]) -> None:
+        self._sequences.select(rows)
 
     def read(self, texts: Sequence[Text], start: int, size: int) -> tuple[Tensor, BaseView]:
         own = [text.tokens[start : start + size] for text in texts]
@@ -109,23 +109,23 @@ class LocalThinkingScorer:
         self._system = system
         contexts = list(dict.fromkeys(text.context for text in texts))
         self._sequences = system.open_thinking(present(system.thinking), len(contexts), ahead)
-        _admit(self._sequences, contexts, texts, 1)
+        _insert(self._sequences, contexts, texts, 1)
 
-    def keep(self, rows: Sequence[int]) -> None:
-        self._sequences.keep(rows)
+    def select(self, rows: Sequence[int]) -> None:
+        self._sequences.select(rows)
 
     def read(self, texts: Sequence[Text], start: int, size: int, base: BaseView | None) -> ThinkingView:
         read = [[text.prompt.thinking_ids[-1:], *text.crossings][start : start + size] for text in texts]
         return read_thinking(self._sequences, read, present(self._system.bridge))[0]
 
 
-def _admit(
+def _insert(
     sequences: Sequences, contexts: Sequence[tuple[tuple[int, ...], ...]], texts: Sequence[Text], which: int
 ) -> None:
     """Read the prompts. What several texts follow is read once."""
-    sequences.admit(range(len(contexts)), [context[which][:-1] for context in contexts])
+    sequences.insert(range(len(contexts)), [context[which][:-1] for context in contexts])
     rows = {context: row for row, context in enumerate(contexts)}
-    sequences.keep([rows[text.context] for text in texts])
+    sequences.select([rows[text.context] for text in texts])
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:

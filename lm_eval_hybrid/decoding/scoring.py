@@ -56,7 +56,7 @@ def score(
         if 0 < len(kept) < len(going):
             for scorer in (base, thinking):
                 if scorer is not None:
-                    scorer.keep(kept)
+                    scorer.select(kept)
         going = [going[i] for i in kept]
     return [(text.logprob, text.greedy) for text in texts]
 

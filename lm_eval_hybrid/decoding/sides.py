@@ -21,10 +21,10 @@ Steps = Sequence[int | None]
 class Side(Protocol):
     """Rows of one model; they are those of the batch, in its order."""
 
-    def admit(self, rows: dict[int, Row]) -> None:
+    def insert(self, rows: dict[int, Row]) -> None:
         """Begin these rows in their slots, whatever was there."""
 
-    def keep(self, slots: Sequence[int]) -> None:
+    def select(self, slots: Sequence[int]) -> None:
         """Go on with these slots only, in this order."""
 
     def settle(self, rows: Sequence[Row]) -> None:

@@ -37,7 +37,7 @@ class BaseView:
 
     @classmethod
     def of(cls, logits: Tensor, residual: Tensor, bridge: Bridge | None, keep: bool = False) -> BaseView:
-        """Read from what the model said (`protocol.Reading`).
+        """Read from what the model said (`protocol.ForwardOutput`).
 
         Raises:
             HybridError: for logits that are not numbers.
@@ -157,7 +157,7 @@ class ThinkingReading:
 
     @classmethod
     def of(cls, logits: Tensor, residual: Tensor, bridge: Bridge) -> ThinkingReading:
-        """Read from what the model said (`protocol.Reading`).
+        """Read from what the model said (`protocol.ForwardOutput`).
 
         Raises:
             HybridError: for logits that are not numbers.

@@ -105,7 +105,7 @@ def _run(experiment: Experiment, folder: Path, todo: Sequence[tuple[str, list[st
         begun = time.monotonic()
         kept = AnswersFile(arm_folder(folder, arm), lm.rank)
         ours, _ = HybridArguments.split(experiment.arm_arguments(arm))
-        lm.become(ours, kept)
+        lm.switch_arm(ours, kept)
         _evaluate(lm, manager, experiment, arm, tasks, folder)
         if lm.rank == 0:
             kept.remove()

@@ -106,9 +106,9 @@ class HybridLM(LocalModel):
         self._join_ranks()
         self._base = base
         self._thinking_model: tuple[Source, HFLM] | None = None
-        self._take(ours, suite)
+        self._configure(ours, suite)
 
-    def become(self, ours: HybridArguments, kept: AnswersFile | None = None) -> None:
+    def switch_arm(self, ours: HybridArguments, kept: AnswersFile | None = None) -> None:
         """Take another arm, or other steering, of the models that are loaded; totals begin anew.
 
         Args:
@@ -125,9 +125,9 @@ class HybridLM(LocalModel):
                 "one by itself"
             )
         self._loader.check(ours)
-        self._take(ours, suite, kept)
+        self._configure(ours, suite, kept)
 
-    def _take(self, ours: HybridArguments, suite: Suite, kept: AnswersFile | None = None) -> None:
+    def _configure(self, ours: HybridArguments, suite: Suite, kept: AnswersFile | None = None) -> None:
         manifest, policy = suite.manifest, ours.policy(suite.manifest.steering)
         self._arm, self._suite, self._policy, self._strict, self._kept = ours.arm, suite, policy, ours.strict, kept
         source = Source.choose("thinking", ours.thinking, manifest.thinking)

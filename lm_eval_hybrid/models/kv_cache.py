@@ -70,7 +70,7 @@ class Grid:
         columns = self._buffer[:, :, :end]
         return columns if rows is None else columns[rows.to(columns.device)]
 
-    def keep(self, rows: Tensor) -> None:
+    def select(self, rows: Tensor) -> None:
         """Go on with these rows only, in this order; a row may be listed more than once."""
         self._rows = len(rows)
         if self._buffer is not None:
@@ -95,11 +95,11 @@ class RaggedCache(Cache):
     def __init__(self, rows: int, layers: int) -> None:
         super().__init__(layers=[_RaggedLayer(self, rows) for _ in range(layers)])
 
-    def keep(self, rows: Tensor) -> None:
+    def select(self, rows: Tensor) -> None:
         """Go on with these rows only, in this order; a row may be listed more than once."""
         for layer in self.layers:
             for grid in layer.grids:
-                grid.keep(rows)
+                grid.select(rows)
 
     def branches(self, rows: Tensor, length: int) -> Cache:
         """The first `length` columns of some rows, as a cache to which a pass adds its own columns and keeps none."""
@@ -175,7 +175,7 @@ class Residuals:
         columns = columns % self._ring if self._ring else columns
         return self._buffer[rows.to(self._buffer.device)[:, None], columns.to(self._buffer.device)]
 
-    def keep(self, rows: Tensor) -> None:
+    def select(self, rows: Tensor) -> None:
         """Go on with these rows only, in this order; a row may be listed more than once."""
         self._rows = len(rows)
         if self._buffer is not None:

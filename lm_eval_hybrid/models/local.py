@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.models.forward import ReadPass, hooked
 from lm_eval_hybrid.models.kv_cache import Place, RaggedCache, Residuals
-from lm_eval_hybrid.models.protocol import Reading
+from lm_eval_hybrid.models.protocol import ForwardOutput
 from lm_eval_hybrid.portable.attention_masks import Branches, Masks
 
 _LAYERS = (
@@ -106,7 +106,7 @@ class LocalSequences:
         self._cache = RaggedCache(rows, len(backend.layers))
         self._residuals = None if reach is None else Residuals(rows, reach, ahead)
 
-    def admit(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
+    def insert(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
         for slot in slots:
             self._lengths[slot] = 0
         width = max(1, _PASS // max(1, len(slots)))
@@ -118,19 +118,19 @@ class LocalSequences:
             ids = torch.tensor([[*part, *[0] * (n - len(part))] for _, part in parts], device=self._backend.device)
             self._read(ids, [len(part) for _, part in parts], [slot for slot, _ in parts], logits=1)
 
-    def read(self, tokens: Tensor, counts: Sequence[int] | None = None) -> Reading:
+    def read(self, tokens: Tensor, counts: Sequence[int] | None = None) -> ForwardOutput:
         tokens = tokens.to(self._backend.device)
         return self._read(tokens, counts or [tokens.shape[1]] * len(tokens), None, logits=0)
 
     def rewind(self, lengths: Sequence[int]) -> None:
         self._lengths = list(lengths)
 
-    def keep(self, slots: Sequence[int]) -> None:
+    def select(self, slots: Sequence[int]) -> None:
         rows = torch.tensor(slots, device=self._backend.device)
         self._lengths = [self._lengths[slot] for slot in slots]
-        self._cache.keep(rows)
+        self._cache.select(rows)
         if self._residuals is not None:
-            self._residuals.keep(rows)
+            self._residuals.select(rows)
 
     def steered(
         self, rows: Sequence[int], positions: Sequence[int], steering: Tensor, windows: Sequence[int]
@@ -155,7 +155,7 @@ class LocalSequences:
         return torch.cat(parts, dim=1)[:, sorted(range(len(order)), key=order.__getitem__)]
 
     @torch.no_grad()
-    def _read(self, ids: Tensor, counts: Sequence[int], slots: Sequence[int] | None, logits: int) -> Reading:
+    def _read(self, ids: Tensor, counts: Sequence[int], slots: Sequence[int] | None, logits: int) -> ForwardOutput:
         """One unsteered forward pass over ids [m, n]. logits: of how many of the last positions; 0: all."""
         backend, cache = self._backend, self._cache
         rows = range(len(self._lengths)) if slots is None else slots
@@ -175,7 +175,7 @@ class LocalSequences:
         for row, count in zip(rows, counts, strict=True):
             self._lengths[row] += count
         # A model may be spread over several devices; what is read of it comes together.
-        return Reading(said.to(ids.device), residual.float().to(ids.device))
+        return ForwardOutput(said.to(ids.device), residual.float().to(ids.device))
 
     def _branches(
         self, rows: Sequence[int], positions: Sequence[int], steering: Tensor, windows: Sequence[int]

@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
-class Reading:
+class ForwardOutput:
     """What one unsteered forward pass over n new tokens of every row says after each of them.
 
     Attributes:
@@ -25,10 +25,10 @@ class Reading:
 class Sequences(Protocol):
     """Rows of tokens, each of its own length. What is kept of the past is never steered."""
 
-    def admit(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
+    def insert(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
         """Begin the rows `slots` anew with these tokens, which may be none; nothing is said about them."""
 
-    def read(self, tokens: Tensor, counts: Sequence[int] | None = None) -> Reading:
+    def read(self, tokens: Tensor, counts: Sequence[int] | None = None) -> ForwardOutput:
         """Append tokens to every row: tokens [rows, n] int64, of a row's the first counts[row] (None: all n).
 
         A reading after more tokens than a row has means nothing.
@@ -37,7 +37,7 @@ class Sequences(Protocol):
     def rewind(self, lengths: Sequence[int]) -> None:
         """Go back to a length, in tokens, of every row: one it has had within the last `ahead` tokens."""
 
-    def keep(self, slots: Sequence[int]) -> None:
+    def select(self, slots: Sequence[int]) -> None:
         """Go on with these rows only, in this order. A row listed twice becomes two."""
 
     def steered(

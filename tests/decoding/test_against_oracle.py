@@ -125,7 +125,7 @@ def test_answers_come_as_they_are_finished(uneven: list[Request]) -> None:
 
 
 @pytest.mark.parametrize("meanwhile", [False, True])
-@pytest.mark.parametrize("failing", ["read", "admit", "steered", "keep"])
+@pytest.mark.parametrize("failing", ["read", "insert", "steered", "select"])
 def test_running_out_of_memory_loses_no_token(
     uneven: list[Request],
     expected: list[dict[str, Any]],

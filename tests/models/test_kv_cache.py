@@ -22,7 +22,7 @@ def test_rows_that_grow_at_their_own_pace() -> None:
             grid.write(expected[1][None], Place.after([0], 5, CPU, rows=[1]))
         if step in (40, 60):
             kept = {40: [2, 0, 1], 60: [1, 1]}[step]
-            grid.keep(torch.tensor(kept))
+            grid.select(torch.tensor(kept))
             expected = [expected[i] for i in kept]
         end = max(row.shape[1] for row in expected)
         for row, wanted, all_rows in zip(range(len(expected)), expected, grid.read(None, end), strict=True):
@@ -63,7 +63,7 @@ def test_residuals_within_reach_are_kept(reach: int, ahead: int) -> None:
         stay = [int(torch.randint(0, count + 1, (), generator=generator)) for count in counts]
         expected = [whole[: len(row) + n] for row, whole, n in zip(expected, read, stay, strict=True)]
         if step == 30:
-            residuals.keep(torch.tensor([2, 0]))
+            residuals.select(torch.tensor([2, 0]))
             expected = [expected[2], expected[0]]
 
 

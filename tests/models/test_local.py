@@ -21,7 +21,7 @@ PROMPTS = [[3, 4, 5, 6, 7], [8], [10, 11, 12, 13, 14, 15, 16, 17, 18, 19]]
 def opened(model: PreTrainedModel, rows: list[list[int]], reach: int | None = 0, layer: int = LAYER) -> LocalSequences:
     """Rows with all their tokens but the last read."""
     sequences = LocalBackend(model, tiny_tokenizer()).open(len(rows), layer, reach, AHEAD)
-    sequences.admit(range(len(rows)), [row[:-1] for row in rows])
+    sequences.insert(range(len(rows)), [row[:-1] for row in rows])
     return sequences
 
 
@@ -69,11 +69,11 @@ def test_cached_ragged_and_branched_is_recomputed(family: str, reach: int) -> No
         sequences.rewind([len(row) for row in rows])
         rows = [[*row, 20 + i] for i, row in enumerate(rows)]
         if step == 1:
-            sequences.keep([2, 0])
+            sequences.select([2, 0])
             rows = [rows[2], rows[0]]
         if step == 2:
             rows[1] = [9, 9, 8, 7, 6, 5, 4, 3, 11]
-            sequences.admit([1], [rows[1][:-1]])
+            sequences.insert([1], [rows[1][:-1]])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -81,7 +81,7 @@ def test_around_nnsight_is_the_same_as_through_it(family: str) -> None:
     model, said = tiny_model(family, seed=0), []
     for read_pass in (traced, hooked):
         sequences = LocalBackend(model, tiny_tokenizer(), read_pass).open(3, LAYER, 0, AHEAD)
-        sequences.admit(range(3), [row[:-1] for row in PROMPTS])
+        sequences.insert(range(3), [row[:-1] for row in PROMPTS])
         tokens = torch.tensor([[row[-1], 5, 6] for row in PROMPTS])
         reading = sequences.read(tokens)
         steered = sequences.steered([0, 2], [6, 9], torch.ones(2, 2, 32), [1, 3])

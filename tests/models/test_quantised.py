@@ -21,7 +21,7 @@ def test_quantised_weights(tmp_path: Path, bits: int, tolerance: float) -> None:
     model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=settings).eval()
     rows = [[5, 6, 7, 8], [9, 10]]
     sequences = LocalBackend(model, tiny_tokenizer()).open(2, 1, 0, 1)
-    sequences.admit([0, 1], [row[:-1] for row in rows])
+    sequences.insert([0, 1], [row[:-1] for row in rows])
     reading = sequences.read(torch.tensor([[row[-1]] for row in rows]))
     steering = torch.ones(2, 1, 64)
     steered = sequences.steered([0, 1], [3, 1], steering, [1])

@@ -19,12 +19,12 @@ from lm_eval_hybrid.decoding.chooser import Candidates, Place, Trial, present
 from lm_eval_hybrid.decoding.ndif.reader import Question, RemoteReader, levels
 from lm_eval_hybrid.decoding.ndif.views import AheadView
 from lm_eval_hybrid.decoding.row import Row
-from lm_eval_hybrid.decoding.sampling import drawn
 from lm_eval_hybrid.decoding.sides import Drafts, Steps
 from lm_eval_hybrid.decoding.system import System
 from lm_eval_hybrid.decoding.tokens.bridge import Choices
 from lm_eval_hybrid.decoding.views import BaseView, ThinkingView, check_numbers
 from lm_eval_hybrid.models.ndif.model import NdifModel
+from lm_eval_hybrid.portable.sampling import drawn
 
 _ALONE = 64
 """Tokens asked for at once of a model that nobody checks."""
@@ -145,11 +145,11 @@ class RemoteBase:
         self._drafting = _Drafting(system, model, system.layer, choices, longest)
         self._ahead: dict[int, Ahead] = {}  # by row's index
 
-    def admit(self, rows: dict[int, Row]) -> None:
+    def insert(self, rows: dict[int, Row]) -> None:
         for row in rows.values():
             self._ahead.pop(row.index, None)
 
-    def keep(self, slots: Sequence[int]) -> None:
+    def select(self, slots: Sequence[int]) -> None:
         pass  # what is kept is kept by row
 
     def settle(self, rows: Sequence[Row]) -> None:
@@ -248,11 +248,11 @@ class RemoteThinking:
         self._drafting = _Drafting(system, model, system.sae_layer, self._bridge.thinking_choices, _ALONE)
         self._ahead: dict[int, Ahead] = {}  # by row's index, where the thinking model speaks alone
 
-    def admit(self, rows: dict[int, Row]) -> None:
+    def insert(self, rows: dict[int, Row]) -> None:
         for row in rows.values():
             self._ahead.pop(row.index, None)
 
-    def keep(self, slots: Sequence[int]) -> None:
+    def select(self, slots: Sequence[int]) -> None:
         pass  # what is kept is kept by row
 
     def settle(self, rows: Sequence[Row]) -> None:

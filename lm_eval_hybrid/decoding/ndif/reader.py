@@ -8,11 +8,11 @@ from typing import Any
 
 from lm_eval_hybrid.decoding.ndif.views import RemoteView
 from lm_eval_hybrid.decoding.row import Row
-from lm_eval_hybrid.decoding.sampling import drawn
 from lm_eval_hybrid.decoding.system import System
 from lm_eval_hybrid.decoding.tokens.bridge import Bridge
 from lm_eval_hybrid.decoding.views import JUDGED, check_numbers
 from lm_eval_hybrid.models.ndif.model import NdifModel
+from lm_eval_hybrid.portable.sampling import drawn
 
 Levels = tuple[float, int, float, list[float]]
 """How tokens are drawn: temperature, top_k, top_p, and a level for each."""

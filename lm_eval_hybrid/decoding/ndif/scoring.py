@@ -28,7 +28,7 @@ class RemoteBaseScorer:
         choices = Choices(None, ()) if system.bridge is None else system.bridge.base_choices
         self._wanted = {"layer": system.layer, "width": choices.width, "blocked": list(choices.blocked)}
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def select(self, rows: Sequence[int]) -> None:
         pass  # nothing is kept of what was read
 
     def read(self, texts: Sequence[Text], start: int, size: int) -> tuple[Tensor, BaseView]:
@@ -104,7 +104,7 @@ class RemoteThinkingScorer:
         self._bridge = present(system.bridge)
         self._reader = RemoteReader(system, model, self._bridge)
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def select(self, rows: Sequence[int]) -> None:
         pass  # nothing is kept of what was read
 
     def read(self, texts: Sequence[Text], start: int, size: int, base: BaseView | None) -> ThinkingView:

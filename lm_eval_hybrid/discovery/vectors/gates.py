@@ -20,7 +20,7 @@ from lm_eval_hybrid.discovery.traces.pair import TOP, Encoded, Pair
 from lm_eval_hybrid.discovery.traces.traces import Trace, digest
 from lm_eval_hybrid.models.local import LocalBackend
 from lm_eval_hybrid.models.ndif.model import NdifModel
-from lm_eval_hybrid.models.protocol import Reading
+from lm_eval_hybrid.models.protocol import ForwardOutput
 
 SCHEMA = 1
 LOGITS = 2**28
@@ -150,7 +150,7 @@ def _choices(pair: Pair, encoded: Sequence[Encoded]) -> list[Tensor]:
     return [row[one.compared] for row, one in zip(said, encoded, strict=True)]
 
 
-def passes(backend: LocalBackend, rows: Sequence[Sequence[int]], layer: int) -> Iterator[Reading]:
+def passes(backend: LocalBackend, rows: Sequence[Sequence[int]], layer: int) -> Iterator[ForwardOutput]:
     """Reads rows of tokens, padded to the longest, some columns at a time, so that their logits stay within LOGITS."""
     room = LOGITS // (4 * backend.config.get_text_config().vocab_size)
     width, step = max(map(len, rows)), max(1, room // len(rows))

@@ -58,7 +58,7 @@ def measure(
             lm = HybridLM(**arguments, batch_size=str(slots), device=experiment.device)
         report(f"measuring arm {arm}: {len(instances)} answers")
         watch = Stopwatch()
-        lm.become(HybridArguments.split(arguments)[0], watch)
+        lm.switch_arm(HybridArguments.split(arguments)[0], watch)
         counts, rates[arm] = _timed(lm, watch, instances, slots)
         for name in {task for task, _, _ in chosen}:
             of_task = tuple(count for (task, _, _), count in zip(chosen, counts, strict=True) if task == name)

@@ -14,17 +14,11 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.models.local import layers_of
 from lm_eval_hybrid.models.ndif.client import Server, Traffic, Wire, ask
-from lm_eval_hybrid.portable import fitting, passes, programs
+from lm_eval_hybrid.portable import attention_masks, coefficient, fitting, passes, programs, sampling, steering
 from lm_eval_hybrid.portable.attention_masks import Masks
 
-SHIPPED = (
-    programs.__name__,
-    fitting.__name__,
-    passes.__name__,
-    "lm_eval_hybrid.portable.attention_masks",
-    "lm_eval_hybrid.portable.coefficient",
-    "lm_eval_hybrid.decoding.sampling",
-    "lm_eval_hybrid.portable.steering",
+SHIPPED = tuple(
+    module.__name__ for module in (programs, fitting, passes, attention_masks, coefficient, sampling, steering)
 )
 """Modules whose functions go with a request as source text."""
 
