@@ -112,10 +112,10 @@ def _make(
     from contextlib import nullcontext
 
     from lm_eval_hybrid.common.distributed import Ranks
-    from lm_eval_hybrid.discovery import bundling, findings, summary
+    from lm_eval_hybrid.discovery import bundling, summary
     from lm_eval_hybrid.discovery.pipeline import Run
     from lm_eval_hybrid.discovery.traces.pair import Pair
-    from lm_eval_hybrid.report import findings_page
+    from lm_eval_hybrid.report import findings, findings_page
 
     name, version, recipe = out.parent.name, out.name, plan.recipe
     ranks = Ranks.from_environment()

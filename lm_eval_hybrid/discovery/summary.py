@@ -1,6 +1,7 @@
 """What a run found, as the page of its bundle shows it."""
 
 from collections.abc import Iterator
+from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -8,19 +9,20 @@ from torch.nn.functional import normalize
 
 from lm_eval_hybrid.bundles.bundle import Bundle
 from lm_eval_hybrid.discovery import findings
-from lm_eval_hybrid.discovery.findings import (
-    CalibrationRow,
-    Chosen,
-    Findings,
-    FoundBehavior,
-    Grades,
-    Point,
-    Step,
-    SweepRow,
-)
 from lm_eval_hybrid.discovery.found import Found
 from lm_eval_hybrid.discovery.taxonomy import naming
 from lm_eval_hybrid.discovery.taxonomy.sae import unit_rows
+from lm_eval_hybrid.report.findings import (
+    BehaviorRow,
+    CalibrationRow,
+    ChosenTaxonomy,
+    CurvePoint,
+    Findings,
+    JudgeGrades,
+    MapPoint,
+    SweepRow,
+    shorten,
+)
 
 POINTS = 3000  # sentences on the map
 EXAMPLES = 8
@@ -48,7 +50,7 @@ def summarise(found: Found, bundle: Bundle) -> Findings:
         points=tuple(_points(found, category)),
         transitions=tuple(map(tuple, follows.tolist())),
         sweep=tuple(_row(row) for row in found.sweep.rows()),
-        chosen=Chosen(layer=found.chosen.layer, size=found.chosen.size),
+        chosen=ChosenTaxonomy(layer=found.chosen.layer, size=found.chosen.size),
         curves=dict(_curves(found)),
         cosines=tuple(map(tuple, _cosines(bundle).tolist())),
         grades=_grades(found),
@@ -57,16 +59,16 @@ def summarise(found: Found, bundle: Bundle) -> Findings:
     )
 
 
-def _behaviors(found: Found, bundle: Bundle, category: Tensor) -> Iterator[FoundBehavior]:
+def _behaviors(found: Found, bundle: Bundle, category: Tensor) -> Iterator[BehaviorRow]:
     effect = found.effects.by_category()
     for index, behavior in enumerate(bundle.manifest.behaviors):
-        yield FoundBehavior(
+        yield BehaviorRow(
             key=behavior.key,
             title=behavior.title,
             description=behavior.description,
             share=float((category == index).float().mean()),
             examples=tuple(
-                findings.shorten(text, EXAMPLE)
+                shorten(text, EXAMPLE)
                 for text in naming.exemplars(found.sentences, found.codes, behavior.latent, EXAMPLES)
             ),
             norm=float(bundle.tensors[behavior.tensor].norm()),
@@ -75,23 +77,25 @@ def _behaviors(found: Found, bundle: Bundle, category: Tensor) -> Iterator[Found
         )
 
 
-def _points(found: Found, category: Tensor) -> Iterator[Point]:
+def _points(found: Found, category: Tensor) -> Iterator[MapPoint]:
     order = torch.randperm(len(category), generator=torch.Generator().manual_seed(0))
     some = order[category[order] >= 0][:POINTS].sort().values
     unit = unit_rows(found.activations[some], found.chosen.sae.encoder.mean)
     for (x, y), i in zip(findings.map_points(unit, 0).tolist(), some.tolist(), strict=True):
-        yield Point(x=x, y=y, behavior=int(category[i]), text=findings.shorten(found.sentences[i]))
+        yield MapPoint(x=x, y=y, behavior=int(category[i]), text=shorten(found.sentences[i]))
 
 
 def _row(row: dict) -> SweepRow:
-    return SweepRow(**{name: row[name] for name in SweepRow.model_fields})
+    names = {"word_information": "told"}
+    return SweepRow(**{each.name: row[names.get(each.name, each.name)] for each in fields(SweepRow)})
 
 
-def _curves(found: Found) -> Iterator[tuple[str, tuple[Step, ...]]]:
+def _curves(found: Found) -> Iterator[tuple[str, tuple[CurvePoint, ...]]]:
     for number, fitted in enumerate(found.fits):
         for name, curve in fitted.curves.items():
             steps = tuple(
-                Step(step=point.epoch, loss=point.loss, held_out=point.held_out, norm=point.norm) for point in curve
+                CurvePoint(epoch=point.epoch, loss=point.loss, held_out=point.held_out, norm=point.norm)
+                for point in curve
             )
             yield (name if len(found.fits) == 1 else f"fit {number} {name}"), steps
 
@@ -102,11 +106,11 @@ def _cosines(bundle: Bundle) -> Tensor:
     return unit @ unit.T
 
 
-def _grades(found: Found) -> Grades | None:
+def _grades(found: Found) -> JudgeGrades | None:
     grades = found.grades
     if grades is None:
         return None
-    return Grades(
+    return JudgeGrades(
         judge=grades.judge,
         consistency=grades.consistency.value,
         completeness=grades.completeness.value,

@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from lm_eval_hybrid.common.files import write_file
-from lm_eval_hybrid.discovery.findings import CalibrationRow, Findings, FoundBehavior, Step, SweepRow
 from lm_eval_hybrid.report import charts
 from lm_eval_hybrid.report.charts import Axis, Heat, Line
+from lm_eval_hybrid.report.findings import BehaviorRow, CalibrationRow, CurvePoint, Findings, SweepRow
+from lm_eval_hybrid.report.page import writable
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 NONE = "\N{EN DASH}"
-PARTS = ("stability", "silhouette", "confidence", "explained", "told")
+PARTS = ("stability", "silhouette", "confidence", "explained", "word_information")
 _TEMPLATE = Path(__file__).with_name("findings.html.j2")
 _CURVE = 400  # points of a curve that are drawn; more cannot be seen
 _MARKED = 40  # points of a curve that are marked; more would hide the line
@@ -44,20 +45,21 @@ _LOSSES = {
 }
 
 
-def render(findings: Findings) -> str:
+def render(found: Findings) -> str:
     """The page; a function of the findings alone."""
-    found = Findings.model_validate(_printable(findings.model_dump()))
-    return _template().render(
-        f=found,
-        held_out=[_held_out(name, value) for name, value in found.holdout.items()],
-        said=_said(found),
-        map=_map(found) if found.points else None,
-        transitions=_transitions(found) if any(map(any, found.transitions)) else None,
-        sweep=_sweep(found) if any(row.score is not None for row in found.sweep) else None,
-        curves=_curves(found) if found.curves else None,
-        cosines=_cosines(found) if found.cosines else None,
-        effects=_effects(found) if any(b.effect is not None for b in found.behaviors) else None,
-        calibration=_calibration(found.calibration) if found.calibration else None,
+    return writable(
+        _template().render(
+            f=found,
+            held_out=[_held_out(name, value) for name, value in found.holdout.items()],
+            said=_said(found),
+            map=_map(found) if found.points else None,
+            transitions=_transitions(found) if any(map(any, found.transitions)) else None,
+            sweep=_sweep(found) if any(row.score is not None for row in found.sweep) else None,
+            curves=_curves(found) if found.curves else None,
+            cosines=_cosines(found) if found.cosines else None,
+            effects=_effects(found) if any(b.effect is not None for b in found.behaviors) else None,
+            calibration=_calibration(found.calibration) if found.calibration else None,
+        )
     )
 
 
@@ -86,25 +88,13 @@ def points_of(value: float | None) -> str:
     return NONE if value is None else f"{round(100 * value, 1) + 0.0:+.1f}"  # not -0.0
 
 
-def _printable(value: Any) -> Any:
-    """The same, but for control characters: HTML has no way to write them."""
-    if isinstance(value, str):
-        return "".join("\N{REPLACEMENT CHARACTER}" if ord(c) in _CONTROLS else c for c in value)
-    if isinstance(value, dict):
-        return {_printable(key): _printable(each) for key, each in value.items()}
-    return [_printable(each) for each in value] if isinstance(value, (tuple, list)) else value
-
-
-_CONTROLS = frozenset({*range(32), *range(127, 160)} - {ord(c) for c in "\t\n\r"})
-
-
 def _held_out(name: str, value: float) -> tuple[str, str]:
     if name in _HELD_OUT:
         return percent(value), _HELD_OUT[name]
     return f"{value:.4g}", _LOSSES.get(name, name.replace("_", " "))
 
 
-def _said(found: Findings) -> list[tuple[int, FoundBehavior, list[str]]]:
+def _said(found: Findings) -> list[tuple[int, BehaviorRow, list[str]]]:
     """The map's sentences by behavior, in the order of the map's marks; of behaviors that have some."""
     texts = {i: [point.text for point in found.points if point.behavior == i] for i in range(len(found.behaviors))}
     return [(i, behavior, texts[i]) for i, behavior in enumerate(found.behaviors) if texts[i]]
@@ -214,7 +204,7 @@ def _curves(found: Findings) -> dict[str, Any]:
     figures = []
     for group, names in groups.items():
         drawn = {name: _thinned(found.curves[name]) for name in names}
-        steps = Axis.over("epoch", [step.step for curve in drawn.values() for step in curve])
+        steps = Axis.over("epoch", [step.epoch for curve in drawn.values() for step in curve])
         panels = []
         for title, y, parts in (
             ("loss", "nats", (("loss", False), ("held_out", True))),
@@ -230,22 +220,22 @@ def _curves(found: Findings) -> dict[str, Any]:
     return {"figures": figures, "rows": [_last(name, curve) for name, curve in found.curves.items()]}
 
 
-def _curve_lines(curve: Sequence[Step], index: int, parts: Iterable[tuple[str, bool]]) -> list[Line]:
+def _curve_lines(curve: Sequence[CurvePoint], index: int, parts: Iterable[tuple[str, bool]]) -> list[Line]:
     lines = []
     for part, dashed in parts:
-        values = [(float(s.step), float(getattr(s, part))) for s in curve if getattr(s, part) is not None]
+        values = [(float(s.epoch), float(getattr(s, part))) for s in curve if getattr(s, part) is not None]
         if values:
             hints = [f"epoch {x:g}: {y:.3f}" for x, y in values] if len(values) <= _MARKED else []
             lines.append(Line(values, index, dashed, hints))
     return lines
 
 
-def _thinned(curve: Sequence[Step]) -> list[Step]:
+def _thinned(curve: Sequence[CurvePoint]) -> list[CurvePoint]:
     stride = -(-len(curve) // _CURVE)
     return list(curve[::stride]) + ([] if (len(curve) - 1) % stride == 0 else [curve[-1]])
 
 
-def _last(name: str, curve: Sequence[Step]) -> dict[str, Any]:
+def _last(name: str, curve: Sequence[CurvePoint]) -> dict[str, Any]:
     least = min((step for step in curve if step.held_out is not None), key=lambda s: s.held_out or 0.0, default=None)
     return {"name": name, "last": curve[-1], "least": least}
 

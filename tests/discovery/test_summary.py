@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -6,9 +7,10 @@ import pytest
 import torch
 
 from lm_eval_hybrid.bundles.bundle import Bundle
-from lm_eval_hybrid.discovery import bundling, findings, summary
-from lm_eval_hybrid.discovery.findings import Findings
+from lm_eval_hybrid.discovery import bundling, summary
 from lm_eval_hybrid.discovery.found import Found
+from lm_eval_hybrid.report import findings
+from lm_eval_hybrid.report.findings import Findings
 from tests.discovery.conftest import Studied
 from tests.discovery.test_pipeline import found_by, recipe
 
@@ -98,7 +100,7 @@ def test_curves_are_of_every_fit(made: tuple[Found, Bundle], shown: Findings) ->
     for number, fitted in enumerate(made[0].fits):
         for name, curve in fitted.curves.items():
             steps = shown.curves[f"fit {number} {name}"]
-            assert [(s.step, s.loss, s.held_out) for s in steps] == [(p.epoch, p.loss, p.held_out) for p in curve]
+            assert [(s.epoch, s.loss, s.held_out) for s in steps] == [(p.epoch, p.loss, p.held_out) for p in curve]
     alone = replace(made[0], fits=made[0].fits[:1], calibration=replace(made[0].calibration, fit=0))
     assert set(summary.summarise(alone, made[1]).curves) == {"bias", "vectors"}
 
@@ -113,6 +115,8 @@ def test_one_setting_of_calibration_is_the_chosen_one(made: tuple[Found, Bundle]
     assert chosen.select == made[1].manifest.steering.select
 
 
-def test_it_survives_its_file(shown: Findings, tmp_path: Path) -> None:
+def test_the_findings_are_written_as_json(shown: Findings, tmp_path: Path) -> None:
     findings.write(shown, tmp_path / "findings.json")
-    assert findings.read(tmp_path / "findings.json") == shown
+    written = json.loads((tmp_path / "findings.json").read_text(encoding="utf-8"))
+    assert written["schema_version"] == 1 and written["bundle"] == "mine@0.1.0"
+    assert [point["text"] for point in written["points"]] == [point.text for point in shown.points]

@@ -5,6 +5,10 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from lm_eval_hybrid.report.findings import Findings
+
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
 
@@ -76,7 +80,7 @@ def made_up(behaviors: int = 3, points: int = 30, text: str = "Sentence") -> dic
         {
             **{"layer": layer, "method": method, "size": size, "score": 0.5 + layer / 100 - abs(size - 10) / 99},
             **{"stability": 0.9 - size / 77, "silhouette": -0.125, "confidence": 0.25, "explained": size / 60},
-            "told": None if method == "gmm" else 0.375,
+            "word_information": None if method == "gmm" else 0.375,
         }
         for layer, method, size in itertools.product((3, 7), ("gmm", "k-means", "sae"), (10, 20, 5))
     ]
@@ -102,11 +106,11 @@ def made_up(behaviors: int = 3, points: int = 30, text: str = "Sentence") -> dic
         "sweep": sweep,
         "chosen": {"layer": 7, "size": 10},
         "curves": {
-            "bias": [{"step": i, "loss": 3 - i / 50} for i in range(100)],
+            "bias": [{"epoch": i, "loss": 3 - i / 50} for i in range(100)],
             "seed 0 vectors": [
-                {"step": i, "loss": 2 - i / 99, "held_out": abs(i - 6) + 1, "norm": i} for i in range(9)
+                {"epoch": i, "loss": 2 - i / 99, "held_out": abs(i - 6) + 1, "norm": i} for i in range(9)
             ],
-            "seed 1 vectors": [{"step": 1200, "loss": 1.25}],
+            "seed 1 vectors": [{"epoch": 1200, "loss": 1.25}],
         },
         "cosines": [[1 if i == j else round((i + j) / 222 - 0.2, 2) for j in range(n + 1)] for i in range(n + 1)],
         "grades": {"judge": "a judge", "consistency": 0.75, "completeness": 0.5, "score": 0.625, "unanswered": 1234},
@@ -119,3 +123,8 @@ def made_up(behaviors: int = 3, points: int = 30, text: str = "Sentence") -> dic
         ],
         "holdout": {"hit_rate": 0.8314, "gate_rate": 0.0609, "some_loss": 1.23456},
     }
+
+
+def findings(fields: dict[str, Any]) -> Findings:
+    """The findings in nested dictionaries such as those of `made_up`."""
+    return TypeAdapter(Findings).validate_python(fields)

@@ -3,10 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from lm_eval_hybrid.discovery.findings import Findings
 from lm_eval_hybrid.report.findings_page import write
 from tests.report.browser import Browser
-from tests.report.pages import made_up
+from tests.report.pages import findings, made_up
 
 Place = Callable[[int, int], tuple[float, float]]
 
@@ -17,7 +16,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     fields = made_up()
     fields["points"][4]["text"] = "<img src=x onerror=alert(1)> & more"
     fields["behaviors"][1]["title"] = "<b>Bold</b>"
-    write(Findings.model_validate(fields), folder / "page.html")
+    write(findings(fields), folder / "page.html")
     opened = Browser(folder / "profile", folder / "page.html")
     yield opened
     opened.close()
@@ -97,7 +96,7 @@ def test_the_browser_has_nothing_to_complain_of(browser: Browser) -> None:
 
 
 def test_a_page_of_many_points_opens_within_two_seconds(tmp_path: Path) -> None:
-    write(Findings.model_validate(made_up(50, 4000, "long " * 38)), tmp_path / "page.html")
+    write(findings(made_up(50, 4000, "long " * 38)), tmp_path / "page.html")
     times = []
     for i in range(3):  # others may be at work on the same machine
         opened = Browser(tmp_path / f"profile{i}", tmp_path / "page.html")
