@@ -28,10 +28,9 @@ from transformers.utils import logging
 from benchmarks.clock import Ratio, take_turns
 from benchmarks.pairs import smollm2_folder
 from lm_eval_hybrid.bundles.manifest import Prompt
-from lm_eval_hybrid.discovery.activations import shards, store
+from lm_eval_hybrid.discovery.activations import disagreements, shards, store
 from lm_eval_hybrid.discovery.traces.pair import Pair
 from lm_eval_hybrid.discovery.traces.traces import Trace
-from lm_eval_hybrid.discovery.vectors import gates
 from lm_eval_hybrid.embedded.corpus import documents, thinking_document
 from lm_eval_hybrid.models.local import LocalBackend
 
@@ -126,7 +125,7 @@ def tokens_in_batches(pair: Pair, traces: Sequence[Trace]) -> list[list[list[int
 def bare(backend: LocalBackend, batches: Sequence[Sequence[Sequence[int]]]) -> None:
     """The model and nothing else."""
     for rows in batches:
-        backend.model._module(**gates.padded(backend, rows), use_cache=False, logits_to_keep=1)
+        backend.model._module(**disagreements.padded(backend, rows), use_cache=False, logits_to_keep=1)
 
 
 def table(results: Sequence[Result], threads: int) -> Table:

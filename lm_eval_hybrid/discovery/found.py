@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lm_eval_hybrid.bundles.manifest import Behavior
+from lm_eval_hybrid.discovery.activations.disagreements import Disagreements
 from lm_eval_hybrid.discovery.activations.rows import Rows
 from lm_eval_hybrid.discovery.calibration import Calibration
 from lm_eval_hybrid.discovery.taxonomy.grading import Grades
@@ -12,7 +13,6 @@ from lm_eval_hybrid.discovery.taxonomy.sweep import Entry, Sweep
 from lm_eval_hybrid.discovery.traces.traces import Trace
 from lm_eval_hybrid.discovery.vectors.effects import Effects
 from lm_eval_hybrid.discovery.vectors.fitted import Fitted
-from lm_eval_hybrid.discovery.vectors.gates import Gates
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Found:
     chosen: Entry
     grades: Grades | None
     behaviors: tuple[Behavior, ...]
-    gates: Gates
+    gates: Disagreements
     fits: tuple[Fitted, ...]
     calibration: Calibration
     effects: Effects
@@ -50,7 +50,7 @@ class Found:
         return self.held_out_traces[self.owner]
 
     @property
-    def held_out_gates(self) -> Gates:
+    def held_out_gates(self) -> Disagreements:
         return self.gates.of(self.held_out_traces.nonzero()[:, 0])
 
     @property

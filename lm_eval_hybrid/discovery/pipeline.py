@@ -14,7 +14,8 @@ from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.common.files import write_file
 from lm_eval_hybrid.decoding.steering import Steering
 from lm_eval_hybrid.discovery import calibration
-from lm_eval_hybrid.discovery.activations import store
+from lm_eval_hybrid.discovery.activations import disagreements, store
+from lm_eval_hybrid.discovery.activations.disagreements import Disagreements
 from lm_eval_hybrid.discovery.activations.shards import Shards
 from lm_eval_hybrid.discovery.calibration import Calibration
 from lm_eval_hybrid.discovery.found import Found
@@ -25,9 +26,8 @@ from lm_eval_hybrid.discovery.taxonomy.sweep import Entry, LayerSweep, Sweep, sw
 from lm_eval_hybrid.discovery.traces import generating, sources
 from lm_eval_hybrid.discovery.traces.pair import Encoded, Pair
 from lm_eval_hybrid.discovery.traces.traces import Trace
-from lm_eval_hybrid.discovery.vectors import effects, gates, vectors
+from lm_eval_hybrid.discovery.vectors import effects, vectors
 from lm_eval_hybrid.discovery.vectors.fitted import Fitted
-from lm_eval_hybrid.discovery.vectors.gates import Gates
 from lm_eval_hybrid.discovery.vectors.segments import Segment
 from lm_eval_hybrid.discovery.vectors.steered import SteeredHere
 from lm_eval_hybrid.discovery.vectors.steered_there import SteeredThere
@@ -198,15 +198,15 @@ class Run:
         return Grades.from_json((self._plan.taxonomy.run(ask) / GRADES_FILE).read_bytes())
 
     @cached_property
-    def gates(self) -> Gates:
+    def gates(self) -> Disagreements:
         entry = self.chosen
         told = self._plan.gates.digest  # of the autoencoder as well
 
         def collect(folder: Path) -> None:
-            gates.fill(folder, self.pair, self.traces, entry.sae.encoder, entry.layer, told, self._ranks)
+            disagreements.fill(folder, self.pair, self.traces, entry.sae.encoder, entry.layer, told, self._ranks)
             self._ranks.wait()
 
-        return gates.load(self._plan.gates.run(collect), len(self.traces))
+        return disagreements.load(self._plan.gates.run(collect), len(self.traces))
 
     @cached_property
     def material(self) -> Material:

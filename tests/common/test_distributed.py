@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from lm_eval_hybrid.common.distributed import Ranks
-from lm_eval_hybrid.discovery.activations import shards, store
-from lm_eval_hybrid.discovery.vectors import gates
+from lm_eval_hybrid.discovery.activations import disagreements, shards, store
 from tests.discovery.collecting import LAYERS, SAE_LAYER, random_encoder
 from tests.discovery.conftest import Studied
 from tests.discovery.test_store import ENVIRONMENT, written
@@ -44,7 +43,7 @@ def test_two_processes_write_what_one_does_and_wait_for_each_other(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     store.collect(tmp_path / "one" / "store", studied.pair, studied.traces, LAYERS)
-    gates.fill(tmp_path / "one" / "gates", studied.pair, studied.traces, random_encoder(), SAE_LAYER, "told")
+    disagreements.fill(tmp_path / "one" / "gates", studied.pair, studied.traces, random_encoder(), SAE_LAYER, "told")
     for name in ("store", "gates"):
         one, two = (
             {path.name: path.read_bytes() for path in (tmp_path / world / name).iterdir()} for world in ("one", "two")

@@ -10,10 +10,9 @@ from lm_eval_hybrid.bundles.manifest import Prompt
 from lm_eval_hybrid.common.distributed import Ranks
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.steering import SparseEncoder
-from lm_eval_hybrid.discovery.activations import shards, store
+from lm_eval_hybrid.discovery.activations import disagreements, shards, store
 from lm_eval_hybrid.discovery.traces import sources
 from lm_eval_hybrid.discovery.traces.pair import Pair
-from lm_eval_hybrid.discovery.vectors import gates
 from lm_eval_hybrid.models.local import LocalBackend
 from tests.tiny_system import WIDTH, tiny_model, tiny_tokenizer
 
@@ -45,7 +44,7 @@ def main(traces: str, folder: str) -> None:
     read = sources.read([Path(traces)])
     try:
         store.collect(Path(folder) / "store", pair, read, LAYERS, ranks)
-        gates.fill(Path(folder) / "gates", pair, read, random_encoder(), SAE_LAYER, "told", ranks)
+        disagreements.fill(Path(folder) / "gates", pair, read, random_encoder(), SAE_LAYER, "told", ranks)
     except HybridError as error:
         raise SystemExit(f"error: {error}") from None
     ranks.wait()

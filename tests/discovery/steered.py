@@ -12,7 +12,7 @@ from torch.nn import Module
 from transformers import PreTrainedModel
 
 from lm_eval_hybrid.decoding.steering import SparseEncoder
-from lm_eval_hybrid.discovery.vectors import gates
+from lm_eval_hybrid.discovery.activations import disagreements
 from lm_eval_hybrid.discovery.vectors.segments import Segment
 from lm_eval_hybrid.discovery.vectors.steered import SteeredHere
 from lm_eval_hybrid.discovery.vectors.vectors import Material
@@ -78,7 +78,7 @@ def material_of(studied: Studied, folder: Path) -> Material:
     encoder = SparseEncoder(
         torch.zeros(WIDTH), torch.zeros(WIDTH), torch.randn(LATENTS, WIDTH, generator=generator), bias
     )
-    gates.fill(folder, studied.pair, studied.traces, encoder, LAYER, "random")
+    disagreements.fill(folder, studied.pair, studied.traces, encoder, LAYER, "random")
     encoded = [studied.pair.encode(trace) for trace in studied.traces]
     spans = [(trace, s.begin - 1, s.end - 1, s.text) for trace, one in enumerate(encoded) for s in one.sentences]
     sentences = [
@@ -88,7 +88,7 @@ def material_of(studied: Studied, folder: Path) -> Material:
     activation = torch.rand(len(sentences), generator=generator)
     held_out = torch.arange(len(encoded)) >= len(encoded) - 3
     base = SteeredHere(studied.base, [one.base for one in encoded], LAYER)
-    return Material(base, gates.load(folder, len(encoded)), sentences, activation, held_out, LATENTS)
+    return Material(base, disagreements.load(folder, len(encoded)), sentences, activation, held_out, LATENTS)
 
 
 def _kind(text: str) -> int:

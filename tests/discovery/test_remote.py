@@ -7,16 +7,15 @@ import pytest
 import torch
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.discovery.activations import shards, store
+from lm_eval_hybrid.discovery.activations import disagreements, shards, store
 from lm_eval_hybrid.discovery.traces import generating
 from lm_eval_hybrid.discovery.traces.pair import Pair
 from lm_eval_hybrid.discovery.traces.traces import Trace
-from lm_eval_hybrid.discovery.vectors import gates
 from lm_eval_hybrid.models.local import LocalBackend
 from tests.decoding.comparing import simulated
 from tests.discovery.collecting import LAYERS, SAE_LAYER, random_encoder
 from tests.discovery.conftest import RAW, Studied
-from tests.discovery.test_gates import TEXTS
+from tests.discovery.test_disagreements import TEXTS
 from tests.oracle.tokenizers import byte_level_tokenizer, crossed_pair, metaspace_tokenizer
 
 ROLES = [("base", "thinking"), ("base",), ("thinking",)]
@@ -27,7 +26,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several shards of several passes each."""
     monkeypatch.setattr(shards, "TRACES", 5)
     monkeypatch.setattr(store, "TOKENS", 200)
-    monkeypatch.setattr(gates, "LOGITS", 4 * 400 * 150)
+    monkeypatch.setattr(disagreements, "LOGITS", 4 * 400 * 150)
 
 
 def moved(pair: Pair, roles: Sequence[str]) -> Pair:
@@ -41,8 +40,8 @@ def moved(pair: Pair, roles: Sequence[str]) -> Pair:
 
 def check_gates(pair: Pair, traces: Sequence[Trace], roles: Sequence[str], folder: Path) -> None:
     for name, one in (("here", pair), ("there", moved(pair, roles))):
-        gates.fill(folder / name, one, traces, random_encoder(), SAE_LAYER, "told")
-    here, there = (gates.load(folder / name, len(traces)) for name in ("here", "there"))
+        disagreements.fill(folder / name, one, traces, random_encoder(), SAE_LAYER, "told")
+    here, there = (disagreements.load(folder / name, len(traces)) for name in ("here", "there"))
     assert len(here.trace) > 3
     for name in ("trace", "column", "target", "category", "places"):
         assert torch.equal(getattr(here, name), getattr(there, name)), name

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lm_eval_hybrid.decoding.steering import CoefficientNetwork
+from lm_eval_hybrid.discovery.activations.disagreements import NONE, TOP, Disagreements
 from lm_eval_hybrid.discovery.vectors import vectors as module
 from lm_eval_hybrid.discovery.vectors.effects import measure
 from lm_eval_hybrid.discovery.vectors.fitted import Fitted
-from lm_eval_hybrid.discovery.vectors.gates import NONE, TOP, Gates
 from lm_eval_hybrid.discovery.vectors.segments import Segment, pack
 from lm_eval_hybrid.discovery.vectors.steered import SteeredHere, Vectors
 from lm_eval_hybrid.discovery.vectors.vectors import Disagreement, Likelihood, Material, fit
@@ -53,7 +53,7 @@ def naive_cross_entropy(material: Material, fitted: Fitted) -> float:
     return float(torch.stack(losses).mean())
 
 
-def naive_targets(gates: Gates, gate: int, top: int) -> list[tuple[int, float]]:
+def naive_targets(gates: Disagreements, gate: int, top: int) -> list[tuple[int, float]]:
     """The likeliest tokens that cross, with probabilities that add up to 1."""
     crossing = [
         (token, logprob)
@@ -176,7 +176,7 @@ def test_a_category_learns_alone_what_it_learns_beside_the_others(
         own = [s for s in material.sentences if s.category == category]
         alone = replace(
             material,
-            gates=Gates(**gates),
+            gates=Disagreements(**gates),
             sentences=[replace(s, number=i) for i, s in enumerate(own)],
             activation=material.activation[[s.number for s in own]],
         )

@@ -20,8 +20,7 @@ from tqdm import tqdm
 
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.common.files import write_file
-from lm_eval_hybrid.discovery.activations.rows import JoinedRows
-from lm_eval_hybrid.discovery.taxonomy.sae import Rows
+from lm_eval_hybrid.discovery.activations.rows import JoinedRows, Rows
 
 INDEX_FILE = "index.json"
 TRACES = 64

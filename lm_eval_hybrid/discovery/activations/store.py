@@ -12,12 +12,12 @@ from torch import Tensor
 from lm_eval_hybrid.common.distributed import Ranks
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.discovery.activations import remote
+from lm_eval_hybrid.discovery.activations.disagreements import in_batches, padded
+from lm_eval_hybrid.discovery.activations.rows import Rows
 from lm_eval_hybrid.discovery.activations.shards import Shards
-from lm_eval_hybrid.discovery.taxonomy.sae import Rows
 from lm_eval_hybrid.discovery.traces.pair import Encoded, Pair
 from lm_eval_hybrid.discovery.traces.sentences import Sentence
 from lm_eval_hybrid.discovery.traces.traces import Trace, digest
-from lm_eval_hybrid.discovery.vectors.gates import in_batches, padded
 from lm_eval_hybrid.models.local import LocalBackend
 from lm_eval_hybrid.models.ndif.model import NdifModel
 

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from lm_eval_hybrid.bundles.manifest import Count, Index
 from lm_eval_hybrid.decoding.steering import CoefficientNetwork
+from lm_eval_hybrid.discovery.activations.disagreements import NONE, Disagreements
 from lm_eval_hybrid.discovery.traces.pair import TOP
 from lm_eval_hybrid.discovery.vectors.descent import Descent, Losses, Point, Rules, Task
 from lm_eval_hybrid.discovery.vectors.fitted import Fitted
-from lm_eval_hybrid.discovery.vectors.gates import NONE, Gates
 from lm_eval_hybrid.discovery.vectors.segments import Segment
 from lm_eval_hybrid.discovery.vectors.steered import SteeredBase, Vectors, Wanted
 
@@ -106,7 +106,7 @@ class Material:
     """
 
     base: SteeredBase
-    gates: Gates
+    gates: Disagreements
     sentences: Sequence[Segment]
     activation: Tensor
     held_out: Tensor
@@ -198,7 +198,7 @@ def _network(material: Material, hidden: int, norm: float, seed: int) -> Coeffic
     return CoefficientNetwork(*(tensor.to(material.base.device).requires_grad_() for tensor in tensors))
 
 
-def _wanted(gates: Gates, top: int) -> Wanted:
+def _wanted(gates: Disagreements, top: int) -> Wanted:
     """The base tokens that the thinking model finds likeliest, [g, top], NONE where there are fewer, and their
     log-probabilities, which add up to 1.
 

@@ -11,11 +11,11 @@ from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.policy import Policy
 from lm_eval_hybrid.decoding.steering import SparseEncoder
+from lm_eval_hybrid.discovery.activations import disagreements as module
 from lm_eval_hybrid.discovery.activations import shards as shards_module
+from lm_eval_hybrid.discovery.activations.disagreements import NONE, TOP, Disagreements, fill, load
 from lm_eval_hybrid.discovery.traces.pair import Encoded, Pair
 from lm_eval_hybrid.discovery.traces.traces import Trace
-from lm_eval_hybrid.discovery.vectors import gates as module
-from lm_eval_hybrid.discovery.vectors.gates import NONE, TOP, Gates, fill, load
 from lm_eval_hybrid.models.local import LocalBackend
 from tests.discovery.collecting import SAE_LAYER, random_encoder
 from tests.discovery.conftest import RAW, Studied
@@ -84,7 +84,7 @@ def naive(pair: Pair, encoded: Sequence[Encoded], bridge: OneVocabulary) -> tupl
     return found, places
 
 
-def check(found: Gates, wanted: list[Naive], places: list[int]) -> None:
+def check(found: Disagreements, wanted: list[Naive], places: list[int]) -> None:
     assert found.places.tolist() == places
     for name in ("trace", "column", "target", "category"):
         assert getattr(found, name).tolist() == [getattr(one, name) for one in wanted], name

@@ -29,7 +29,7 @@ NONE = -1
 
 
 @dataclass(frozen=True)
-class Gates:
+class Disagreements:
     """Places where the two models' choices differ, in the order of traces, g in all.
 
     Attributes:
@@ -50,11 +50,11 @@ class Gates:
     category: Tensor
     places: Tensor
 
-    def of(self, traces: Tensor) -> "Gates":
+    def of(self, traces: Tensor) -> "Disagreements":
         """Those in some traces only, [n] int64; `places` of these traces."""
         wanted = torch.isin(self.trace, traces)
         named = ("trace", "column", "target", "top", "top_logprob", "category")
-        return Gates(**{name: getattr(self, name)[wanted] for name in named}, places=self.places[traces])
+        return Disagreements(**{name: getattr(self, name)[wanted] for name in named}, places=self.places[traces])
 
     @property
     def rate(self) -> float:
@@ -85,10 +85,10 @@ def fill(
     Shards(folder, len(traces)).fill(made_of | pair.identity(), read, "gates", ranks.rank, ranks.world)
 
 
-def load(folder: Path, traces: int) -> Gates:
+def load(folder: Path, traces: int) -> Disagreements:
     """What all processes have written there, of so many traces."""
     shards = Shards(folder, traces)
-    return Gates(**{field.name: shards.tensor(field.name) for field in fields(Gates)})
+    return Disagreements(**{field.name: shards.tensor(field.name) for field in fields(Disagreements)})
 
 
 def _read(
@@ -110,7 +110,7 @@ def _read(
 def _compare(
     pair: Pair, encoded: Sequence[Encoded], ours: Sequence[Tensor], encoder: SparseEncoder, layer: int
 ) -> Iterator[dict[str, Tensor]]:
-    """Of each trace, what `Gates` has of it.
+    """Of each trace, what `Disagreements` has of it.
 
     Args:
         ours: of each, the base's choice at each of the places that are compared (`Encoded.compared`).
