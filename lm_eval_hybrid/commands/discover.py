@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser, console: "Callable[[], Consol
         type=Path,
         metavar="FILE",
         help="take the traces from there, decode none: samples_*.jsonl of the thinking model (--log_samples), or jsonl "
-        "with a prompt, question or problem and a response or text a line",
+        "with a prompt or question and a response or text a line",
     )
     parser.add_argument(
         "--work",

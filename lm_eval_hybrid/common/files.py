@@ -1,4 +1,4 @@
-"""Files of bundles: read with a bound, written whole or not at all."""
+"""Files read with a size limit, written atomically, and folders locked for one run."""
 
 import secrets
 import shutil
@@ -71,3 +71,32 @@ def write_file(path: Path, data: bytes) -> None:
         staging.replace(path)
     finally:
         staging.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path, option: str, name: str = ".lock") -> Iterator[None]:
+    """Hold a lock file in `folder`, made if missing, so that no other run writes there.
+
+    Args:
+        option: the command-line option that named the folder, for errors.
+        name: the lock file's; processes that share the folder take a name each.
+
+    Raises:
+        HybridError: another run holds it, or the folder cannot be written.
+    """
+    from filelock import FileLock, Timeout  # takes 40 ms, which listing bundles does not need
+
+    lock = FileLock(folder / name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise HybridError(
+            f"{folder}: another run is at work in it; wait for that one, or name another {option} folder"
+        ) from None
+    except OSError as error:
+        raise HybridError(f"{folder}: cannot be written ({error.strerror}); name another {option} folder") from None
+    try:
+        yield
+    finally:
+        lock.release()

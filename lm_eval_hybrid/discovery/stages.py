@@ -4,21 +4,19 @@ So nothing is done twice, whatever ended the run before; and after a change of t
 is done again, beside what was there. What a stage is not finished with, it goes on with.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.common.files import write_file
+from lm_eval_hybrid.common.files import locked, write_file
 
 DONE_FILE = "done.json"
-_LOCK_FILE = ".lock"
 log = logging.getLogger(__name__)
 
 
@@ -81,26 +79,10 @@ class Workshop:
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return Stage(name, self.folder / f"{name}-{digest[:12]}", digest)
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> AbstractContextManager[None]:
         """Keep other runs out of the folder.
 
         Raises:
-            HybridError: where one is in it, or it cannot be written to.
+            HybridError: another run is at work in it, or it cannot be written.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = (self.folder / _LOCK_FILE).open("w")
-        except OSError as error:
-            raise HybridError(
-                f"--work must be a folder to write to; found {self.folder}: {error.strerror}; name another"
-            ) from None
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise HybridError(
-                    f"{self.folder}: one run at a time; found another one at work in it; wait for it, or name another "
-                    "--work folder"
-                ) from None
-            yield
+        return locked(self.folder, "--work")

@@ -5,22 +5,20 @@ down as they are finished (`harness/answers_file.py`); its files appear all at o
 then on the arm is finished for these tasks: it is not run again.
 """
 
-import fcntl
 import json
 import logging
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.common.files import write_file
+from lm_eval_hybrid.common.files import locked, write_file
 from lm_eval_hybrid.experiment.plan import DONE_FILE, Experiment, settle
 
 if TYPE_CHECKING:
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 PACKAGES = ("lm_eval_hybrid", "lm_eval", "torch", "transformers", "nnsight")
-_LOCK_FILE = ".lock"
 _WRITING = ".writing-"
 _PARTS = ("tokens", "samples", "results")  # of a run's files, in the order in which they appear
 
@@ -45,7 +42,8 @@ def run(experiment: Experiment, folder: Path, report: Report = log.info) -> Expe
         HybridError: for a folder of another experiment, or one where another run is at work; for an unknown task; and
             whatever the model or its bundle refuses.
     """
-    with _held(folder):
+    # Processes of one run, side by side, share the folder.
+    with locked(folder, "--out", f".lock{os.environ.get('RANK', '')}"):
         experiment = settle(folder, experiment, versions())
         todo = [(arm, tasks) for arm in experiment.arms if (tasks := _missing(folder, arm, experiment.tasks))]
         finished = len(experiment.arms) - len(todo)
@@ -196,24 +194,3 @@ def _appear(staging: Path, target: Path, tasks: Sequence[str], results: dict[str
 
 def _limit(limit: float | None) -> float | int | None:
     return int(limit) if limit is not None and limit >= 1 else limit
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Keep other runs out of the folder; processes of one run, side by side, share it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / f"{_LOCK_FILE}{os.environ.get('RANK', '')}").open("w")
-    except OSError as error:
-        raise HybridError(
-            f"--out must be a folder to write to; found {folder}: {error.strerror}; name another"
-        ) from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise HybridError(
-                f"{folder}: one run at a time; found another one at work in it; wait for it, or name "
-                "another --out folder"
-            ) from None
-        yield

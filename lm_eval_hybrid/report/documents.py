@@ -16,18 +16,17 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Any
 
+from lm_eval_hybrid.common.jsonl import question_of
 from lm_eval_hybrid.decoding.records import TokenRecord
 from lm_eval_hybrid.report.page import writable
-from lm_eval_hybrid.results import lines
 from lm_eval_hybrid.results.comparison import TaskComparison
-from lm_eval_hybrid.results.runs import ArmRun, Runs
+from lm_eval_hybrid.results.runs import ArmRun, Runs, parsed_lines, token_lines
 
 LIMIT = 20_000_000  # bytes of all blocks of a page
 BLOCK_DOCUMENTS = 50
 BLOCK_CHARACTERS = 1_000_000  # of JSON; more only where one document has more
 SEARCHED = 4_000  # characters of a question that the index holds
 CORE = ("base", "hybrid", "thinking")
-_QUESTIONS = ("question", "problem", "query", "input", "prompt")  # what data sets call it
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,8 @@ class _Sample:
     def parse(cls, line: dict[str, Any]) -> "_Sample":
         doc, prompt = line["doc"], _first(line["arguments"])
         fields = doc if isinstance(doc, dict) else {"question": doc}
-        question = next((fields[name] for name in _QUESTIONS if isinstance(fields.get(name), str)), prompt)
+        question = question_of(fields)
+        question = prompt if question is None else question
         text, read = _first(line["resps"]), _first(line["filtered_resps"])
         words = (question, _first(line["target"]), prompt, text)
         # What the task read out of the answer, where that is not the answer.
@@ -167,7 +167,7 @@ def _samples(run: ArmRun) -> Iterator[_Sample]:
     """Of each document, in the order of `documents`."""
     task = run.samples.name.removeprefix("samples_").removesuffix(f"_{run.date}.jsonl")
     name = run.task.removeprefix(f"{task}:") if run.task != task else None
-    found = lines.parsed(
+    found = parsed_lines(
         run.samples, lambda line: (line["doc_id"], _Sample.parse(line)) if name in (None, line["filter"]) else None
     )
     samples = dict(sample for sample in found if sample is not None)
@@ -178,7 +178,7 @@ def _answers(run: ArmRun, numbers: dict[str, int]) -> Iterator[list[Any]]:
     """[text, or of the hybrid its pieces; what the task read out of it], in the order of documents."""
     told: dict[int, list[Any]] = {}
     if run.arm == "hybrid" and run.sidecar is not None:
-        told = dict(lines.tokens(run.sidecar, lambda line: (line["doc_id"], _pieces(line, numbers))))
+        told = dict(token_lines(run.sidecar, lambda line: (line["doc_id"], _pieces(line, numbers))))
     for document, sample in zip(run.documents, _samples(run), strict=True):
         yield [told.get(document.doc_id, sample.text), sample.read]
 

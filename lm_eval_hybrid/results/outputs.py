@@ -18,8 +18,18 @@ from typing import Any
 
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.arms import ARMS, leaves_alone
-from lm_eval_hybrid.results import lines
-from lm_eval_hybrid.results.runs import METRIC, SETTINGS, WITHOUT, ArmRun, Counts, Document, Runs, check_paired
+from lm_eval_hybrid.results.runs import (
+    METRIC,
+    SETTINGS,
+    WITHOUT,
+    ArmRun,
+    Counts,
+    Document,
+    Runs,
+    check_paired,
+    parsed_lines,
+    token_lines,
+)
 
 log = logging.getLogger(__name__)
 # `--output_path name.json` names the results file after itself, hence any stem.
@@ -124,9 +134,9 @@ def _runs(output: _Output) -> Iterator[ArmRun]:
             f"samples are needed to pair documents; found no {samples_path.name} beside {output.path}; "
             "run again with --log_samples"
         )
-    counts = dict(lines.tokens(sidecar, _counts)) if sidecar.is_file() else {}
+    counts = dict(token_lines(sidecar, _counts)) if sidecar.is_file() else {}
     by_filter: dict[str, dict[int, _Sample]] = {}
-    for sample in lines.parsed(samples_path, _Sample.parse):
+    for sample in parsed_lines(samples_path, _Sample.parse):
         by_filter.setdefault(sample.filter, {})[sample.doc_id] = sample
     if not by_filter:
         raise HybridError(

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lm_eval_hybrid.common import jsonl
 from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.common.jsonl import question_of
 from lm_eval_hybrid.common.thoughts import THOUGHT_END, THOUGHT_START
-from lm_eval_hybrid.scoring.metrics import question_of, truth_of
+from lm_eval_hybrid.scoring.metrics import truth_of
 from lm_eval_hybrid.scoring.reader.answers import marked_answer
 
 METRIC = "exact_match"
@@ -57,18 +59,19 @@ def read(path: Path) -> Recording:
     Raises:
         HybridError: for a file that cannot be read, is of neither format, or has no answers.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig", errors="replace")
-    except OSError as error:
-        raise HybridError(f"{path}: must be a readable recording; found {error.strerror}; name another") from None
-    found = _samples(path, text) if path.suffix == ".jsonl" else _reference(path, text)
+    found = _samples(path) if path.suffix == ".jsonl" else _reference(path)
     if not found.models:
         raise HybridError(f"{path}: must have answers of a model; found none; name another file")
     return found
 
 
-def _reference(path: Path, text: str) -> Recording:
-    content = _value(text, str(path))
+def _reference(path: Path) -> Recording:
+    try:
+        content = json.loads(path.read_bytes().decode("utf-8-sig", errors="replace"))
+    except OSError as error:
+        raise HybridError(f"{path}: cannot be read ({error.strerror}); name a recording") from None
+    except (ValueError, RecursionError) as error:
+        raise HybridError(f"{path}: not JSON: {error}; name another file") from None
     tasks = content.get("tasks") if isinstance(content, dict) else None
     if not isinstance(tasks, list) or not tasks:
         raise HybridError(
@@ -98,15 +101,12 @@ def _task(task: Any, where: str) -> Task:
     return Task(question if isinstance(question, str) else None, _truth(str(truth)), said)
 
 
-def _samples(path: Path, text: str) -> Recording:
+def _samples(path: Path) -> Recording:
     tasks: dict[Any, Task] = {}
     scores: list[float] = []
     model = path.parent.name if path.stem.startswith("samples_") and path.parent.name else path.stem
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, sample in jsonl.rows(path, lenient=True):
         where = f"{path}:{number}"
-        sample = _value(line, where)
         doc = sample.get("doc") if isinstance(sample, dict) else None
         if not isinstance(doc, dict):
             raise HybridError(f"{where}: must be a sample of the harness, with its doc; found none; name another file")
@@ -138,13 +138,6 @@ def _response(sample: dict[str, Any], where: str) -> str:
 
 def _truth(text: str) -> str:
     return marked_answer(text) or text.strip()
-
-
-def _value(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise HybridError(f"{where}: must be JSON; found {error}; name another file") from None
 
 
 def _kind(content: Any, tasks: Any) -> str:

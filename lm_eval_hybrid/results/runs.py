@@ -1,16 +1,17 @@
 """Runs that can be compared document by document: the newest of every arm on every task, as `outputs` reads them."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from lm_eval_hybrid.common import jsonl
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.decoding.records import TokenRecord
-from lm_eval_hybrid.results import lines
+from lm_eval_hybrid.decoding.records import TOKENS_SCHEMA, TokenRecord
 
 log = logging.getLogger(__name__)
+Parsed = TypeVar("Parsed")
 METRIC = "exact_match"
 # Of the policy: what a bundle says, unless the user or the arm does.
 SETTINGS = ("gate", "select", "coefficients", "windows")
@@ -124,7 +125,7 @@ class ArmRun:
     def answers(self) -> Iterator[Answer]:
         """All documents' answers and token records, in the order of the file; none where there are no records."""
         if self.sidecar is not None:
-            yield from lines.tokens(self.sidecar, self._answer)
+            yield from token_lines(self.sidecar, self._answer)
 
     def answer(self, doc_id: int) -> Answer:
         """One document's answer and token records.
@@ -137,7 +138,7 @@ class ArmRun:
                 f"token records are needed to show an answer; found none for {self.task}, arm {self.arm}; "
                 "run model hybrid again with --log_samples"
             )
-        held = lines.tokens(self.sidecar, lambda line: self._answer(line) if line["doc_id"] == doc_id else None)
+        held = token_lines(self.sidecar, lambda line: self._answer(line) if line["doc_id"] == doc_id else None)
         for answer in held:
             if answer is not None:
                 return answer
@@ -203,3 +204,35 @@ def check_paired(runs: list[ArmRun]) -> None:
                 if run.versions.get(name) != first.versions.get(name)
             ]
             log.warning("%s were run with %s: a difference may be theirs", pair, ", ".join(found))
+
+
+def parsed_lines(path: Path, parse: Callable[[Any], Parsed]) -> Iterator[Parsed]:
+    """Yield `parse(line)` for each line of a samples file, as a JSON value.
+
+    Raises:
+        HybridError: `path:line` is not JSON, or `parse` failed on it.
+    """
+    for number, line in jsonl.rows(path):
+        try:
+            result = parse(line)
+        except HybridError as error:
+            raise HybridError(f"{path}:{number}: {error}") from error
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise HybridError(
+                f"{path}:{number}: not a line that a run writes ({type(error).__name__}: {error}); run the arm again"
+            ) from error
+        yield result
+
+
+def token_lines(path: Path, parse: Callable[[dict[str, Any]], Parsed]) -> Iterator[Parsed]:
+    """As `parsed_lines`, for a tokens file, whose lines carry a schema version."""
+
+    def parse_checked(line: dict[str, Any]) -> Parsed:
+        if (version := line.get("schema_version")) != TOKENS_SCHEMA:
+            raise HybridError(
+                f"token records have schema version {version}; must be {TOKENS_SCHEMA}; read them with the version of "
+                "lm-eval-hybrid that wrote them"
+            )
+        return parse(line)
+
+    return parsed_lines(path, parse_checked)

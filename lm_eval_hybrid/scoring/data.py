@@ -9,13 +9,12 @@ set's name (such as openai/gsm8k) in the working directory first, and what was d
 Columns are named in lower case, whatever the source writes, and `answer` is text.
 """
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lm_eval_hybrid.common import paths
+from lm_eval_hybrid.common import jsonl, paths
 from lm_eval_hybrid.common.errors import HybridError, show_plainly
 
 if TYPE_CHECKING:
@@ -139,18 +138,14 @@ def _rows(path: Path, columns: tuple[str, ...]) -> "Dataset":
             f"name the folder that holds it (--metadata data_dir=FOLDER, or {DATA_VARIABLE})"
         )
     rows = []
-    with path.open(encoding="utf-8") as file:
-        for place, line in enumerate(file, start=1):
-            try:
-                row = _row(line)
-            except ValueError as error:
-                raise HybridError(f"{path} must hold one JSON object a line; line {place}: {error}; mend it") from error
-            missing = [column for column in columns if row.get(column) is None]
-            if missing:
-                raise HybridError(
-                    f"{path} must have {', '.join(columns)}; line {place} lacks {', '.join(missing)}; add it"
-                )
-            rows.append(row | {"answer": str(row["answer"])})
+    for number, value in jsonl.rows(path):
+        if not isinstance(value, dict):
+            raise HybridError(f"{path}:{number}: found {type(value).__name__}, not an object; fix or delete the line")
+        row = {name.lower(): content for name, content in value.items()}
+        missing = [column for column in columns if row.get(column) is None]
+        if missing:
+            raise HybridError(f"{path}:{number}: lacks {', '.join(missing)}; must have {', '.join(columns)}; add it")
+        rows.append(row | {"answer": str(row["answer"])})
     if not rows:
         raise HybridError(f"{path} must hold at least one document; found none; put the real file there")
     try:
@@ -159,13 +154,6 @@ def _rows(path: Path, columns: tuple[str, ...]) -> "Dataset":
         raise HybridError(
             f"{path} must have values of one type in a column; {_first_line(error)}; mend the file"
         ) from error
-
-
-def _row(line: str) -> dict[str, Any]:
-    row = json.loads(line)
-    if not isinstance(row, dict):
-        raise ValueError(f"found {type(row).__name__}")
-    return {name.lower(): value for name, value in row.items()}
 
 
 def _first_line(error: Exception) -> str:

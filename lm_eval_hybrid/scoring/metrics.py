@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.common.jsonl import question_of
 from lm_eval_hybrid.common.thoughts import THOUGHT_END, thought_is_open
 from lm_eval_hybrid.decoding.records import Finish, Generation
 from lm_eval_hybrid.scoring.equality import mentions
 from lm_eval_hybrid.scoring.reader.answers import answered, marked_answer, same_answer, same_expression, same_number
 
 TRUTHS = ("answer", "Answer", "final_answer", "solution", "target")
-QUESTIONS = ("question", "problem", "Question", "Problem", "input", "query", "prompt")
 
 
 def gsm8k(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
@@ -56,11 +56,6 @@ def truth_of(doc: Mapping[str, Any]) -> str:
         f"a document to score must have its true answer in {' or '.join(TRUTHS)}; found "
         f"{', '.join(map(str, doc)) or 'nothing'}; give the task a process_docs that names it so"
     )
-
-
-def question_of(doc: Mapping[str, Any]) -> str | None:
-    """The question of a document, in the first of `QUESTIONS` that it has."""
-    return next((doc[name] for name in QUESTIONS if isinstance(doc.get(name), str)), None)
 
 
 def thought_unfinished(response: str) -> bool:

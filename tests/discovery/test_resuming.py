@@ -116,6 +116,6 @@ def test_a_second_run_in_the_same_folder_is_refused(place: Path) -> None:
         time.sleep(0.05)
     second = command(place, "second/mine/0.1.0", "shared.discover")
     said = second.communicate()[1].decode()
-    assert second.returncode == 2 and "one run at a time; found another one at work in it" in said.splitlines()[-1]
+    assert second.returncode == 2 and "another run is at work in it" in said.splitlines()[-1]
     finished(first)
     assert (place / "first/mine/0.1.0").exists() and not (place / "second").exists()

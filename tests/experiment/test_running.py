@@ -16,6 +16,7 @@ import pytest
 
 from lm_eval_hybrid.commands import main as cli
 from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.common.files import locked
 from lm_eval_hybrid.common.paths import tasks_dir
 from lm_eval_hybrid.experiment import gap_file
 from lm_eval_hybrid.experiment.plan import Experiment
@@ -183,12 +184,8 @@ def test_what_is_no_gap_file(tmp_path: Path, text: str, found: str) -> None:
 
 
 def test_one_run_at_a_time(system: TinySystem, rows: Path, tmp_path: Path) -> None:
-    import fcntl
-
-    with (tmp_path / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(HybridError, match="one run at a time"):
-            run(experiment(system, rows), tmp_path)
+    with locked(tmp_path, "--out"), pytest.raises(HybridError, match="another run is at work in it"):
+        run(experiment(system, rows), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_bytes_that_are_no_text_do_not_matter(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", "{", "must be JSON; found"),
+        ("a.json", "{", "a.json: not JSON"),
         ("a.json", "[1]", "must be a JSON object with a list of tasks; found a list"),
         ("a.json", '{"results": {}}', "found an object of results"),
         ("a.json", '{"tasks": []}', "found an empty list"),
@@ -148,7 +148,7 @@ def test_bytes_that_are_no_text_do_not_matter(tmp_path: Path) -> None:
             "answers of a model; found none",
         ),
         ("a.jsonl", "", "answers of a model; found none"),
-        ("a.jsonl", "nothing", "a.jsonl:1: must be JSON"),
+        ("a.jsonl", "nothing", "a.jsonl:1: not JSON"),
         ("a.jsonl", '{"text": "5"}', "a.jsonl:1: must be a sample of the harness"),
         (
             "a.jsonl",
@@ -167,4 +167,4 @@ def test_other_files_are_named(tmp_path: Path, name: str, content: str, message:
 
 def test_a_file_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["rescore", str(tmp_path / "none.json")]) == 2
-    assert "must be a readable recording; found No such file" in capsys.readouterr().err
+    assert "cannot be read (No such file" in capsys.readouterr().err

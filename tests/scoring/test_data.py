@@ -50,11 +50,11 @@ def test_a_relative_folder_is_looked_up_from_the_working_directory(
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("not json\n", "one JSON object a line; line 1"),
-        ("3\n", "one JSON object a line; line 1"),
-        ("[1]\n", "one JSON object a line; line 1: found list"),
-        ('{"question": "?"}\n', "line 1 lacks answer"),
-        ('{"question": "?", "answer": null}\n', "line 1 lacks answer"),
+        ("not json\n", "jsonl:1: not JSON"),
+        ("3\n", "jsonl:1: found int, not an object"),
+        ("[1]\n", "jsonl:1: found list, not an object"),
+        ('{"question": "?"}\n', "jsonl:1: lacks answer"),
+        ('{"question": "?", "answer": null}\n', "jsonl:1: lacks answer"),
         ('{"question": "?", "answer": "1"}\n{"question": 1, "answer": "1"}\n', "values of one type in a column"),
         ("", "at least one document"),
     ],

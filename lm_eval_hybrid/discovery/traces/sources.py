@@ -4,7 +4,7 @@ Which of them a line is shows in the line itself:
 
 - a sample of the harness (`--log_samples`) has `arguments` and `resps`. Any model and any generate_until task will
   do; what a document's filters repeat is read once, its repeats are traces of their own;
-- a plain line has a question (`prompt`, `question` or `problem`, the first of these that it has) and a response
+- a plain line has a question (the first of QUESTIONS that it has) and a response
   (`response` or `text`), and may have more. `answer` is never read: in most data it is the right answer;
 - a file of our own (`traces.write`) begins with a line that says what made it, and may end in a torn one.
 """
@@ -20,7 +20,8 @@ from lm_eval_hybrid.common import jsonl
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.discovery.traces.traces import Trace
 
-QUESTIONS = ("prompt", "question", "problem")
+# A trace's prompt is what the model read, so that name comes first.
+QUESTIONS = tuple(dict.fromkeys(("prompt", *jsonl.QUESTION_FIELDS)))
 RESPONSES = ("response", "text")
 _ACCEPTED = f"one of {', '.join(QUESTIONS)} and one of {', '.join(RESPONSES)}"
 _DELETE = "mend or delete the line"

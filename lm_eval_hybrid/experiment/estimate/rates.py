@@ -17,8 +17,7 @@ import numpy
 from scipy.optimize import nnls
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.results import lines
-from lm_eval_hybrid.results.runs import WITHOUT
+from lm_eval_hybrid.results.runs import WITHOUT, token_lines
 
 _AUTO = 64  # answers at once, at most, where the harness is told `auto`
 
@@ -156,7 +155,7 @@ def _lengths(results: Path, task: str) -> tuple[int, ...]:
     path = results.with_name(results.name.replace("results_", f"tokens_{task}_", 1)).with_suffix(".jsonl")
     if not path.is_file():
         return ()
-    by_prompt = lines.tokens(path, lambda line: (len(line["prompt"]), len(line["records"])))
+    by_prompt = token_lines(path, lambda line: (len(line["prompt"]), len(line["records"])))
     return tuple(count for _, count in sorted(by_prompt, key=lambda pair: -pair[0]))
 
 
