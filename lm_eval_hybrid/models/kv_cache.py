@@ -1,7 +1,7 @@
-"""What is kept of the past, for rows that each grow at their own pace.
+"""A KV cache, and a cache of residuals, for rows that grow at different paces.
 
-A row's column is its position, from 0, without padding: going back is forgetting a length, and a row that ends makes
-room for another without a copy. Columns beyond a row's length hold what nobody may attend to; masks see to it.
+A token's column is its position, from 0, without padding: a rewind only forgets a length, and a finished row makes room
+for another without a copy. Columns beyond a row's length hold stale values, which the masks hide.
 """
 
 from collections.abc import Sequence
@@ -11,39 +11,41 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-_SPARE = 64  # columns added at least where room is made, so that a new column seldom copies the old ones
+_SPARE = 64  # extra columns in a new buffer, so that appending a column seldom copies the old ones
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where new columns go: n for each of m rows.
+class CacheColumns:
+    """The cells that a pass writes: n new columns of each of m rows.
 
     Attributes:
         rows: [m] int64.
-        whole: whether these are all rows there are, in order.
-        starts: first new column of each.
-        columns: [m, n] int64, all of them.
+        all_rows: whether `rows` are all the rows of the cache, in order.
+        starts: the first new column of each row.
+        columns: [m, n] int64.
     """
 
     rows: Tensor
-    whole: bool
+    all_rows: bool
     starts: tuple[int, ...]
     columns: Tensor
 
     @classmethod
-    def after(cls, lengths: Sequence[int], n: int, device: torch.device, rows: Sequence[int] | None = None) -> "Place":
-        """The next n columns of some rows, or of all, of these lengths."""
+    def after(
+        cls, lengths: Sequence[int], n: int, device: torch.device, rows: Sequence[int] | None = None
+    ) -> "CacheColumns":
+        """The next n columns of some rows (None: all), which have these lengths."""
         columns = torch.tensor(lengths, device=device)[:, None] + torch.arange(n, device=device)
         listed = torch.arange(len(lengths), device=device) if rows is None else torch.tensor(rows, device=device)
         return cls(listed, rows is None, tuple(lengths), columns)
 
     @property
     def end(self) -> int:
-        """Columns that some row has then."""
+        """Columns of the longest row after the pass."""
         return max(self.starts) + self.columns.shape[1]
 
     def index(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """([m, 1], [m, n]) int64: rows and columns, to index with."""
+        """([m, 1], [m, n]) int64: rows and columns to index a buffer with."""
         return self.rows.to(device)[:, None], self.columns.to(device)
 
 
@@ -54,60 +56,64 @@ class Grid:
         self._rows = rows
         self._buffer: Tensor | None = None
 
-    def write(self, new: Tensor, place: Place) -> None:
-        """Set columns to `new`, [m, heads, n, d]."""
-        buffer = self._with_room(new, place.end)
-        if place.whole and len(set(place.starts)) == 1:
-            buffer[:, :, place.starts[0] : place.end] = new
+    def write(self, new: Tensor, cells: CacheColumns) -> None:
+        """Set cells to `new`, [m, heads, n, d]."""
+        buffer = self._grown(new, cells.end)
+        if cells.all_rows and len(set(cells.starts)) == 1:
+            buffer[:, :, cells.starts[0] : cells.end] = new
         else:
-            rows, columns = place.index(buffer.device)
+            rows, columns = cells.index(buffer.device)
             buffer[rows, :, columns] = new.transpose(1, 2)
 
     def read(self, rows: Tensor | None, end: int) -> Tensor:
         """The first `end` columns of some rows (a copy), or of all (a view, valid until the next `write`)."""
         if self._buffer is None:
-            raise ValueError("nothing was written yet")
+            raise ValueError("nothing has been written yet")
         columns = self._buffer[:, :, :end]
         return columns if rows is None else columns[rows.to(columns.device)]
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these rows only, in this order; a row may be listed more than once."""
+        """Keep only these rows, in this order; a row listed twice is duplicated."""
         self._rows = len(rows)
         if self._buffer is not None:
             self._buffer = self._buffer[rows.to(self._buffer.device)]
 
-    def _with_room(self, new: Tensor, end: int) -> Tensor:
+    def _grown(self, new: Tensor, end: int) -> Tensor:
+        """The buffer, with at least `end` columns."""
         old = self._buffer
-        if old is None or old.shape[2] < end:
-            # Zeros: what is masked has weight zero, and zero times garbage that is infinite would not be zero.
-            size = end + max(_SPARE, end // 4)
-            self._buffer = new.new_zeros(self._rows, new.shape[1], size, new.shape[3])
-            if old is not None:
-                self._buffer[:, :, : old.shape[2]] = old
-        return self._buffer
+        if old is not None and old.shape[2] >= end:
+            return old
+        # Zeros: a masked column has weight zero, and zero times an infinite leftover would be NaN.
+        buffer = new.new_zeros(self._rows, new.shape[1], end + max(_SPARE, end // 4), new.shape[3])
+        if old is not None:
+            buffer[:, :, : old.shape[2]] = old
+        self._buffer = buffer
+        return buffer
 
 
 class RaggedCache(Cache):
-    """Keys and values of all layers. `place` says, before each forward pass, where its columns go."""
+    """Keys and values of all layers. Before each forward pass, set `cells` to where its columns go."""
 
-    place: Place
+    cells: CacheColumns
 
     def __init__(self, rows: int, layers: int) -> None:
-        super().__init__(layers=[_RaggedLayer(self, rows) for _ in range(layers)])
+        self._ragged = [_RaggedLayer(self, rows) for _ in range(layers)]
+        super().__init__(layers=list(self._ragged))
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these rows only, in this order; a row may be listed more than once."""
-        for layer in self.layers:
+        """Keep only these rows, in this order; a row listed twice is duplicated."""
+        for layer in self._ragged:
             for grid in layer.grids:
                 grid.select(rows)
 
     def branches(self, rows: Tensor, length: int) -> Cache:
-        """The first `length` columns of some rows, as a cache to which a pass adds its own columns and keeps none."""
-        return Cache(layers=[_BranchLayer(layer, rows, length) for layer in self.layers])
+        """The first `length` columns of some rows, as a cache for one pass over branches of them."""
+        pasts = ([grid.read(None, length) for grid in layer.grids] for layer in self._ragged)
+        return Cache(layers=[BranchLayer(keys, values, rows) for keys, values in pasts])
 
 
 class _RaggedLayer(DynamicLayer):
-    """One layer's keys and values, a grid each."""
+    """The keys and values of one layer, a grid each."""
 
     def __init__(self, cache: RaggedCache, rows: int) -> None:
         super().__init__()
@@ -115,68 +121,81 @@ class _RaggedLayer(DynamicLayer):
         self.grids = Grid(rows), Grid(rows)
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        place = self._cache.place
+        cells = self._cache.cells
         for grid, new in zip(self.grids, (key_states, value_states), strict=True):
-            grid.write(new, place)
-        if not any(place.starts):  # there is no past: what is new is all
+            grid.write(new, cells)
+        if not any(cells.starts):  # without a past, attend to the new columns alone
             return key_states, value_states
-        keys, values = (grid.read(None if place.whole else place.rows, place.end) for grid in self.grids)
+        keys, values = (grid.read(None if cells.all_rows else cells.rows, cells.end) for grid in self.grids)
         return keys, values
 
 
-class _BranchLayer(DynamicLayer):
-    """The past of one layer, to which new keys and values are joined for one pass."""
+class BranchLayer(DynamicLayer):
+    """One layer's past for a pass over branches: the pass appends its own keys and values, and none are kept.
 
-    def __init__(self, past: _RaggedLayer, rows: Tensor, length: int) -> None:
+    Args:
+        keys, values: [rows, heads, columns, d].
+        rows: [m], which of them the pass reads (copied when the layer is reached); None: all.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, rows: Tensor | None = None) -> None:
         super().__init__()
-        self._past, self._rows, self._length = past, rows, length
+        self._past, self._rows = (keys, values), rows
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        past = [grid.read(self._rows, self._length) for grid in self._past.grids]
-        return torch.cat([past[0], key_states], dim=-2), torch.cat([past[1], value_states], dim=-2)
+        keys, values = self._past
+        if self._rows is not None:
+            keys, values = keys[self._rows.to(keys.device)], values[self._rows.to(values.device)]
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
 
 class Residuals:
     """The residual stream at the latest columns of every row.
 
     Args:
-        reach: how many columns, counted back from any that may still be asked for, are needed; 0: all.
-        ahead: columns that are added at once at most, prompts excepted.
+        reach: columns needed, counted back from any that may still be read; 0: all.
+        ahead: the most columns appended at once, apart from prompts.
     """
 
     def __init__(self, rows: int, reach: int, ahead: int) -> None:
         self._rows = rows
-        # A ring: a column is overwritten only when no window reaches it, however many of the latest are taken back.
+        # A ring: a column is overwritten only once no window reaches it, even after the longest rewind.
         self._ring = reach - 1 + ahead if reach else 0
         self._buffer: Tensor | None = None  # [rows, ring or columns, d]
 
-    def write(self, new: Tensor, place: Place, counts: Sequence[int]) -> None:
-        """Keep `new`, [m, n, d], of which the i-th row's first counts[i] are real."""
-        wanted = self._ring or place.end
-        old = self._buffer
-        if old is None or old.shape[1] < wanted:
-            self._buffer = new.new_zeros(self._rows, self._ring or wanted + max(_SPARE, wanted // 4), new.shape[2])
-            if old is not None:
-                self._buffer[:, : old.shape[1]] = old
-        rows, columns = place.index(new.device)
+    def write(self, new: Tensor, cells: CacheColumns, counts: Sequence[int]) -> None:
+        """Store `new`, [m, n, d], of which only the first counts[i] of row i are real."""
+        buffer = self._grown(new, cells.end)
+        rows, columns = cells.index(new.device)
         if self._ring:
-            # Of a long prompt only what fits: two columns must not claim one place.
+            # The end of a long prompt only: otherwise two columns would be written to the same cell.
             ends = torch.tensor(counts, device=new.device)[:, None]
             offsets = torch.arange(new.shape[1], device=new.device)
             items, steps = ((offsets < ends) & (offsets >= ends - self._ring)).nonzero(as_tuple=True)
-            self._buffer[rows[items, 0], columns[items, steps] % self._ring] = new[items, steps]
+            buffer[rows[items, 0], columns[items, steps] % self._ring] = new[items, steps]
         else:
-            self._buffer[rows, columns] = new
+            buffer[rows, columns] = new
 
     def read(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Those of rows [m] at columns [m, n]: [m, n, d]."""
+        """The residuals of rows [m] at columns [m, n]: [m, n, d]."""
         if self._buffer is None:
-            raise ValueError("nothing was written yet")
+            raise ValueError("nothing has been written yet")
         columns = columns % self._ring if self._ring else columns
         return self._buffer[rows.to(self._buffer.device)[:, None], columns.to(self._buffer.device)]
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these rows only, in this order; a row may be listed more than once."""
+        """Keep only these rows, in this order; a row listed twice is duplicated."""
         self._rows = len(rows)
         if self._buffer is not None:
             self._buffer = self._buffer[rows.to(self._buffer.device)]
+
+    def _grown(self, new: Tensor, end: int) -> Tensor:
+        """The buffer, with room for `end` columns."""
+        old, needed = self._buffer, self._ring or end
+        if old is not None and old.shape[1] >= needed:
+            return old
+        buffer = new.new_zeros(self._rows, self._ring or needed + max(_SPARE, needed // 4), new.shape[2])
+        if old is not None:
+            buffer[:, : old.shape[1]] = old
+        self._buffer = buffer
+        return buffer

@@ -14,6 +14,7 @@ import inspect
 import sys
 from collections.abc import Sequence
 from operator import attrgetter
+from typing import Literal
 
 import torch
 from nnsight import Envoy, NNsight
@@ -22,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.models.forward import ReadPass, hooked
-from lm_eval_hybrid.models.kv_cache import Place, RaggedCache, Residuals
+from lm_eval_hybrid.models.kv_cache import CacheColumns, RaggedCache, Residuals
 from lm_eval_hybrid.models.protocol import ForwardOutput
 from lm_eval_hybrid.portable.attention_masks import Branches, Masks
 
@@ -44,6 +45,8 @@ class LocalBackend:
     Raises:
         HybridError: for an architecture whose layers cannot be found, or whose past cannot be taken back.
     """
+
+    is_remote: Literal[False] = False
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, read_pass: ReadPass = hooked
@@ -159,19 +162,19 @@ class LocalSequences:
         """One unsteered forward pass over ids [m, n]. logits: of how many of the last positions; 0: all."""
         backend, cache = self._backend, self._cache
         rows = range(len(self._lengths)) if slots is None else slots
-        place = Place.after([self._lengths[row] for row in rows], ids.shape[1], ids.device, slots)
-        cache.place = place
+        cells = CacheColumns.after([self._lengths[row] for row in rows], ids.shape[1], ids.device, slots)
+        cache.cells = cells
         arguments = {
             "input_ids": ids,
-            "attention_mask": backend.masks.causal(place.columns, place.end),
-            "position_ids": place.columns.clamp(max=backend.context_length - 1),
+            "attention_mask": backend.masks.causal(cells.columns, cells.end),
+            "position_ids": cells.columns.clamp(max=backend.context_length - 1),
             backend.cache_argument: cache,
             "use_cache": True,
             "logits_to_keep": logits,
         }
         residual, said = backend.read_pass(backend.model, backend.layers[self._layer], arguments)
         if self._residuals is not None:
-            self._residuals.write(residual, place, counts)
+            self._residuals.write(residual, cells, counts)
         for row, count in zip(rows, counts, strict=True):
             self._lengths[row] += count
         # A model may be spread over several devices; what is read of it comes together.

@@ -1,8 +1,12 @@
-"""What decoding asks of a model, wherever it lives: rows of tokens read unsteered, and steered next-token logits."""
+"""What decoding needs of a model: rows of tokens read unsteered, and next-token logits of steered candidates.
+
+A model is either in this process (`Backend`: token by token, rewindable) or on a server (`RemoteBackend`: whole
+programs, one request each). `is_remote` tells them apart, for readers and for type checkers alike.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -11,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 @dataclass(frozen=True)
 class ForwardOutput:
-    """What one unsteered forward pass over n new tokens of every row says after each of them.
+    """The result of one unsteered forward pass over n new tokens of every row.
 
     Attributes:
         logits: [rows, n, vocab], of the next token, in the model's own dtype.
@@ -23,47 +27,47 @@ class ForwardOutput:
 
 
 class Sequences(Protocol):
-    """Rows of tokens, each of its own length. What is kept of the past is never steered."""
+    """Rows of tokens, each of its own length, with a KV cache that is never steered."""
 
     def insert(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
-        """Begin the rows `slots` anew with these tokens, which may be none; nothing is said about them."""
+        """Restart the rows `slots` with these tokens (possibly none), without returning logits for them."""
 
     def read(self, tokens: Tensor, counts: Sequence[int] | None = None) -> ForwardOutput:
-        """Append tokens to every row: tokens [rows, n] int64, of a row's the first counts[row] (None: all n).
+        """Append tokens to every row: tokens [rows, n] int64, of which row i keeps the first counts[i] (None: all n).
 
-        A reading after more tokens than a row has means nothing.
+        The output at a row's padding is undefined.
         """
 
     def rewind(self, lengths: Sequence[int]) -> None:
-        """Go back to a length, in tokens, of every row: one it has had within the last `ahead` tokens."""
+        """Cut every row back to a length in tokens that it has had within the last `ahead` tokens."""
 
     def select(self, slots: Sequence[int]) -> None:
-        """Go on with these rows only, in this order. A row listed twice becomes two."""
+        """Keep only these rows, in this order. A row listed twice is duplicated."""
 
     def steered(
         self, rows: Sequence[int], positions: Sequence[int], steering: Tensor, windows: Sequence[int]
     ) -> Tensor:
-        """Next-token logits of candidates, without a trace in what is kept.
+        """Next-token logits of steered candidates; the KV cache stays as it is.
 
         Args:
-            rows, positions: m places to steer at: rows, and the position (from 0) of the last token read there, the
-                same row as often as wanted.
+            rows, positions: the m places to steer at: a row (which may repeat), and the position (from 0) of the last
+                token read there.
             steering: [m, C, d] float32; steering[i, c] is added to the residual stream after the hook layer, on the
                 last windows[c] positions up to positions[i] (0: all).
-            windows: one a candidate.
+            windows: one for each of the C candidates.
 
         Returns:
             [m, C, vocab], in the model's own dtype.
         """
 
 
-class Backend(Protocol):
-    """One model and its tokenizer.
+class LanguageModel(Protocol):
+    """One causal language model and its tokenizer, wherever its weights are.
 
     Attributes:
-        device: where logits and residuals are.
-        context_length: tokens that it can read.
-        parameters: how many it has: what reading the same costs, relative to another.
+        device: where logits and residuals arrive.
+        context_length: the most tokens it can read.
+        parameters: number of weights, which says what a pass costs relative to another model's.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -72,11 +76,40 @@ class Backend(Protocol):
     context_length: int
     parameters: int
 
+
+class Backend(LanguageModel, Protocol):
+    """A model in this process."""
+
+    is_remote: Literal[False]
+
     def open(self, rows: int, layer: int, reach: int | None, ahead: int) -> Sequences:
         """Empty rows.
 
         Args:
             layer: hook layer: residuals after it are read, and steered.
-            reach: the longest window that will be steered (0: all positions; None: nothing).
-            ahead: tokens that are read at once, or taken back, at most, prompts excepted.
+            reach: the longest window that will be steered (0: all positions; None: no steering).
+            ahead: the most tokens that are read at once, or rewound, apart from prompts.
         """
+
+
+class RemoteBackend(LanguageModel, Protocol):
+    """A model on a server. Each method runs the function of that name in `portable` there, as one request.
+
+    Attributes:
+        weights: digest of a sample of the server's weights.
+    """
+
+    is_remote: Literal[True]
+    weights: str
+
+    def draft(self, given: dict[str, Any]) -> dict[str, Any]:
+        """See `portable.programs.draft`."""
+
+    def read(self, given: dict[str, Any]) -> dict[str, Any]:
+        """See `portable.programs.read`."""
+
+    def sentences(self, given: dict[str, Any]) -> dict[str, Any]:
+        """See `portable.programs.sentences`."""
+
+    def fit(self, given: dict[str, Any]) -> dict[str, Any]:
+        """See `portable.fitting.fit`."""

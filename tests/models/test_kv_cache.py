@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lm_eval_hybrid.models.kv_cache import Grid, Place, Residuals
+from lm_eval_hybrid.models.kv_cache import CacheColumns, Grid, Residuals
 
 CPU = torch.device("cpu")
 
@@ -13,13 +13,13 @@ def test_rows_that_grow_at_their_own_pace() -> None:
     for step in range(80):
         n = 1 + 40 * (step % 9 == 0)
         new = torch.randn(len(expected), 2, n, 3, generator=generator)
-        grid.write(new, Place.after([row.shape[1] for row in expected], n, CPU))
+        grid.write(new, CacheColumns.after([row.shape[1] for row in expected], n, CPU))
         expected = [torch.cat(pair, dim=1) for pair in zip(expected, new, strict=True)]
         back = torch.randint(0, n + 1, (len(expected),), generator=generator).tolist()
         expected = [row[:, : row.shape[1] - some] for row, some in zip(expected, back, strict=True)]
         if step == 30:
             expected[1] = torch.randn(2, 5, 3, generator=generator)
-            grid.write(expected[1][None], Place.after([0], 5, CPU, rows=[1]))
+            grid.write(expected[1][None], CacheColumns.after([0], 5, CPU, rows=[1]))
         if step in (40, 60):
             kept = {40: [2, 0, 1], 60: [1, 1]}[step]
             grid.select(torch.tensor(kept))
@@ -32,10 +32,10 @@ def test_rows_that_grow_at_their_own_pace() -> None:
 
 def test_a_new_column_copies_no_old_one() -> None:
     grid = Grid(2)
-    grid.write(torch.zeros(2, 1, 100, 4), Place.after([0, 0], 100, CPU))
+    grid.write(torch.zeros(2, 1, 100, 4), CacheColumns.after([0, 0], 100, CPU))
     places = set()
     for length in range(100, 160):
-        grid.write(torch.zeros(2, 1, 1, 4), Place.after([length, length - 50], 1, CPU))
+        grid.write(torch.zeros(2, 1, 1, 4), CacheColumns.after([length, length - 50], 1, CPU))
         places.add(grid.read(None, length + 1).data_ptr())
     assert len(places) == 1
 
@@ -47,13 +47,15 @@ def test_residuals_within_reach_are_kept(reach: int, ahead: int) -> None:
     prompts = [torch.randn(n, 2, generator=generator) for n in (50, 1, 7)]
     for slots in ([0, 2], [1]):
         new = torch.nn.utils.rnn.pad_sequence([prompts[slot] for slot in slots], batch_first=True, padding_value=9.0)
-        residuals.write(new, Place.after([0] * len(slots), new.shape[1], CPU, slots), [len(prompts[s]) for s in slots])
+        residuals.write(
+            new, CacheColumns.after([0] * len(slots), new.shape[1], CPU, slots), [len(prompts[s]) for s in slots]
+        )
     expected = list(prompts)
     for step in range(60):
         new = torch.randn(len(expected), ahead, 2, generator=generator)
         counts = torch.randint(0, ahead + 1, (len(expected),), generator=generator).tolist()
-        place = Place.after([len(row) for row in expected], ahead, CPU)
-        residuals.write(new, place, counts)
+        cells = CacheColumns.after([len(row) for row in expected], ahead, CPU)
+        residuals.write(new, cells, counts)
         read = [torch.cat([row, part[:count]]) for row, part, count in zip(expected, new, counts, strict=True)]
         # Any of what was just read may be the end of a window.
         for row, (before, whole) in enumerate(zip(expected, read, strict=True)):
@@ -70,6 +72,6 @@ def test_residuals_within_reach_are_kept(reach: int, ahead: int) -> None:
 def test_forgotten_residuals_take_no_room() -> None:
     residuals = Residuals(1, reach=8, ahead=4)
     for length in range(2000):
-        residuals.write(torch.zeros(1, 1, 4), Place.after([length], 1, CPU), [1])
+        residuals.write(torch.zeros(1, 1, 4), CacheColumns.after([length], 1, CPU), [1])
     buffers = [value for value in vars(residuals).values() if isinstance(value, torch.Tensor)]
     assert sum(buffer.untyped_storage().nbytes() for buffer in buffers) < 20 * 4 * 4

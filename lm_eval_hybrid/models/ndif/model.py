@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from nnsight.modeling import huggingface
@@ -30,7 +30,7 @@ Asking = Callable[[Callable[[Backend], dict[str, Any]]], dict[str, Any]]
 
 
 class NdifModel:
-    """A causal language model on a server.
+    """A causal language model on a server; implements `protocol.RemoteBackend`.
 
     Args:
         model: nnsight's, without weights; its tokenizer is the model's.
@@ -47,6 +47,8 @@ class NdifModel:
         HybridError: for an architecture whose layers cannot be found, or whose past is not one of keys and values; for
             a server with another model; and what `server.ask` raises.
     """
+
+    is_remote: Literal[True] = True
 
     def __init__(self, model: TransformersModel, name: str, role: str, asking: Asking, traffic: Traffic) -> None:
         self._model = model
