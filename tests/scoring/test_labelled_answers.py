@@ -1,6 +1,7 @@
-"""Verdicts on recorded answers, beside those of a careful reader who saw the same texts."""
+"""The scorer beside careful readers: on answers written for this repository, and on recordings where present."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -8,21 +9,43 @@ import pytest
 from lm_eval_hybrid.results import recordings
 from lm_eval_hybrid.results.rescoring import scores
 from tests import shared_data
+from tests.scoring import labelled
+from tests.scoring.labelled import Labelled
 
-LABELS = Path(__file__).with_name("labelled_answers.json")
+RECORDED_LABELS = Path(__file__).with_name("recorded_labels.json")
 RECORDED = shared_data.DATA / "reference" / "hybrid" / "results"
-PRECISION, RECALL = 0.98, 0.97
+CASES = shared_data.DATA / "cases" / "scorer.jsonl"
+
+# Answers that the scorer gets wrong. What begins to pass fails here, so that this list stays true.
+MISSES: dict[str, str] = json.loads(Path(__file__).with_name("known_misses.json").read_text(encoding="utf-8"))
+
+
+def test_the_set_has_right_and_wrong_answers_of_each_kind() -> None:
+    items = labelled.load()
+    assert len({item.id for item in items}) == len(items) >= 330
+    verdicts = Counter((item.kind, item.right) for item in items)
+    for kind in {item.kind for item in items}:
+        assert verdicts[kind, True] >= 1 and verdicts[kind, False] >= 1, kind
+        assert verdicts[kind, True] + verdicts[kind, False] >= 3, kind
+    assert set(MISSES) <= {item.id for item in items}
+
+
+def _parameter(item: Labelled) -> object:
+    marks = [pytest.mark.xfail(reason=MISSES[item.id], strict=True)] if item.id in MISSES else []
+    return pytest.param(item, id=item.id, marks=marks)
+
+
+@pytest.mark.parametrize("item", [_parameter(item) for item in labelled.load()])
+def test_the_verdict_is_that_of_a_careful_reader(item: Labelled) -> None:
+    assert labelled.ours(item) is item.right
 
 
 @pytest.mark.skipif(not RECORDED.is_dir(), reason="needs ../shared/data (or LM_EVAL_HYBRID_TEST_DATA)")
-def test_the_scorer_agrees_with_a_careful_reader() -> None:
-    labels = json.loads(LABELS.read_text(encoding="utf-8"))["answers"]
+def test_verdicts_on_recorded_answers_are_those_of_a_careful_reader() -> None:
+    labels = json.loads(RECORDED_LABELS.read_text(encoding="utf-8"))["answers"]
     right = {
         (name, score.task, score.model): score.right
         for name in sorted({label["file"] for label in labels})
         for score in scores(recordings.read(RECORDED / name))
     }
-    pairs = [(right[label["file"], label["task"], label["model"]], label["right"]) for label in labels]
-    both = sum(mine and its for mine, its in pairs)
-    assert both / sum(mine for mine, _ in pairs) >= PRECISION
-    assert both / sum(its for _, its in pairs) >= RECALL
+    assert not [label for label in labels if right[label["file"], label["task"], label["model"]] != label["right"]]
