@@ -27,7 +27,7 @@ from transformers.utils import logging
 
 from benchmarks.clock import Ratio, take_turns
 from benchmarks.pairs import smollm2_folder
-from lm_eval_hybrid.bundles.manifest import Prompt
+from lm_eval_hybrid.bundles.manifest import PromptSpec
 from lm_eval_hybrid.discovery.activations import disagreements, shards, store
 from lm_eval_hybrid.discovery.traces.pair import Pair
 from lm_eval_hybrid.discovery.traces.traces import Trace
@@ -94,7 +94,7 @@ class Result:
 def measure(name: str, traces: int, layers: int, rounds: int) -> Result:
     """One model over so many traces of the embedded problems, after a round that does not count."""
     backend = MODELS[name]()
-    pair = Pair(backend, backend, Prompt(thinking="raw"))
+    pair = Pair(backend, backend, PromptSpec(thinking="raw"))
     written = islice(documents(thinking_document, "activations", 0), traces)
     read = [Trace(document.prompt, "".join(text for text, _ in document.pieces)) for document in written]
     batches = tokens_in_batches(pair, read)

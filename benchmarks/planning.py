@@ -26,7 +26,7 @@ from transformers import AutoTokenizer
 from benchmarks.pairs import smollm2, smollm2_folder
 from lm_eval_hybrid.bundles.bundle import Bundle
 from lm_eval_hybrid.bundles.compatibility import model_card
-from lm_eval_hybrid.bundles.manifest import Behavior, Manifest, Prompt, Sae, Steering, Training
+from lm_eval_hybrid.bundles.manifest import Behavior, Manifest, PromptSpec, SaeSpec, SteeringSpec, Training
 from lm_eval_hybrid.decoding.steering import SparseEncoder
 from lm_eval_hybrid.experiment import plan, running
 from lm_eval_hybrid.experiment.plan import Experiment
@@ -188,13 +188,13 @@ def _smollm2(folder: Path) -> Path:
         citation="",
         base=model_card(str(folder / "base"), pair.base.config, tokenizer),
         thinking=model_card(str(folder / "thinking"), pair.thinking.config, tokenizer),
-        steering=Steering(layer=steering.layer, coefficients=(0.5, 1.0), windows=(1,), gate_rate=0.1),
-        sae=Sae(layer=steering.layer, latents=len(steering.keys), k=1),
+        steering=SteeringSpec(layer=steering.layer, coefficients=(0.5, 1.0), windows=(1,), gate_rate=0.1),
+        sae=SaeSpec(layer=steering.layer, latents=len(steering.keys), k=1),
         behaviors=tuple(
             Behavior(key=key, latent=i, title=key, description="", examples=(), tensor=f"vector.{key}")
             for i, key in enumerate(steering.keys)
         ),
-        prompt=Prompt(thinking="raw"),
+        prompt=PromptSpec(thinking="raw"),
         training=Training(recipe="random", seed=0, code_version="0", data="none", data_sha256="0" * 64, holdout={}),
     )
     Bundle(manifest, tensors).save(folder / "bundle")

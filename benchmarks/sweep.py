@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.clock import Ratio, seconds, take_turns
-from lm_eval_hybrid.bundles.manifest import Prompt
+from lm_eval_hybrid.bundles.manifest import PromptSpec
 from lm_eval_hybrid.discovery.activations import store
 from lm_eval_hybrid.discovery.activations.rows import JoinedRows, Rows
 from lm_eval_hybrid.discovery.taxonomy.autoencoders import train_many
@@ -64,7 +64,7 @@ class Embedded:
 def embedded(folder: Path, count: int, layers: Sequence[int]) -> Embedded:
     """Decodes `count` traces and reads them; the last fifth is held out."""
     base, thinking = (_backend(role) for role in ("base", "thinking"))
-    pair = Pair(base, thinking, Prompt(thinking="raw"))
+    pair = Pair(base, thinking, PromptSpec(thinking="raw"))
     prompts = [problem.prompt for problem in draw([Source(data="embedded")], count, seed=0)]
     traces = generate(folder / "traces.jsonl", pair, prompts, max_new_tokens=400)
     opened = store.collect(folder / "activations", pair, traces, layers)

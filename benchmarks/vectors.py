@@ -36,7 +36,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from transformers.utils import logging
 
 from benchmarks.clock import Ratio, take_turns
-from lm_eval_hybrid.bundles.manifest import Prompt
+from lm_eval_hybrid.bundles.manifest import PromptSpec
 from lm_eval_hybrid.discovery.traces.generating import generate
 from lm_eval_hybrid.discovery.traces.pair import Pair
 from lm_eval_hybrid.discovery.traces.problems import Source, draw
@@ -120,7 +120,7 @@ def random_work(traces: int, length: int) -> tuple[list[tuple[int, ...]], list[S
 
 def embedded_work(traces: int) -> tuple[list[tuple[int, ...]], list[Segment]]:
     """Traces that the embedded thinking model writes here, as the base reads them."""
-    pair = Pair(backend_of("base"), backend_of("thinking"), Prompt(thinking="raw"))
+    pair = Pair(backend_of("base"), backend_of("thinking"), PromptSpec(thinking="raw"))
     prompts = [problem.prompt for problem in draw([Source(data="embedded")], traces, seed=0)]
     with tempfile.TemporaryDirectory() as folder:
         found = generate(Path(folder, "traces.jsonl"), pair, prompts, max_new_tokens=400)

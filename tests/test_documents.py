@@ -129,7 +129,7 @@ def _shelve(folder: Path) -> None:
     """What docs/bundles.md names: bundles, copies of them, a packed one, a control vector, runs to record."""
     from lm_eval_hybrid.bundles.bundle import Bundle
     from lm_eval_hybrid.bundles.formats import gguf
-    from lm_eval_hybrid.bundles.formats.wanted import Chosen
+    from lm_eval_hybrid.bundles.formats.convert import ExportOptions
     from lm_eval_hybrid.bundles.store import archive
 
     bundle = Bundle.load(folder / "bundle")
@@ -145,7 +145,7 @@ def _shelve(folder: Path) -> None:
         tensors = {name: tensor for name, tensor in bundle.tensors.items() if name not in gone}
         Bundle(manifest, tensors).save(folder / name)
     archive.pack(folder / "bundle", folder / "received.zip")
-    gguf.write(bundle, Chosen("plan", 1.0), folder / "vector.gguf")
+    gguf.write(bundle, ExportOptions("plan", 1.0), folder / "vector.gguf")
 
 
 def run(command: str, folder: Path) -> str:

@@ -18,7 +18,7 @@ from lm_eval.tasks import __file__ as stock_init
 
 from lm_eval_hybrid import autoload
 from lm_eval_hybrid.bundles.bundle import Bundle
-from lm_eval_hybrid.bundles.manifest import Prompt
+from lm_eval_hybrid.bundles.manifest import PromptSpec
 from lm_eval_hybrid.bundles.suite import compose
 from lm_eval_hybrid.common import paths
 from lm_eval_hybrid.common.errors import HybridError
@@ -204,7 +204,7 @@ def test_cached_requests_are_still_known_to_be_in_a_chat_template(
     tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lm_eval.caching.cache.PATH", str(tmp_path / "requests"))
-    system = write_system(tmp_path, CHAT_TEMPLATE, Prompt(thinking="chat"))
+    system = write_system(tmp_path, CHAT_TEMPLATE, PromptSpec(thinking="chat"))
     first, second = (
         evaluate(
             HybridLM(**system.arguments), rows, "gsm8k_hybrid",

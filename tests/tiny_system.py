@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lm_eval_hybrid.bundles.bundle import Bundle
 from lm_eval_hybrid.bundles.compatibility import model_card
-from lm_eval_hybrid.bundles.manifest import Behavior, Manifest, Prompt, Sae, Steering, Training
+from lm_eval_hybrid.bundles.manifest import Behavior, Manifest, PromptSpec, SaeSpec, SteeringSpec, Training
 
 WIDTH, LAYERS, LATENTS, CONTEXT = 32, 4, 3, 16384
 NEWLINE, SPACE = "Ċ", "Ġ"  # as a byte-level vocabulary writes them
@@ -85,7 +85,7 @@ def tiny_model(seed: int, width: int = WIDTH, context: int = CONTEXT) -> LlamaFo
 def write_system(
     folder: Path,
     chat_template: str | None = None,
-    prompt: Prompt | None = None,
+    prompt: PromptSpec | None = None,
     context: int = CONTEXT,
 ) -> TinySystem:
     """Write a system below `folder`; the same arguments write the same one."""
@@ -120,13 +120,13 @@ def write_system(
         citation="",
         base=model_card(str(folder / "base"), base.config, tokenizer),
         thinking=model_card(str(folder / "thinking"), thinking.config, tokenizer),
-        steering=Steering(layer=2, coefficients=(0.5, 1.0), windows=(1, 0), gate_rate=0.3),
-        sae=Sae(layer=1, latents=LATENTS, k=1),
+        steering=SteeringSpec(layer=2, coefficients=(0.5, 1.0), windows=(1, 0), gate_rate=0.3),
+        sae=SaeSpec(layer=1, latents=LATENTS, k=1),
         behaviors=tuple(
             Behavior(key=key, latent=i, title=key, description="", examples=(), tensor=f"vector.{key}")
             for i, key in enumerate(KEYS)
         ),
-        prompt=prompt or Prompt(thinking="raw"),
+        prompt=prompt or PromptSpec(thinking="raw"),
         training=Training(recipe="random", seed=1, code_version="0", data="none", data_sha256="0" * 64, holdout={}),
     )
     Bundle(manifest, tensors).save(folder / "bundle")

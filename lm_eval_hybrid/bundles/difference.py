@@ -48,7 +48,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Moved:
+class VectorChange:
     """A vector of one bundle beside one of the other: `bias`, or a behavior's.
 
     before, after: their keys, which differ where the bundles share none for it and `after` is the one most like it.
@@ -69,7 +69,7 @@ class Moved:
 
 
 @dataclass(frozen=True)
-class Difference:
+class BundleDifference:
     """All that differs between two bundles.
 
     step: what it calls for; None where nothing differs. stated: the step from one version number to the other, None
@@ -79,7 +79,7 @@ class Difference:
     before: Bundle
     after: Bundle
     changes: tuple[Change, ...]
-    moved: tuple[Moved, ...]
+    vectors: tuple[VectorChange, ...]
 
     @property
     def step(self) -> Step | None:
@@ -98,11 +98,11 @@ class Difference:
         return self.stated is not None and STEPS.index(self.stated) <= STEPS.index(self.step)
 
 
-def compare(before: Bundle, after: Bundle) -> Difference:
+def compare(before: Bundle, after: Bundle) -> BundleDifference:
     """What is not the same in `after`."""
     moved = tuple(_moved(before, after))
     changes = [*_fields(before, after), *_behaviors(before, after), *_tensors(before, after), *_results(before, after)]
-    return Difference(before, after, tuple(sorted(changes, key=lambda change: STEPS.index(change.step))), moved)
+    return BundleDifference(before, after, tuple(sorted(changes, key=lambda change: STEPS.index(change.step))), moved)
 
 
 def _fields(before: Bundle, after: Bundle) -> Iterator[Change]:
@@ -153,10 +153,10 @@ def _results(before: Bundle, after: Bundle) -> Iterator[Change]:
             yield Change(f"results of {task}", old.get(task), new.get(task), "patch")
 
 
-def _moved(before: Bundle, after: Bundle) -> Iterator[Moved]:
+def _moved(before: Bundle, after: Bundle) -> Iterator[VectorChange]:
     if before.bias.shape != after.bias.shape:
         return
-    yield Moved("bias", "bias", _cosine(before.bias, after.bias), _norm(before.bias), _norm(after.bias), None)
+    yield VectorChange("bias", "bias", _cosine(before.bias, after.bias), _norm(before.bias), _norm(after.bias), None)
     old, new = _by_key(before), _by_key(after)
     for key, behavior in old.items():
         vector = before.tensors[behavior.tensor]
@@ -165,7 +165,7 @@ def _moved(before: Bundle, after: Bundle) -> Iterator[Moved]:
         match = key if key in new else max(cosines, key=cosines.__getitem__)
         other = after.tensors[new[match].tensor]
         detector = _cosine_of_rows(before, behavior, after, new[match])
-        yield Moved(key, match, cosines[match], _norm(vector), _norm(other), detector)
+        yield VectorChange(key, match, cosines[match], _norm(vector), _norm(other), detector)
 
 
 def _cosine_of_rows(before: Bundle, old: Behavior, after: Bundle, new: Behavior) -> float | None:

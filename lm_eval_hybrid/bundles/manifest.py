@@ -60,7 +60,7 @@ class ModelCard(_Part):
     """sha256 of the vocabulary: the sorted (token, id) pairs as ASCII JSON without spaces."""
 
 
-class Steering(_Part):
+class SteeringSpec(_Part):
     """How the base model is steered."""
 
     layer: Index
@@ -80,7 +80,7 @@ class Steering(_Part):
     """Share of positions at which the gate opened on held-out data: the rate that a random gate matches."""
 
     @model_validator(mode="after")
-    def _check(self) -> Steering:
+    def _check(self) -> SteeringSpec:
         for name, values in (("coefficients", self.coefficients), ("windows", self.windows)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} must differ from one another; found {list(values)}")
@@ -93,7 +93,7 @@ class Steering(_Part):
         return self
 
 
-class Sae(_Part):
+class SaeSpec(_Part):
     """The sparse autoencoder that names the category: the latent that answers most strongly."""
 
     layer: Index
@@ -106,7 +106,7 @@ class Sae(_Part):
     """What it reads: the residual less `sae.mean`, scaled to length 1 (unit) or as it is (none)."""
 
     @model_validator(mode="after")
-    def _check(self) -> Sae:
+    def _check(self) -> SaeSpec:
         if self.k > self.latents:
             raise ValueError(f"k must be at most latents ({self.latents}); found {self.k}")
         return self
@@ -140,7 +140,7 @@ class Behavior(_Part):
         return self
 
 
-class Prompt(_Part):
+class PromptSpec(_Part):
     """How the thinking model is given the context."""
 
     thinking: Literal["raw", "chat"]
@@ -227,10 +227,10 @@ class Manifest(_Part):
     """The model that is steered."""
     thinking: ModelCard
     """The model that says when and which."""
-    steering: Steering
-    sae: Sae
+    steering: SteeringSpec
+    sae: SaeSpec
     behaviors: Annotated[tuple[Behavior, ...], Field(min_length=1, max_length=1000)]
-    prompt: Prompt
+    prompt: PromptSpec
     training: Training
     results: Annotated[tuple[Result, ...], Field(max_length=1000)] = ()
     """Evaluations of these very tensors."""

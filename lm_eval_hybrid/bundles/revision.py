@@ -11,12 +11,12 @@ from pathlib import Path
 
 from lm_eval_hybrid.bundles import contents, versions
 from lm_eval_hybrid.bundles.bundle import Bundle
-from lm_eval_hybrid.bundles.difference import Difference, compare
+from lm_eval_hybrid.bundles.difference import BundleDifference, compare
 from lm_eval_hybrid.bundles.versions import STEPS, Step
 from lm_eval_hybrid.common.errors import HybridError
 
 
-def renewed(former: Bundle, edited: Path, least: Step = "patch") -> Difference:
+def renewed(former: Bundle, edited: Path, least: Step = "patch") -> BundleDifference:
     """The edited copy as the version that follows `former`, beside it; not saved yet.
 
     Results that were `former`'s go where more than words changed: they are of other tensors, or of another policy.

@@ -111,7 +111,7 @@ def _add_exchange(actions: argparse._SubParsersAction) -> None:
 
 
 def _add_conversions(actions: argparse._SubParsersAction) -> None:
-    from lm_eval_hybrid.bundles.formats.registry import READABLE, WRITABLE
+    from lm_eval_hybrid.bundles.formats.convert import READABLE, WRITABLE
 
     take = actions.add_parser(
         "import",
@@ -155,12 +155,12 @@ def _list(console: Console) -> None:
 
 def _show(args: argparse.Namespace, console: Console) -> None:
     from lm_eval_hybrid.bundles import contents
-    from lm_eval_hybrid.bundles.store.resolve import Listed, resolve
+    from lm_eval_hybrid.bundles.store.resolve import ListedBundle, resolve
     from lm_eval_hybrid.report.bundles import print_bundle
 
     path = resolve(args.bundle)
     found = contents.read(path)
-    print_bundle(console, Listed(found.manifest, path), found.tensors)
+    print_bundle(console, ListedBundle(found.manifest, path), found.tensors)
 
 
 def _validate(args: argparse.Namespace) -> int:
@@ -248,14 +248,14 @@ def _pull(args: argparse.Namespace) -> None:
 
 def _import(args: argparse.Namespace) -> None:
     from lm_eval_hybrid.bundles.bundle import check_target
-    from lm_eval_hybrid.bundles.formats import registry
-    from lm_eval_hybrid.bundles.formats.wanted import Wanted
+    from lm_eval_hybrid.bundles.formats import convert
+    from lm_eval_hybrid.bundles.formats.convert import ImportOptions
 
     _log_to_stderr()
     out = args.out.expanduser().resolve()
     check_target(out, args.overwrite)
     versioned = is_version(out.name)
-    wanted = Wanted(
+    wanted = ImportOptions(
         name=args.name or (out.parent.name if versioned else _name(args.base, args.thinking)),
         version=out.name if versioned else "1.0.0",
         base=args.base,
@@ -266,16 +266,16 @@ def _import(args: argparse.Namespace) -> None:
         license=args.license,
         authors=tuple(args.author or ("unknown",)),
     )
-    saved = registry.read(args.source, wanted, args.format).save(out, args.overwrite)
+    saved = convert.read(args.source, wanted, args.format).save(out, args.overwrite)
     print(f"{saved.identity} written to {out}")
 
 
 def _export(args: argparse.Namespace) -> None:
-    from lm_eval_hybrid.bundles.formats import registry
-    from lm_eval_hybrid.bundles.formats.wanted import Chosen
+    from lm_eval_hybrid.bundles.formats import convert
+    from lm_eval_hybrid.bundles.formats.convert import ExportOptions
 
     bundle = _load(args.bundle)
-    lost = registry.write(bundle, Chosen(args.behavior, args.coefficient), args.out, args.format)
+    lost = convert.write(bundle, ExportOptions(args.behavior, args.coefficient), args.out, args.format)
     print(f"{bundle.identity} written to {args.out}")
     for line in lost:
         print(f"lost: {line}")

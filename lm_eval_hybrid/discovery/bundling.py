@@ -9,8 +9,15 @@ from torch import Tensor
 from lm_eval_hybrid import __version__
 from lm_eval_hybrid.bundles.bundle import Bundle
 from lm_eval_hybrid.bundles.compatibility import model_card
-from lm_eval_hybrid.bundles.manifest import Behavior, Manifest, ModelCard, Steering, Training, first_problem
-from lm_eval_hybrid.bundles.manifest import Sae as SaeCard
+from lm_eval_hybrid.bundles.manifest import (
+    Behavior,
+    Manifest,
+    ModelCard,
+    SaeSpec,
+    SteeringSpec,
+    Training,
+    first_problem,
+)
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.discovery.calibration import Setting
 from lm_eval_hybrid.discovery.found import Found
@@ -29,7 +36,7 @@ def check(pair: Pair, recipe: Recipe, name: str, version: str) -> None:
         HybridError: it cannot, or a model lacks a layer.
     """
     for layer in recipe.sae.layers:
-        sae = SaeCard(layer=layer, latents=max(recipe.sae.sizes), k=recipe.sae.k)
+        sae = SaeSpec(layer=layer, latents=max(recipe.sae.sizes), k=recipe.sae.k)
         training = Training(recipe="none yet", code_version=__version__, data="none yet", holdout={})
         for setting in recipe.calibration.settings:
             _manifest(pair, recipe, name, version, sae, (_UNKNOWN,), training, setting, 0.0)
@@ -67,7 +74,7 @@ def bundle(found: Found, pair: Pair, recipe: Recipe, name: str, version: str, sa
         holdout=holdout,
     )
     entry = found.chosen
-    sae = SaeCard(layer=entry.layer, latents=entry.size, k=entry.sae.k)
+    sae = SaeSpec(layer=entry.layer, latents=entry.size, k=entry.sae.k)
     rate = holdout["gate_rate"]
     card = _manifest(pair, recipe, name, version, sae, found.behaviors, training, found.calibration.setting, rate)
     return Bundle(card, _tensors(found))
@@ -78,7 +85,7 @@ def _manifest(
     recipe: Recipe,
     name: str,
     version: str,
-    sae: SaeCard,
+    sae: SaeSpec,
     behaviors: tuple[Behavior, ...],
     training: Training,
     setting: Setting,
@@ -94,7 +101,7 @@ def _manifest(
             citation=recipe.citation,
             base=_model(recipe.base, pair.base),
             thinking=_model(recipe.thinking, pair.thinking),
-            steering=Steering(
+            steering=SteeringSpec(
                 layer=recipe.vectors.layer,
                 coefficients=setting.coefficients,
                 windows=setting.windows,

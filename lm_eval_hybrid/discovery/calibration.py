@@ -37,7 +37,7 @@ ROWS_FILE = "rows.jsonl"
 
 @pydantic.dataclasses.dataclass(**_CLOSED)
 class Setting:
-    """One way to steer; see `behaviors.manifest.Steering`."""
+    """One way to steer; see `bundles.manifest.SteeringSpec`."""
 
     select: Select = "guardrail"
     coefficients: Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Field(min_length=1)] = (1.0,)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lm_eval_hybrid.bundles.manifest import Count, Prompt, Words, first_problem
+from lm_eval_hybrid.bundles.manifest import Count, PromptSpec, Words, first_problem
 from lm_eval_hybrid.common import strict_yaml
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.discovery.calibration import CalibrationRecipe
@@ -53,7 +53,7 @@ class Recipe(BaseModel):
     citation: str
     base: Words
     thinking: Words
-    prompt: Prompt
+    prompt: PromptSpec
     problems: Annotated[tuple[Source, ...], Field(min_length=1)]
     traces: TracesRecipe
     seed: Annotated[int, Field(ge=0, lt=2**31)]  # scikit-learn takes no others

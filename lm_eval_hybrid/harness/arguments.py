@@ -16,7 +16,7 @@ from lm_eval.models.huggingface import HFLM
 
 from lm_eval_hybrid.bundles.bundle import Bundle
 from lm_eval_hybrid.bundles.compatibility import LEVELS
-from lm_eval_hybrid.bundles.manifest import Steering
+from lm_eval_hybrid.bundles.manifest import SteeringSpec
 from lm_eval_hybrid.bundles.store.resolve import resolve
 from lm_eval_hybrid.bundles.suite import POLICY, Choice, Suite, compose
 from lm_eval_hybrid.common.errors import HybridError
@@ -145,7 +145,7 @@ class HybridArguments:
         )
         return compose(bundles, choice, settled=[name for name in POLICY if getattr(self, name) is not None])
 
-    def policy(self, steering: Steering) -> Policy:
+    def policy(self, steering: SteeringSpec) -> Policy:
         """The policy of this arm: the bundle's, with what the arguments say instead.
 
         Raises:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from lm_eval.models.huggingface import HFLM
 
-from lm_eval_hybrid.bundles.manifest import Prompt
+from lm_eval_hybrid.bundles.manifest import PromptSpec
 from lm_eval_hybrid.common.errors import HybridError
 
 
@@ -24,16 +24,16 @@ class ThinkingReader:
     """
 
     model: HFLM
-    prompt: Prompt
+    prompt: PromptSpec
 
     @classmethod
-    def choose(cls, model: HFLM, wanted: str, bundle: Prompt) -> "ThinkingReader":
+    def choose(cls, model: HFLM, wanted: str, bundle: PromptSpec) -> "ThinkingReader":
         """The form `wanted` (raw or chat), or the bundle's for `auto`.
 
         Raises:
             HybridError: a chat prompt for a tokenizer without chat template.
         """
-        prompt = bundle if wanted == "auto" else Prompt(thinking=wanted, prefix=bundle.prefix)
+        prompt = bundle if wanted == "auto" else PromptSpec(thinking=wanted, prefix=bundle.prefix)
         if prompt.thinking == "chat" and not model.tokenizer.chat_template:
             raise HybridError(
                 "a chat prompt needs a tokenizer with a chat template; found none in "

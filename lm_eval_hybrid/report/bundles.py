@@ -12,7 +12,7 @@ from rich.text import Text
 
 from lm_eval_hybrid.bundles.card import gap
 from lm_eval_hybrid.bundles.manifest import Manifest, ModelCard
-from lm_eval_hybrid.bundles.store.resolve import Listed
+from lm_eval_hybrid.bundles.store.resolve import ListedBundle
 from lm_eval_hybrid.common.text import printable
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _MANY = 64  # rows and columns, more than a screen
 
 
-def print_listing(console: Console, bundles: Sequence[Listed]) -> None:
+def print_listing(console: Console, bundles: Sequence[ListedBundle]) -> None:
     """One row a bundle: name, version, the two models, number of behaviors, best gap recovered, size."""
     if not bundles:
         console.print("No bundles found.")
@@ -35,7 +35,7 @@ def print_listing(console: Console, bundles: Sequence[Listed]) -> None:
     console.print(table)
 
 
-def print_bundle(console: Console, bundle: Listed, tensors: Mapping[str, np.ndarray]) -> None:
+def print_bundle(console: Console, bundle: ListedBundle, tensors: Mapping[str, np.ndarray]) -> None:
     """What a bundle says about itself: models, steering, behaviors, their likeness, results, and where it is."""
     manifest = bundle.manifest
     parts: list[RenderableType] = [plain(manifest.description.strip()), Text(), _facts(bundle), Text()]
@@ -54,13 +54,13 @@ def _best(manifest: Manifest) -> str:
     return f"{gap(best)} {best.task}"
 
 
-def _size(bundle: Listed) -> str:
+def _size(bundle: ListedBundle) -> str:
     names = [path for path in bundle.path.iterdir() if path.is_file()] if bundle.path.is_dir() else []
     size = sum(path.stat().st_size for path in names)
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
-def _facts(bundle: Listed) -> Table:
+def _facts(bundle: ListedBundle) -> Table:
     manifest = bundle.manifest
     steering, sae, training = manifest.steering, manifest.sae, manifest.training
     coefficients = ", ".join(f"{a:g}" for a in steering.coefficients)

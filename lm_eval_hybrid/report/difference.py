@@ -13,14 +13,14 @@ from rich.text import Text
 
 from lm_eval_hybrid.bundles import versions
 from lm_eval_hybrid.bundles.card import gap
-from lm_eval_hybrid.bundles.difference import Change, Difference, Moved
+from lm_eval_hybrid.bundles.difference import BundleDifference, Change, VectorChange
 from lm_eval_hybrid.bundles.manifest import Result
 from lm_eval_hybrid.report.bundles import plain, plain_table
 
 _LONGEST = 160  # characters of a value
 
 
-def print_difference(console: Console, difference: Difference) -> None:
+def print_difference(console: Console, difference: BundleDifference) -> None:
     """What changed, the vectors by cosine and norm, and the version step that this calls for."""
     before, after = difference.before, difference.after
     console.print(plain(f"{before.identity} -> {after.identity}", style="bold"))
@@ -28,8 +28,8 @@ def print_difference(console: Console, difference: Difference) -> None:
         console.print("Nothing differs.")
         return
     console.print()
-    if any(not moved.same or moved.before != moved.after for moved in difference.moved):
-        console.print(_vectors(difference.moved))
+    if any(not moved.same or moved.before != moved.after for moved in difference.vectors):
+        console.print(_vectors(difference.vectors))
         console.print()
     if fields := [change for change in difference.changes if not change.what.startswith("tensor vector.")]:
         console.print(_changes(fields))
@@ -37,7 +37,7 @@ def print_difference(console: Console, difference: Difference) -> None:
     console.print(_verdict(difference))
 
 
-def _vectors(moved: Sequence[Moved]) -> Table:
+def _vectors(moved: Sequence[VectorChange]) -> Table:
     table = plain_table("vector", "in the other", "cosine", "norm", "cosine of detectors")
     for one in moved:
         detector = "" if one.detector is None else f"{one.detector:.3f}"
@@ -123,7 +123,7 @@ def _value(value: Any) -> Text:
     return words
 
 
-def _verdict(difference: Difference) -> Text:
+def _verdict(difference: BundleDifference) -> Text:
     before, after, step = difference.before.manifest, difference.after.manifest, difference.step
     assert step is not None
     if before.name != after.name:

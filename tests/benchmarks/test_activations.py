@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks.activations import embedded, main, parsed, tokens_in_batches
-from lm_eval_hybrid.bundles.manifest import Prompt
+from lm_eval_hybrid.bundles.manifest import PromptSpec
 from lm_eval_hybrid.discovery.activations import store
 from lm_eval_hybrid.discovery.traces.pair import Pair
 from lm_eval_hybrid.discovery.traces.traces import Trace
@@ -25,7 +25,7 @@ def test_quick_run_measures_both(tmp_path: Path) -> None:
 def test_both_read_the_same_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "TOKENS", 60)
     backend = embedded()
-    pair = Pair(backend, backend, Prompt(thinking="raw"))
+    pair = Pair(backend, backend, PromptSpec(thinking="raw"))
     traces = [Trace("Question: 1 + 1?\nAnswer:", " It is 2." * n) for n in (1, 5, 3, 1)]
     widths: list[torch.Size] = []
     handle = backend.layers[0]._module.register_forward_hook(

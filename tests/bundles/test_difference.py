@@ -20,7 +20,7 @@ def test_nothing_differs_between_a_bundle_and_itself(make_bundle: Make) -> None:
     found = compare(make_bundle(), make_bundle())
     assert found.changes == ()
     assert found.step is None and found.enough
-    assert all(moved.same for moved in found.moved)
+    assert all(moved.same for moved in found.vectors)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_retrained_tensors_are_a_minor_step(make_bundle: Make) -> None:
     found = compare(bundle, other)
     assert found.step == "minor"
     assert [change.what for change in found.changes] == ["tensor bias", "tensor vector.check"]
-    moved = {one.before: one for one in found.moved}
+    moved = {one.before: one for one in found.vectors}
     assert moved["bias"].cosine == pytest.approx(-1)
     assert moved["check"].cosine == pytest.approx(1)
     assert moved["check"].norm_after == pytest.approx(2 * moved["check"].norm_before)
@@ -80,7 +80,7 @@ def test_a_key_that_is_gone_is_a_major_step_and_one_that_comes_a_minor(make_bund
         ("behavior verify", "minor"),
     }
     # Whatever it is called now, it is found by what it does.
-    moved = {one.before: one for one in found.moved}
+    moved = {one.before: one for one in found.vectors}
     assert moved["check"].after == "verify"
     assert moved["check"].same
 
@@ -107,11 +107,11 @@ def test_pairs_of_other_widths_can_be_compared(make_bundle: Make, fields: dict) 
     wide = make_bundle(base={**fields["base"], "hidden_size": 12}, thinking={**fields["thinking"], "hidden_size": 10})
     found = compare(make_bundle(), wide)
     assert found.step == "major"
-    assert found.moved == ()
+    assert found.vectors == ()
     assert any(change.what == "tensor bias" and change.after == "[12]" for change in found.changes)
 
 
 def test_a_zero_vector_is_like_nothing(make_bundle: Make) -> None:
     bundle = make_bundle()
     zero = replace(bundle, tensors={**bundle.tensors, "bias": torch.zeros(6)})
-    assert compare(zero, bundle).moved[0].cosine == 0.0
+    assert compare(zero, bundle).vectors[0].cosine == 0.0

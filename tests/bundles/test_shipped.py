@@ -3,29 +3,29 @@
 import pytest
 
 from lm_eval_hybrid.bundles import card, contents
-from lm_eval_hybrid.bundles.store.resolve import Listed, listing
+from lm_eval_hybrid.bundles.store.resolve import ListedBundle, listing
 from lm_eval_hybrid.common.paths import bundles_dir
 
 
 @pytest.fixture(
     params=sorted(path.parent for path in bundles_dir().rglob("behavior.yaml")), ids=lambda path: path.parent.name
 )
-def shipped(request: pytest.FixtureRequest) -> Listed:
-    return Listed(contents.read(request.param).manifest, request.param)
+def shipped(request: pytest.FixtureRequest) -> ListedBundle:
+    return ListedBundle(contents.read(request.param).manifest, request.param)
 
 
-def test_it_is_sound_and_can_be_named(shipped: Listed) -> None:
+def test_it_is_sound_and_can_be_named(shipped: ListedBundle) -> None:
     assert contents.faults(shipped.path) == []
     assert shipped.path in [listed.path for listed in listing()]
 
 
-def test_its_card_is_what_the_template_makes_of_it(shipped: Listed) -> None:
+def test_its_card_is_what_the_template_makes_of_it(shipped: ListedBundle) -> None:
     manifest = shipped.manifest
     assert (shipped.path / "README.md").read_text() == card.render(manifest)
     assert all(behavior.examples and behavior.title for behavior in manifest.behaviors)
 
 
-def test_it_has_results_with_controls_beside_them(shipped: Listed) -> None:
+def test_it_has_results_with_controls_beside_them(shipped: ListedBundle) -> None:
     assert {result.task for result in shipped.manifest.results} == {"gsm8k_embedded", "math500_embedded"}
     for result in shipped.manifest.results:
         assert {"base", "hybrid", "thinking", "takeover", "bias-only"} <= result.scores.keys()

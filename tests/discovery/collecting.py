@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from lm_eval_hybrid.bundles.manifest import Prompt
+from lm_eval_hybrid.bundles.manifest import PromptSpec
 from lm_eval_hybrid.common.distributed import Ranks
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.steering import SparseEncoder
@@ -27,7 +27,7 @@ def related_pair() -> Pair:
     with torch.no_grad():
         for weight in thinking.model.parameters():
             weight.add_(torch.randn_like(weight) * 0.01)
-    return Pair(*(LocalBackend(model, tiny_tokenizer()) for model in (base, thinking)), Prompt(thinking="raw"))
+    return Pair(*(LocalBackend(model, tiny_tokenizer()) for model in (base, thinking)), PromptSpec(thinking="raw"))
 
 
 def random_encoder() -> SparseEncoder:

@@ -5,14 +5,14 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from lm_eval_hybrid.bundles.manifest import Prompt
+from lm_eval_hybrid.bundles.manifest import PromptSpec
 from lm_eval_hybrid.discovery.traces.generating import generate
 from lm_eval_hybrid.discovery.traces.pair import Pair
 from lm_eval_hybrid.discovery.traces.traces import Trace
 from lm_eval_hybrid.models.local import LocalBackend
 from tests.tiny_system import tiny_model, tiny_tokenizer
 
-RAW = Prompt(thinking="raw")
+RAW = PromptSpec(thinking="raw")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lm_eval_hybrid.bundles.bundle import Bundle
-from lm_eval_hybrid.bundles.manifest import Prompt
+from lm_eval_hybrid.bundles.manifest import PromptSpec
 from lm_eval_hybrid.bundles.suite import compose
 from lm_eval_hybrid.common import paths
 from lm_eval_hybrid.common.errors import HybridError
@@ -36,14 +36,14 @@ OWN = Setting(coefficients=(0.5, 1.0), windows=(1, 0))  # of the tiny system's b
 WEAK = Setting(coefficients=(0.01,))
 TOKENS, DOCUMENTS = 40, 10
 STOPS = ("n", "P", "I", "u", "e")  # an answer that is cut by its length gives no number
-OPEN = Prompt(thinking="chat", prefix="<think>\n")
+OPEN = PromptSpec(thinking="chat", prefix="<think>\n")
 
 
 def steering_of(bundle: Path) -> Steering:
     return Steering.from_suite(compose([Bundle.load(bundle)]))
 
 
-def loaded(system: TinySystem, prompt: Prompt) -> Pair:
+def loaded(system: TinySystem, prompt: PromptSpec) -> Pair:
     folders = (system.base, system.thinking)
     return Pair(
         *(
@@ -55,12 +55,12 @@ def loaded(system: TinySystem, prompt: Prompt) -> Pair:
 
 
 @pytest.fixture(scope="module", params=[RAW, OPEN], ids=["raw", "open-thought"])
-def prompt(request: pytest.FixtureRequest) -> Prompt:
+def prompt(request: pytest.FixtureRequest) -> PromptSpec:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def system(prompt: Prompt, tmp_path_factory: pytest.TempPathFactory) -> TinySystem:
+def system(prompt: PromptSpec, tmp_path_factory: pytest.TempPathFactory) -> TinySystem:
     return write_system(tmp_path_factory.mktemp("system"), CHAT_TEMPLATE, prompt)
 
 
@@ -90,7 +90,7 @@ def evaluated(system: TinySystem, folder: Path, task: str, arm: str) -> list[dic
     ],
 )
 def test_scores_are_those_of_the_harness(
-    system: TinySystem, prompt: Prompt, tmp_path: Path, task: str, file: str, question: str, form: str
+    system: TinySystem, prompt: PromptSpec, tmp_path: Path, task: str, file: str, question: str, form: str
 ) -> None:
     arms = ("base", "thinking", "hybrid")
 
@@ -289,7 +289,7 @@ def test_a_problem_beyond_the_context_is_answered_by_nobody(fits: list[Steering]
     indirect=["prompt"],
 )
 def test_an_unfinished_answer_is_none(
-    system: TinySystem, prompt: Prompt, stops: tuple[str, ...], right: bool, tmp_path: Path
+    system: TinySystem, prompt: PromptSpec, stops: tuple[str, ...], right: bool, tmp_path: Path
 ) -> None:
     pair = loaded(system, prompt)
     texts = [f"{n} and {n}?" for n in range(DOCUMENTS)]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lm_eval_hybrid.bundles.manifest import Prompt
+from lm_eval_hybrid.bundles.manifest import PromptSpec
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.discovery.traces import generating, sources
 from lm_eval_hybrid.discovery.traces.generating import generate
@@ -44,8 +44,10 @@ def test_traces_are_the_thinking_models_own_greedy_text(studied: Studied) -> Non
     assert some[0].text != greedy(other, some[0].prompt, 40)
 
 
-@pytest.mark.parametrize("prompt", [RAW, Prompt(thinking="chat", prefix="<think>\n")])
-def test_a_prompt_is_read_as_the_pair_gives_it_with_its_bos(studied: Studied, tmp_path: Path, prompt: Prompt) -> None:
+@pytest.mark.parametrize("prompt", [RAW, PromptSpec(thinking="chat", prefix="<think>\n")])
+def test_a_prompt_is_read_as_the_pair_gives_it_with_its_bos(
+    studied: Studied, tmp_path: Path, prompt: PromptSpec
+) -> None:
     tokenizer = bos_tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE
     thinking = LocalBackend(studied.thinking.model._module, tokenizer)
@@ -103,7 +105,7 @@ def test_traces_of_another_model_prompt_or_length_are_not_mixed_in(studied: Stud
     kept = path.read_bytes()
     for pair, length in (
         (replace(studied.pair, thinking=studied.base), 40),
-        (replace(studied.pair, prompt=Prompt(thinking="raw", prefix="<think>")), 40),
+        (replace(studied.pair, prompt=PromptSpec(thinking="raw", prefix="<think>")), 40),
         (studied.pair, 41),
     ):
         with pytest.raises(HybridError, match="same model, prompt and max_new_tokens; found others"):

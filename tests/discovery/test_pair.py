@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lm_eval_hybrid.bundles.manifest import Prompt
+from lm_eval_hybrid.bundles.manifest import PromptSpec
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.tokens.bridge import Bridge
 from lm_eval_hybrid.decoding.tokens.vocabulary import Vocabulary
@@ -39,7 +39,7 @@ def backend(tokenizer: PreTrainedTokenizerBase, context: int = 4096) -> LocalBac
 
 
 def pair_of(
-    base: PreTrainedTokenizerBase, thinking: PreTrainedTokenizerBase, prompt: Prompt = RAW, contexts: int = 4096
+    base: PreTrainedTokenizerBase, thinking: PreTrainedTokenizerBase, prompt: PromptSpec = RAW, contexts: int = 4096
 ) -> Pair:
     return Pair(backend(base, contexts), backend(thinking, contexts), prompt)
 
@@ -130,7 +130,7 @@ def distilled() -> Pair:
         pytest.skip(f"no tokenizers in {DATA}")
     names = ("qwen2.5-coder", "r1-distill-qwen")
     base, thinking = (AutoTokenizer.from_pretrained(DATA / "tokenizers" / name) for name in names)
-    return pair_of(base, thinking, Prompt(thinking="chat", prefix="<think>\n"), contexts=1024)
+    return pair_of(base, thinking, PromptSpec(thinking="chat", prefix="<think>\n"), contexts=1024)
 
 
 def test_a_distilled_models_prompt_has_one_bos_and_one_opened_thought(distilled: Pair) -> None:
@@ -168,19 +168,19 @@ def test_real_traces_of_a_distilled_model(distilled: Pair) -> None:
 def test_a_prompt_is_raw_or_a_turn_of_a_chat_with_a_prefix_that_is_not_repeated() -> None:
     tokenizer = tiny_tokenizer(CHAT_TEMPLATE)
     assert pair_of(tokenizer, tokenizer).thinking_text("Q") == "Q"
-    chat = pair_of(tiny_tokenizer(), tokenizer, Prompt(thinking="chat", prefix="<think>\n"))
+    chat = pair_of(tiny_tokenizer(), tokenizer, PromptSpec(thinking="chat", prefix="<think>\n"))
     assert chat.thinking_text("Q") == "<user>Q</user><assistant><think>\n"
     prompts = chat.prompts("Q")
     assert tokenizer.decode(prompts.thinking_ids) == "<user>Q</user><assistant><think>\n"
     assert tokenizer.decode(prompts.base_ids) == "Q"
     opened = tiny_tokenizer(CHAT_TEMPLATE.replace("<assistant>", "<assistant><think>\n"))
-    again = pair_of(tiny_tokenizer(), opened, Prompt(thinking="chat", prefix="<think>\n"))
+    again = pair_of(tiny_tokenizer(), opened, PromptSpec(thinking="chat", prefix="<think>\n"))
     assert again.thinking_text("Q") == "<user>Q</user><assistant><think>\n"
 
 
 def test_a_thought_that_the_prompt_opened_ends_where_it_is_closed() -> None:
     tokenizer = tiny_tokenizer(CHAT_TEMPLATE)
-    pair = pair_of(tiny_tokenizer(), tokenizer, Prompt(thinking="chat", prefix="<think>\n"))
+    pair = pair_of(tiny_tokenizer(), tokenizer, PromptSpec(thinking="chat", prefix="<think>\n"))
     encoded = pair.encode(Trace("Q", "We add. It is 3.</think> The answer is 3."))
     assert [s.text for s in encoded.sentences] == ["We add.", " It is 3."]
     assert [tokenizer.decode(in_base(encoded, s.begin, s.end)) for s in encoded.sentences] == ["We add.", " It is 3."]
@@ -244,7 +244,7 @@ def test_tokenizers_that_will_not_do_are_refused_in_one_line() -> None:
         is_fast = False
 
     slow = Slow(tokenizer_object=plain.backend_tokenizer, eos_token="<eos>")
-    chat = Prompt(thinking="chat")
+    chat = PromptSpec(thinking="chat")
     letters = metaspace_tokenizer()
     for base, thinking, prompt, said in (
         (plain, plain, chat, "needs a tokenizer with a chat template; found none in"),

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 from lm_eval.utils import simple_parse_args_string
 
-from lm_eval_hybrid.bundles.manifest import Steering
+from lm_eval_hybrid.bundles.manifest import SteeringSpec
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.policy import Policy
 from lm_eval_hybrid.harness.arguments import HybridArguments
 
-STEERING = Steering(layer=2, coefficients=(0.5, 1.0), windows=(1, 8), gate_rate=0.1)
+STEERING = SteeringSpec(layer=2, coefficients=(0.5, 1.0), windows=(1, 8), gate_rate=0.1)
 
 
 def policy(**given: Any) -> Policy:

@@ -13,7 +13,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import LlamaForCausalLM
 
 from lm_eval_hybrid.bundles.bundle import Bundle
-from lm_eval_hybrid.bundles.manifest import Prompt
+from lm_eval_hybrid.bundles.manifest import PromptSpec
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.arms import ARMS
 from lm_eval_hybrid.decoding.records import TokenRecord
@@ -291,7 +291,7 @@ def test_what_the_hybrid_would_say_is_greedy(hybrid: HybridLM) -> None:
 
 
 def test_a_chat_template_is_applied_by_one_side_only(tmp_path: Path) -> None:
-    system = write_system(tmp_path, CHAT_TEMPLATE, Prompt(thinking="chat", prefix="<think>"))
+    system = write_system(tmp_path, CHAT_TEMPLATE, PromptSpec(thinking="chat", prefix="<think>"))
     model = load(system, arm="thinking")
     history = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}]
     templated = model.apply_chat_template(history)
@@ -310,7 +310,7 @@ def test_a_chat_template_is_applied_by_one_side_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["raw", "chat"])
 def test_log_likelihoods_read_the_whole_prompt_of_the_thinking_model(tmp_path: Path, form: Any) -> None:
     newline_after = CHAT_TEMPLATE + "{{ '\\n' }}"
-    system = write_system(tmp_path, newline_after, Prompt(thinking=form, prefix="<think>\n"))
+    system = write_system(tmp_path, newline_after, PromptSpec(thinking=form, prefix="<think>\n"))
     model, read = load(system), []
     model._decoder.score = lambda prompts, _: read.extend(prompts) or [(0.0, True) for _ in prompts]  # type: ignore
     templated = model.apply_chat_template([{"role": "user", "content": "1 + 1?"}])

@@ -3,12 +3,12 @@
 import pytest
 from lm_eval.models.huggingface import HFLM
 
-from lm_eval_hybrid.bundles.manifest import Prompt
+from lm_eval_hybrid.bundles.manifest import PromptSpec
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.harness.prompts import ThinkingReader
 from tests.tiny_system import CHAT_TEMPLATE, tiny_model, tiny_tokenizer
 
-RAW, CHAT = Prompt(thinking="raw"), Prompt(thinking="chat", prefix="<think>\n")
+RAW, CHAT = PromptSpec(thinking="raw"), PromptSpec(thinking="chat", prefix="<think>\n")
 
 
 def model(chat_template: str | None = CHAT_TEMPLATE) -> HFLM:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from lm_eval_hybrid.bundles.contents import tensor_shapes
 from lm_eval_hybrid.bundles.manifest import parse
-from lm_eval_hybrid.bundles.store.resolve import Listed
+from lm_eval_hybrid.bundles.store.resolve import ListedBundle
 from lm_eval_hybrid.report.bundles import print_bundle, print_listing
 
 MANIFEST = """
@@ -35,8 +35,8 @@ results:
 
 
 @pytest.fixture
-def listed() -> Listed:
-    return Listed(parse(MANIFEST.encode(), Path("behavior.yaml")), Path("shelf/tiny/1.2.0"))
+def listed() -> ListedBundle:
+    return ListedBundle(parse(MANIFEST.encode(), Path("behavior.yaml")), Path("shelf/tiny/1.2.0"))
 
 
 def printed(show: Callable[..., None], *what: object, width: int = 150) -> str:
@@ -45,7 +45,7 @@ def printed(show: Callable[..., None], *what: object, width: int = 150) -> str:
     return console.file.getvalue()
 
 
-def shown(bundle: Listed, width: int = 150) -> str:
+def shown(bundle: ListedBundle, width: int = 150) -> str:
     rng = np.random.default_rng(0)
     shapes = tensor_shapes(bundle.manifest)
     tensors = {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
@@ -53,7 +53,7 @@ def shown(bundle: Listed, width: int = 150) -> str:
     return printed(print_bundle, bundle, tensors, width=width)
 
 
-def test_the_listing_has_a_row_for_each_bundle(listed: Listed) -> None:
+def test_the_listing_has_a_row_for_each_bundle(listed: ListedBundle) -> None:
     text = printed(print_listing, [listed, listed])
     row = ["tiny", "1.2.0", "org/base", "org/thinking", "2", "-50%", "[-70,", "-20]", "gsm8k_embedded", "0", "kB"]
     assert [line.split() for line in text.splitlines()[1:]] == [row, row]
@@ -63,7 +63,7 @@ def test_an_empty_listing_says_so() -> None:
     assert printed(print_listing, []) == "No bundles found.\n"
 
 
-def test_a_bundle_is_shown_with_its_words_untouched(listed: Listed) -> None:
+def test_a_bundle_is_shown_with_its_words_untouched(listed: ListedBundle) -> None:
     text = shown(listed)
     assert "Keeps [bold]brackets[/bold]." in text
     assert "[/] fits" in text
@@ -73,7 +73,7 @@ def test_a_bundle_is_shown_with_its_words_untouched(listed: Listed) -> None:
     assert text.index("Restating") < text.index("Checking")
 
 
-def test_control_characters_of_a_manifest_do_nothing(listed: Listed) -> None:
+def test_control_characters_of_a_manifest_do_nothing(listed: ListedBundle) -> None:
     escape = "\x1b[2J\x07"
     first, *others = listed.manifest.behaviors
     changes = {
@@ -84,19 +84,19 @@ def test_control_characters_of_a_manifest_do_nothing(listed: Listed) -> None:
         "behaviors": (first.model_copy(update={"title": escape, "examples": (escape,)}), *others),
         "results": tuple(result.model_copy(update={"task": escape}) for result in listed.manifest.results),
     }
-    hostile = Listed(listed.manifest.model_copy(update=changes), listed.path)
+    hostile = ListedBundle(listed.manifest.model_copy(update=changes), listed.path)
     text = shown(hostile) + printed(print_listing, [hostile])
     assert "\x1b" not in text and "\x07" not in text
     assert "\ufffd[2J\ufffd" in text
 
 
-def test_a_narrow_terminal_keeps_every_key(listed: Listed) -> None:
+def test_a_narrow_terminal_keeps_every_key(listed: ListedBundle) -> None:
     text = shown(listed, width=60)
     assert all(len(line) <= 60 for line in text.splitlines())
     assert "restate" in text
 
 
-def test_the_likeness_of_vectors_is_shown_by_latent(listed: Listed) -> None:
+def test_the_likeness_of_vectors_is_shown_by_latent(listed: ListedBundle) -> None:
     lines = shown(listed).splitlines()
     start = next(i for i, line in enumerate(lines) if "cosine similarity" in line)
     header, bias, restate, check = (line.strip("│ ").split() for line in lines[start + 1 : start + 5])
@@ -106,7 +106,7 @@ def test_the_likeness_of_vectors_is_shown_by_latent(listed: Listed) -> None:
     assert bias[1] == "100" and bias[2] == restate[1]
 
 
-def test_the_best_gap_is_of_those_that_are_defined(listed: Listed) -> None:
+def test_the_best_gap_is_of_those_that_are_defined(listed: ListedBundle) -> None:
     (result,) = listed.manifest.results
     changes = [{"gap_recovered": None, "gap_interval": None}, {"task": "better", "gap_recovered": 0.2}, {}]
     results = tuple(result.model_copy(update=change) for change in changes)
@@ -114,5 +114,5 @@ def test_the_best_gap_is_of_those_that_are_defined(listed: Listed) -> None:
     assert " - " in printed(print_listing, [with_results(listed, results[:1])])
 
 
-def with_results(listed: Listed, results: tuple) -> Listed:
-    return Listed(listed.manifest.model_copy(update={"results": results}), listed.path)
+def with_results(listed: ListedBundle, results: tuple) -> ListedBundle:
+    return ListedBundle(listed.manifest.model_copy(update={"results": results}), listed.path)

@@ -1,5 +1,5 @@
-"""Other programs' files: read into bundles, written from them. One module a format.
+"""Other programs' files: one module a format.
 
-Every reader takes (source, Wanted) and returns a `Bundle` that is not saved yet; every writer takes (bundle, Chosen,
-target) and returns what the format cannot hold, a line each. Nothing read is ever executed.
+Each has `read(source, ImportOptions)`, which returns a `Bundle` that is not saved yet, and some have `write(bundle,
+ExportOptions, target)`, which returns what the format cannot hold, a line each. Nothing that is read is executed.
 """

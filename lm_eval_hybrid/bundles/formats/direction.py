@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lm_eval_hybrid.bundles.bundle import Bundle
-    from lm_eval_hybrid.bundles.formats.wanted import Chosen, Wanted
+    from lm_eval_hybrid.bundles.formats.convert import ExportOptions, ImportOptions
 
 KEY = "direction"
 _WRAPPERS = "base_model|model|transformer|gpt_neox|decoder|language_model"
@@ -109,7 +109,7 @@ def vector_of(value: Any, what: str) -> Tensor:
     return vector
 
 
-def bundle_of(direction: Direction, wanted: Wanted, title: str, description: str, source: str) -> Bundle:
+def bundle_of(direction: Direction, wanted: ImportOptions, title: str, description: str, source: str) -> Bundle:
     """The direction as a bundle of one behavior, steered at every position.
 
     Args:
@@ -156,7 +156,7 @@ def bundle_of(direction: Direction, wanted: Wanted, title: str, description: str
     )
 
 
-def choose(bundle: Bundle, chosen: Chosen) -> Direction:
+def choose(bundle: Bundle, chosen: ExportOptions) -> Direction:
     """The direction of one behavior: bias + vector, at one coefficient.
 
     Raises:

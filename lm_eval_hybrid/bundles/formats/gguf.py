@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from lm_eval_hybrid.bundles.bundle import Bundle
-    from lm_eval_hybrid.bundles.formats.wanted import Chosen, Wanted
+    from lm_eval_hybrid.bundles.formats.convert import ExportOptions, ImportOptions
 
 ARCHITECTURE = "controlvector"
 _MAX_BYTES = 1 << 26  # directions for every layer of the largest models take a tenth of it
@@ -48,7 +48,7 @@ class ControlVector:
     directions: Mapping[int, np.ndarray]
 
 
-def read(source: Path, wanted: Wanted) -> Bundle:
+def read(source: Path, wanted: ImportOptions) -> Bundle:
     """The bundle of one direction, the one for `wanted.layer` where there are several.
 
     It is steered always, at all positions, with coefficient 1: the file leaves the strength to who uses it.
@@ -73,7 +73,7 @@ def read(source: Path, wanted: Wanted) -> Bundle:
     )
 
 
-def write(bundle: Bundle, chosen: Chosen, target: Path) -> list[str]:
+def write(bundle: Bundle, chosen: ExportOptions, target: Path) -> list[str]:
     """Write coefficient * (bias + vector) of one behavior as a control vector; what is lost, a line each.
 
     Raises:

@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from lm_eval_hybrid.bundles.contents import MAX_BYTES, sha256
 from lm_eval_hybrid.bundles.formats import torch_file
 from lm_eval_hybrid.bundles.formats.direction import few
-from lm_eval_hybrid.bundles.manifest import KEY_PATTERN, FileName, Index, Sae, Steering, Words, first_problem
+from lm_eval_hybrid.bundles.manifest import KEY_PATTERN, FileName, Index, SaeSpec, SteeringSpec, Words, first_problem
 from lm_eval_hybrid.common import strict_yaml
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.common.files import read_regular
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lm_eval_hybrid.bundles.bundle import Bundle
-    from lm_eval_hybrid.bundles.formats.wanted import Wanted
+    from lm_eval_hybrid.bundles.formats.convert import ImportOptions
 
 MAPPING_FILE = "mapping.yaml"
 _ENCODER = "sae.encoder.weight"
@@ -86,11 +86,11 @@ class _Behavior(_Part):
 class _Mapping(_Part):
     tensors: dict[str, _Place]
     behaviors: Annotated[tuple[_Behavior, ...], Field(min_length=1)]
-    steering: Steering
-    sae: Sae
+    steering: SteeringSpec
+    sae: SaeSpec
 
 
-def read(source: Path, wanted: Wanted) -> Bundle:
+def read(source: Path, wanted: ImportOptions) -> Bundle:
     """The bundle that the mapping in the folder `source` describes.
 
     Args:

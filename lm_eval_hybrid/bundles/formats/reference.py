@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_hybrid.bundles.formats import reference_files, reference_parts, taxonomy
 from lm_eval_hybrid.bundles.formats.direction import few
-from lm_eval_hybrid.bundles.formats.reference_parts import Sae, Vector
+from lm_eval_hybrid.bundles.formats.reference_parts import ReferenceSae, ReferenceVector
 from lm_eval_hybrid.common.errors import HybridError
 
 if TYPE_CHECKING:
     from lm_eval_hybrid.bundles.bundle import Bundle
-    from lm_eval_hybrid.bundles.formats.wanted import Wanted
+    from lm_eval_hybrid.bundles.formats.convert import ImportOptions
 
 # What the repository's runs for the paper's table try at each position: every coefficient over every window.
 COEFFICIENTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -29,7 +29,7 @@ CITATION = (
 )
 
 
-def read(source: Path, wanted: Wanted) -> Bundle:
+def read(source: Path, wanted: ImportOptions) -> Bundle:
     """The bundle of the pair `wanted.base` and `wanted.thinking`, from a folder of the layout.
 
     Args:
@@ -61,7 +61,9 @@ def read(source: Path, wanted: Wanted) -> Bundle:
     )
 
 
-def _at_one_layer(source: Path, found: Sequence[Vector], wanted: int | None) -> tuple[int, Vector, dict[int, Vector]]:
+def _at_one_layer(
+    source: Path, found: Sequence[ReferenceVector], wanted: int | None
+) -> tuple[int, ReferenceVector, dict[int, ReferenceVector]]:
     """The layer, the bias, and the vectors by latent, of those that were trained for the layer or do not say."""
     layers = sorted({vector.known.layer for vector in found if vector.known.layer is not None})
     if wanted is None and len(layers) == 1:
@@ -84,7 +86,7 @@ def _at_one_layer(source: Path, found: Sequence[Vector], wanted: int | None) -> 
     return wanted, biases[0], vectors
 
 
-def _check_widths(bias: Vector, vectors: Iterable[Vector]) -> None:
+def _check_widths(bias: ReferenceVector, vectors: Iterable[ReferenceVector]) -> None:
     for vector in vectors:
         if len(vector.values) != len(bias.values):
             raise HybridError(
@@ -93,7 +95,9 @@ def _check_widths(bias: Vector, vectors: Iterable[Vector]) -> None:
             )
 
 
-def _chosen(source: Path, vectors: Mapping[int, Vector], latents: Sequence[int] | None) -> dict[int, Vector]:
+def _chosen(
+    source: Path, vectors: Mapping[int, ReferenceVector], latents: Sequence[int] | None
+) -> dict[int, ReferenceVector]:
     wanted = sorted(vectors if latents is None else set(latents))
     missing = [str(latent) for latent in wanted if latent not in vectors]
     if missing or not wanted:
@@ -104,7 +108,7 @@ def _chosen(source: Path, vectors: Mapping[int, Vector], latents: Sequence[int] 
     return {latent: vectors[latent] for latent in wanted}
 
 
-def _behavior(latent: int, vector: Vector, words: Mapping[int, taxonomy.Category]) -> dict[str, Any]:
+def _behavior(latent: int, vector: ReferenceVector, words: Mapping[int, taxonomy.Category]) -> dict[str, Any]:
     category = words.get(latent, taxonomy.unnamed(latent))
     return {
         "key": vector.file.category,
@@ -116,7 +120,7 @@ def _behavior(latent: int, vector: Vector, words: Mapping[int, taxonomy.Category
     }
 
 
-def _known(vectors: Sequence[Vector]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def _known(vectors: Sequence[ReferenceVector]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The hyperparameters that all vectors share, and the others by vector; of norms the tensors tell themselves."""
     known = {
         vector.file.category: vector.known.model_dump(exclude_none=True, exclude={"vector_norm"}) for vector in vectors
@@ -127,7 +131,7 @@ def _known(vectors: Sequence[Vector]) -> tuple[dict[str, Any], dict[str, dict[st
     return common, {name: {key: known[key].get(name) for key in known} for name in names}
 
 
-def _recipe(common: Mapping[str, Any], own: Mapping[str, Any], sae: Sae) -> str:
+def _recipe(common: Mapping[str, Any], own: Mapping[str, Any], sae: ReferenceSae) -> str:
     """What is known of the training, as JSON."""
     read = {"file": sae.file.path.name}
     if not sae.mean_is_known:

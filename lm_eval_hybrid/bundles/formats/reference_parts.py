@@ -53,7 +53,7 @@ class _Record(BaseModel):
 
 
 @dataclass(frozen=True)
-class Vector:
+class ReferenceVector:
     """A vector [d_base] float32, the latent it belongs to (None for the bias), and what is known of its making."""
 
     file: VectorFile
@@ -63,7 +63,7 @@ class Vector:
 
 
 @dataclass(frozen=True)
-class Sae:
+class ReferenceSae:
     """An SAE's tensors by the names of a bundle, and how many of its latents were active at once."""
 
     file: SaeFile
@@ -72,7 +72,7 @@ class Sae:
     mean_is_known: bool
 
 
-def vector(file: VectorFile) -> Vector:
+def vector(file: VectorFile) -> ReferenceVector:
     """The vector in a file.
 
     Raises:
@@ -97,10 +97,10 @@ def vector(file: VectorFile) -> Vector:
             f"{file.path}: the vector must have the norm that {file.hyperparameters} states, {known.vector_norm:g}; "
             f"found {norm:g}; copy both from the same training"
         )
-    return Vector(file, file.latent, values, known)
+    return ReferenceVector(file, file.latent, values, known)
 
 
-def sae(file: SaeFile) -> Sae:
+def sae(file: SaeFile) -> ReferenceSae:
     """The SAE in a file.
 
     Raises:
@@ -129,7 +129,7 @@ def sae(file: SaeFile) -> Sae:
         "sae.decoder.bias": _shaped(file, held, "b_dec", [(width,)]),
         "sae.mean": _shaped(file, held, "activation_mean", [(width,)]) if mean_is_known else torch.zeros(width),
     }
-    return Sae(file, k, tensors, mean_is_known)
+    return ReferenceSae(file, k, tensors, mean_is_known)
 
 
 def _hyperparameters(file: VectorFile) -> Hyperparameters:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lm_eval_hybrid.bundles.bundle import Bundle
-    from lm_eval_hybrid.bundles.formats.wanted import Chosen, Wanted
+    from lm_eval_hybrid.bundles.formats.convert import ExportOptions, ImportOptions
 
 _MANY = 64  # behaviors, unless they are named
 # The first release that reads a cfg.json in the form written here.
@@ -33,7 +33,7 @@ _FORM = "6.0.0"
 log = logging.getLogger(__name__)
 
 
-def read(source: Path, wanted: Wanted) -> Bundle:
+def read(source: Path, wanted: ImportOptions) -> Bundle:
     """The SAE in the folder as a bundle's; the decoder's rows of `wanted.latents` are its steering vectors.
 
     Args:
@@ -85,7 +85,7 @@ def read(source: Path, wanted: Wanted) -> Bundle:
     )
 
 
-def write(bundle: Bundle, chosen: Chosen, target: Path) -> list[str]:
+def write(bundle: Bundle, chosen: ExportOptions, target: Path) -> list[str]:
     """Write the bundle's SAE, all latents, as a folder that SAELens 6 loads; what is lost, a line each.
 
     An SAE that reads residuals of unit length becomes one with constant_norm_rescale, which scales them to sqrt(d).
@@ -146,7 +146,7 @@ def _lost(bundle: Bundle) -> list[str]:
     return lines
 
 
-def _sae_layer(source: Path, config: Config, wanted: Wanted) -> int:
+def _sae_layer(source: Path, config: Config, wanted: ImportOptions) -> int:
     layer = wanted.sae_layer if config.hook is None else direction.layer_of(config.hook)
     if layer is None:
         found = "no hook" if config.hook is None else direction.few([config.hook])
@@ -161,7 +161,7 @@ def _sae_layer(source: Path, config: Config, wanted: Wanted) -> int:
     return layer
 
 
-def _latents(source: Path, config: Config, wanted: Wanted) -> tuple[int, ...]:
+def _latents(source: Path, config: Config, wanted: ImportOptions) -> tuple[int, ...]:
     """The latents that become behaviors; HybridError also where so large an SAE cannot be a bundle's at all."""
     if wanted.latents is None and config.d_sae > _MANY:
         raise HybridError(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lm_eval_hybrid.bundles.bundle import Bundle
-    from lm_eval_hybrid.bundles.formats.wanted import Wanted
+    from lm_eval_hybrid.bundles.formats.convert import ImportOptions
 
 _WEIGHTS = {"sparsify": "sae.safetensors", "sae_lens": saelens_folder.WEIGHTS_FILE}
 _NEEDED = ("sparse_model", "feature_index", "steering_coefficient")
@@ -49,7 +49,7 @@ class _Row:
         return f"feature {self.feature} at {self.hookpoint or 'its own hook'}"
 
 
-def read(source: Path, wanted: Wanted) -> Bundle:
+def read(source: Path, wanted: ImportOptions) -> Bundle:
     """The bundle of the row that `wanted.latents` (its feature_index) and `wanted.layer` choose.
 
     Raises:

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedBundle:
     """A bundle that can be named: what it says about itself, and its folder."""
 
     manifest: Manifest
@@ -47,14 +47,14 @@ def user_folder() -> Path:
     return folders()[0]
 
 
-def listing() -> list[Listed]:
+def listing() -> list[ListedBundle]:
     """The bundles that can be named, by name, highest version first; those that are unsound are logged."""
     found = []
     available = _available()
     for name, version in sorted(available, key=lambda key: versions.key(key[1]), reverse=True):
         path = available[name, version]
         try:
-            found.append(Listed(_read_as(path, name, version), path))
+            found.append(ListedBundle(_read_as(path, name, version), path))
         except HybridError as error:
             logger.warning("bundle left out: %s", error)
     return sorted(found, key=lambda listed: listed.manifest.name)

@@ -14,7 +14,7 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
-from lm_eval_hybrid.bundles.manifest import Prompt
+from lm_eval_hybrid.bundles.manifest import PromptSpec
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.common.thoughts import thought
 from lm_eval_hybrid.decoding import request
@@ -78,7 +78,7 @@ class Pair:
 
     base: LocalBackend | NdifModel
     thinking: LocalBackend | NdifModel
-    prompt: Prompt
+    prompt: PromptSpec
 
     def __post_init__(self) -> None:
         """Raises HybridError for tokenizers that cannot be aligned, or that do not do what discovery needs."""

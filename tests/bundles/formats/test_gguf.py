@@ -13,7 +13,7 @@ import torch
 
 from lm_eval_hybrid.bundles.bundle import Bundle
 from lm_eval_hybrid.bundles.formats import gguf as format
-from lm_eval_hybrid.bundles.formats.wanted import Chosen, Wanted
+from lm_eval_hybrid.bundles.formats.convert import ExportOptions, ImportOptions
 from lm_eval_hybrid.common.errors import HybridError
 from tests.tiny_system import WIDTH, TinySystem, write_system
 
@@ -26,8 +26,8 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> TinySystem:
 
 
 @pytest.fixture
-def wanted(system: TinySystem) -> Wanted:
-    return Wanted("imported", "1.0.0", str(system.base), str(system.thinking))
+def options(system: TinySystem) -> ImportOptions:
+    return ImportOptions("imported", "1.0.0", str(system.base), str(system.thinking))
 
 
 def vector(seed: int, width: int = WIDTH) -> np.ndarray:
@@ -79,7 +79,7 @@ def by_llama_cpp(path: Path) -> np.ndarray:
 
 def test_a_written_file_is_what_others_read(system: TinySystem, tmp_path: Path) -> None:
     bundle, path = Bundle.load(system.bundle), tmp_path / "mine.gguf"
-    lost = format.write(bundle, Chosen("check", 0.5), path)
+    lost = format.write(bundle, ExportOptions("check", 0.5), path)
     expected = (0.5 * (bundle.bias + bundle.tensors["vector.check"])).numpy()
     (tensor,) = gguf.GGUFReader(path).tensors
     assert (tensor.name, tensor.tensor_type.name) == ("direction.2", "F32")
@@ -95,20 +95,20 @@ def test_a_written_file_is_what_others_read(system: TinySystem, tmp_path: Path) 
     assert any("scale 1" in line for line in lost)
 
 
-def test_round_trip(system: TinySystem, wanted: Wanted, tmp_path: Path) -> None:
+def test_round_trip(system: TinySystem, options: ImportOptions, tmp_path: Path) -> None:
     bundle = Bundle.load(system.bundle)
-    format.write(bundle, Chosen("plan", -2.0), tmp_path / "a.gguf")
-    once = format.read(tmp_path / "a.gguf", wanted)
+    format.write(bundle, ExportOptions("plan", -2.0), tmp_path / "a.gguf")
+    once = format.read(tmp_path / "a.gguf", options)
     assert torch.equal(once.tensors["vector.direction"], -2 * (bundle.bias + bundle.tensors["vector.plan"]))
     steering = once.manifest.steering
     assert (steering.layer, steering.coefficients, steering.windows) == (2, (1.0,), (0,))
     assert (steering.gate, steering.select) == ("always", "fixed")
-    format.write(once, Chosen(), tmp_path / "b.gguf")
+    format.write(once, ExportOptions(), tmp_path / "b.gguf")
     assert (tmp_path / "b.gguf").read_bytes() == (tmp_path / "a.gguf").read_bytes()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_their_files_are_read_as_the_package_reads_them(wanted: Wanted, tmp_path: Path, dtype: type) -> None:
+def test_their_files_are_read_as_the_package_reads_them(options: ImportOptions, tmp_path: Path, dtype: type) -> None:
     tensors = {f"direction.{layer}": vector(layer).astype(dtype) for layer in (1, 2, 3)}
     path = written(tmp_path / "theirs.gguf", tensors)
     found = format.parse(path, path.read_bytes())
@@ -116,18 +116,20 @@ def test_their_files_are_read_as_the_package_reads_them(wanted: Wanted, tmp_path
     assert found.hint == hint
     assert found.directions.keys() == directions.keys()
     assert all(np.array_equal(found.directions[layer], directions[layer]) for layer in directions)
-    bundle = format.read(path, replace(wanted, layer=3))
+    bundle = format.read(path, replace(options, layer=3))
     assert torch.equal(bundle.tensors["vector.direction"], torch.from_numpy(tensors["direction.3"].astype(np.float32)))
     assert bundle.manifest.steering.layer == 3
 
 
-def test_one_layer_of_several_must_be_chosen(wanted: Wanted, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_layer_of_several_must_be_chosen(
+    options: ImportOptions, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = written(tmp_path / "theirs.gguf", {f"direction.{layer}": vector(layer) for layer in (1, 2)})
     with pytest.raises(HybridError, match=r"found direction.1, direction.2; choose"):
-        format.read(path, wanted)
+        format.read(path, options)
     with pytest.raises(HybridError, match="none at layer 3"):
-        format.read(path, replace(wanted, layer=3))
-    format.read(path, replace(wanted, layer=1))
+        format.read(path, replace(options, layer=3))
+    format.read(path, replace(options, layer=1))
     assert "left out: direction.2" in caplog.text
 
 
@@ -145,11 +147,11 @@ def test_one_layer_of_several_must_be_chosen(wanted: Wanted, tmp_path: Path, cap
     ],
 )
 def test_other_files_are_refused_in_one_line(
-    wanted: Wanted, tmp_path: Path, tensors: dict[str, np.ndarray], fields: dict[str, str], said: str
+    options: ImportOptions, tmp_path: Path, tensors: dict[str, np.ndarray], fields: dict[str, str], said: str
 ) -> None:
     path = written(tmp_path / "theirs.gguf", tensors, **fields)
     with pytest.raises(HybridError, match=said) as error:
-        format.read(path, wanted)
+        format.read(path, options)
     assert "\n" not in str(error.value)
 
 
@@ -191,22 +193,22 @@ def tensor(name: bytes = b"direction.1", shape: tuple[int, ...] = (8,), kind: in
         (header(0, 0), "general.architecture 'None'"),
     ],
 )
-def test_lies_are_refused_at_once(tmp_path: Path, wanted: Wanted, data: bytes, said: str) -> None:
+def test_lies_are_refused_at_once(tmp_path: Path, options: ImportOptions, data: bytes, said: str) -> None:
     path, start = tmp_path / "lie.gguf", time.monotonic()
     path.write_bytes(data)
     with pytest.raises(HybridError, match=said) as error:
-        format.read(path, wanted)
+        format.read(path, options)
     assert "\n" not in str(error.value)
     assert time.monotonic() - start < 1
 
 
-def test_empty_directions_are_refused(tmp_path: Path, wanted: Wanted) -> None:
+def test_empty_directions_are_refused(tmp_path: Path, options: ImportOptions) -> None:
     (tmp_path / "a.gguf").write_bytes(header() + ARCHITECTURE + tensor(shape=(0,)) + bytes(64))
     with pytest.raises(HybridError, match="must be one vector"):
-        format.read(tmp_path / "a.gguf", wanted)
+        format.read(tmp_path / "a.gguf", options)
 
 
-def test_broken_files_are_refused_in_one_line(wanted: Wanted, tmp_path: Path) -> None:
+def test_broken_files_are_refused_in_one_line(options: ImportOptions, tmp_path: Path) -> None:
     whole = written(tmp_path / "whole.gguf", {"direction.1": vector(0)}).read_bytes()
     for place in range(len(whole) - 4 * WIDTH):
         with pytest.raises(HybridError) as error:
@@ -219,26 +221,26 @@ def test_broken_files_are_refused_in_one_line(wanted: Wanted, tmp_path: Path) ->
             assert "\n" not in str(found)
 
 
-def test_large_files_are_refused_unread(wanted: Wanted, tmp_path: Path) -> None:
+def test_large_files_are_refused_unread(options: ImportOptions, tmp_path: Path) -> None:
     with (tmp_path / "a.gguf").open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(HybridError, match="must have at most"):
-        format.read(tmp_path / "a.gguf", wanted)
+        format.read(tmp_path / "a.gguf", options)
 
 
 def test_layer_zero_and_existing_files_are_refused(make_bundle: Any, fields: dict, tmp_path: Path) -> None:
     bundle = make_bundle(steering={**fields["steering"], "layer": 0})
     with pytest.raises(HybridError, match="layer 0"):
-        format.write(bundle, Chosen("check"), tmp_path / "a.gguf")
+        format.write(bundle, ExportOptions("check"), tmp_path / "a.gguf")
     assert not list(tmp_path.iterdir())
     (tmp_path / "a.gguf").touch()
     with pytest.raises(HybridError, match="needs a new path"):
-        format.write(make_bundle(), Chosen("check"), tmp_path / "a.gguf")
+        format.write(make_bundle(), ExportOptions("check"), tmp_path / "a.gguf")
 
 
 def test_bases_of_unknown_type_have_no_hint(make_bundle: Any, fields: dict, tmp_path: Path) -> None:
     bundle = make_bundle(base={**fields["base"], "architecture": None})
-    assert any("hint is unknown" in line for line in format.write(bundle, Chosen("check"), tmp_path / "a.gguf"))
+    assert any("hint is unknown" in line for line in format.write(bundle, ExportOptions("check"), tmp_path / "a.gguf"))
     assert by_repeng(tmp_path / "a.gguf")[0] == "unknown"
 
 
@@ -262,4 +264,4 @@ def test_without_the_package_it_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(HybridError, match=r"pip install 'lm-eval-hybrid\[gguf\]'"):
-        format.write(make_bundle(), Chosen("check"), tmp_path / "a.gguf")
+        format.write(make_bundle(), ExportOptions("check"), tmp_path / "a.gguf")

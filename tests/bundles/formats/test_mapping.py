@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 
 from lm_eval_hybrid.bundles.bundle import Bundle
 from lm_eval_hybrid.bundles.formats import mapping
-from lm_eval_hybrid.bundles.formats.wanted import Wanted
+from lm_eval_hybrid.bundles.formats.convert import ImportOptions
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.steering import SparseEncoder
 
-WANTED = {"name": "mapped", "version": "1.0.0", "base": "org/base", "thinking": "org/thinking"}
+OPTIONS = {"name": "mapped", "version": "1.0.0", "base": "org/base", "thinking": "org/thinking"}
 Change = Callable[[dict], None]
 
 
@@ -75,7 +75,7 @@ def put(folder: Path, fields: object) -> None:
 
 
 def read(folder: Path, **changes: Any) -> Bundle:
-    return mapping.read(folder, Wanted(**{**WANTED, **changes}))
+    return mapping.read(folder, ImportOptions(**{**OPTIONS, **changes}))
 
 
 def refused(folder: Path, *patterns: str, **changes: Any) -> None:

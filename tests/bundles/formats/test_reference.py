@@ -14,7 +14,7 @@ import torch
 
 from lm_eval_hybrid.bundles.bundle import Bundle
 from lm_eval_hybrid.bundles.formats import reference
-from lm_eval_hybrid.bundles.formats.wanted import Wanted
+from lm_eval_hybrid.bundles.formats.convert import ImportOptions
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.steering import SparseEncoder
 from tests.bundles.formats import layout
@@ -22,9 +22,9 @@ from tests.bundles.formats.layout import put_sae, put_taxonomy, put_vector, put_
 from tests.shared_data import DATA
 
 
-def wanted(**changes: Any) -> Wanted:
+def options(**changes: Any) -> ImportOptions:
     fields = {"name": "pair", "version": "1.0.0", "base": "org/Base", "thinking": "org/Thinking"}
-    return Wanted(**{**fields, **changes})
+    return ImportOptions(**{**fields, **changes})
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def keys(bundle: Bundle) -> tuple[str, ...]:
 
 def refused(root: Path, *patterns: str, **changes: Any) -> None:
     with pytest.raises(HybridError) as caught:
-        reference.read(root, wanted(**changes))
+        reference.read(root, options(**changes))
     message = str(caught.value)
     assert "\n" not in message and message.count(";") >= 2
     for pattern in patterns:
@@ -70,7 +70,7 @@ def same_categories(bundle: Bundle, held: dict, scale: float = 3.0) -> None:
 def test_a_pair_becomes_a_bundle(root: Path, core: str, tmp_path: Path) -> None:
     held = put_sae(root, core=core)
     put_vector(root, "base", "idx3", n_training_examples=7)
-    bundle = reference.read(root, wanted())
+    bundle = reference.read(root, options())
     manifest = bundle.manifest
     assert keys(bundle) == ("idx0", "idx1", "idx3")
     assert torch.equal(bundle.bias, put_vector(root, "base", "bias"))
@@ -93,7 +93,7 @@ def test_of_several_pairs_the_models_choose(root: Path) -> None:
     put_vectors(root, "base-2", "bias idx0 idx1 idx2 idx3")
     put_sae(root, "other-thinking", latents=1, topk=1)
     put_taxonomy(root, "other-thinking")
-    bundle = reference.read(root, wanted(base="somebody/OTHER", thinking="models/Other-Thinking/"))
+    bundle = reference.read(root, options(base="somebody/OTHER", thinking="models/Other-Thinking/"))
     assert keys(bundle) == ("idx0",)
     assert torch.equal(bundle.tensors["vector.idx0"], put_vector(root, "other", "idx0"))
     refused(root, "must hold vectors of missing", "found those of base, base-2, other", base="org/missing")
@@ -103,7 +103,7 @@ def test_of_several_pairs_the_models_choose(root: Path) -> None:
 def test_a_base_with_vectors_for_this_thinking_model(root: Path) -> None:
     put_vectors(root, "base-on-thinking", "bias idx0")
     put_sae(root, latents=1, topk=1)
-    bundle = reference.read(root, wanted())
+    bundle = reference.read(root, options())
     assert torch.equal(bundle.bias, put_vector(root, "base-on-thinking", "bias"))
     assert bundle.manifest.sae.latents == 1
 
@@ -113,9 +113,9 @@ def test_a_base_with_vectors_for_this_thinking_model(root: Path) -> None:
     ["", layout.VECTORS, layout.HYPERPARAMETERS, layout.SAES, layout.TAXONOMIES, "train-vectors", "train-saes/results"],
 )
 def test_a_folder_of_the_layout_will_do_for_the_whole(root: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert keys(reference.read(root / part, wanted())) == keys(reference.read(root, wanted()))
+    assert keys(reference.read(root / part, options())) == keys(reference.read(root, options()))
     monkeypatch.chdir(root / part)
-    assert reference.read(Path("."), wanted()).manifest.behaviors[0].title == "First 0"
+    assert reference.read(Path("."), options()).manifest.behaviors[0].title == "First 0"
 
 
 def test_files_may_lie_flat_or_in_a_part_of_the_layout(root: Path, tmp_path: Path) -> None:
@@ -126,9 +126,9 @@ def test_files_may_lie_flat_or_in_a_part_of_the_layout(root: Path, tmp_path: Pat
             shutil.copy(path, tmp_path / "flat")
     shutil.copytree(root / layout.VECTORS, tmp_path / "vars/optimized_vectors")
     shutil.copytree(root / layout.SAES, tmp_path / "vars/saes")
-    whole = reference.read(root, wanted())
-    assert reference.read(tmp_path / "flat", wanted()).encoded() == whole.encoded()
-    assert keys(reference.read(tmp_path / "vars", wanted(layer=2))) == keys(whole)
+    whole = reference.read(root, options())
+    assert reference.read(tmp_path / "flat", options()).encoded() == whole.encoded()
+    assert keys(reference.read(tmp_path / "vars", options(layer=2))) == keys(whole)
     refused(tmp_path / "vars", "found none stated", "--layer")
     refused(tmp_path / "nothing", "must be given a folder")
 
@@ -143,7 +143,7 @@ def test_older_names_and_older_files(root: Path, tmp_path: Path, caplog: pytest.
     older = {"categories": [["3", " Planning\nahead ", " Plans. "]], "detailed_results": {"3": category}}
     put_taxonomy(folder, detailed_results={"4": older})
     with caplog.at_level(logging.WARNING):
-        bundle = reference.read(folder, wanted())
+        bundle = reference.read(folder, options())
     assert any("no activation mean" in message for message in caplog.messages)
     assert not bundle.tensors["sae.mean"].any() and torch.equal(bundle.bias, bias) and bundle.manifest.sae.k == 3
     assert "not stored" in bundle.manifest.training.recipe
@@ -155,18 +155,18 @@ def test_older_names_and_older_files(root: Path, tmp_path: Path, caplog: pytest.
 
 def test_newer_vectors_are_not_mixed_with_older_ones(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     put_vectors(root, suffix="", categories="bias idx0 idx2")
-    assert keys(reference.read(root, wanted())) == ("idx0", "idx1", "idx3")
+    assert keys(reference.read(root, options())) == ("idx0", "idx1", "idx3")
     assert any("not imported: base_bias.pt, base_idx0.pt, base_idx2.pt" in message for message in caplog.messages)
 
 
 def test_no_taxonomy_gives_plain_titles(root: Path) -> None:
     (root / layout.TAXONOMIES / "sae_topk_results_thinking_layer1.json").unlink()
-    behaviors = reference.read(root, wanted()).manifest.behaviors
+    behaviors = reference.read(root, options()).manifest.behaviors
     assert [(b.title, b.description, b.examples) for b in behaviors][1] == ("Category 1", "", ())
 
 
 def test_latents_choose_behaviors(root: Path) -> None:
-    assert keys(reference.read(root, wanted(latents=(3, 0)))) == ("idx0", "idx3")
+    assert keys(reference.read(root, options(latents=(3, 0)))) == ("idx0", "idx3")
     refused(root, "found none for 2, 7; ask for some of 0, 1, 3", latents=(2, 7))
     refused(root, "ask for some of", latents=())
 
@@ -174,15 +174,15 @@ def test_latents_choose_behaviors(root: Path) -> None:
 def test_the_sae_follows_from_the_vectors_or_is_chosen(root: Path) -> None:
     put_sae(root, latents=5)
     put_sae(root, latents=2, topk=2)
-    assert reference.read(root, wanted()).manifest.sae.latents == 4
+    assert reference.read(root, options()).manifest.sae.latents == 4
     put_sae(root, layer=5)
     both = "sae_thinking_layer1_clusters4.pt, sae_thinking_layer5_clusters4.pt"
     refused(root, f"needs one SAE of thinking for 4 latents; found {both}", "--sae-layer")
-    assert reference.read(root, wanted(sae_layer=5)).manifest.sae.layer == 5
+    assert reference.read(root, options(sae_layer=5)).manifest.sae.layer == 5
     refused(root, "with 4 latents or more at layer 6", sae_layer=6)
     for layer in (1, 5):
         (root / layout.SAES / f"sae_thinking_layer{layer}_clusters4.pt").unlink()
-    assert reference.read(root, wanted()).manifest.sae.latents == 5
+    assert reference.read(root, options()).manifest.sae.latents == 5
     put_sae(root, latents=6)
     refused(root, "layer1_clusters5.pt, sae_thinking_layer1_clusters6.pt; leave one of them there")
 
@@ -190,7 +190,7 @@ def test_the_sae_follows_from_the_vectors_or_is_chosen(root: Path) -> None:
 def test_the_layer_follows_from_the_vectors_or_is_chosen(root: Path) -> None:
     put_vector(root, "base", "idx1", layer=3)
     refused(root, "found 2, 3", "--layer")
-    assert keys(reference.read(root, wanted(layer=2))) == ("idx0", "idx3")
+    assert keys(reference.read(root, options(layer=2))) == ("idx0", "idx3")
     refused(root, "trained for layer 3; found idx1 alone", layer=3)
     refused(root, "found 2, 3, and 4 asked for", layer=4)
 
@@ -213,7 +213,7 @@ def test_variants_are_left_out_where_there_is_a_vector_and_refused_else(
     root: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     put_vector(root, "base", "idx1", suffix=kind)
-    assert "idx1" in keys(reference.read(root, wanted()))
+    assert "idx1" in keys(reference.read(root, options()))
     assert any(f"not imported: base_idx1{kind}.pt" in message for message in caplog.messages)
     put_vector(root, "base", "idx2", suffix=kind)
     refused(root, "found idx2 only as an adaptive or low-rank variant", f"base_idx2{kind}.pt")
@@ -233,7 +233,7 @@ def test_a_bias_alone_is_refused(tmp_path: Path) -> None:
 def test_norms_must_be_those_stated(root: Path) -> None:
     norm = float(put_vector(root, "base", "idx1").norm())
     put_vector(root, "base", "idx1", vector_norm=norm * 1.0005)
-    assert reference.read(root, wanted()).manifest.behaviors
+    assert reference.read(root, options()).manifest.behaviors
     put_vector(root, "base", "idx1", vector_norm=norm * 1.01)
     refused(root, "base_idx1_linear.pt: the vector must have the norm that", "found")
 
@@ -279,7 +279,7 @@ def test_what_is_no_sae_is_refused(root: Path, change: dict, found: str) -> None
 
 def test_a_decoder_like_a_linear_layer(root: Path) -> None:
     held = put_sae(root, decoder_weight=torch.randn(8, 4))
-    assert torch.equal(reference.read(root, wanted()).tensors["sae.decoder.weight"], held["decoder_weight"])
+    assert torch.equal(reference.read(root, options()).tensors["sae.decoder.weight"], held["decoder_weight"])
 
 
 class Runs:
@@ -349,7 +349,7 @@ PAIR = {"base": "Qwen/Qwen2.5-Math-1.5B", "thinking": "deepseek-ai/DeepSeek-R1-D
 @real
 def test_the_papers_own_files(tmp_path: Path) -> None:
     start = time.perf_counter()
-    bundle = reference.read(REAL, wanted(name="qwen2.5-math-1.5b--r1-distill", **PAIR))
+    bundle = reference.read(REAL, options(name="qwen2.5-math-1.5b--r1-distill", **PAIR))
     assert time.perf_counter() - start < 60
     manifest = bundle.manifest
     assert keys(bundle) == tuple(f"idx{latent}" for latent in range(15))
@@ -373,4 +373,4 @@ def test_the_papers_own_sae_gives_the_same_categories() -> None:
     path = REAL / layout.SAES / "sae_deepseek-r1-distill-qwen-1.5b_layer4_clusters15.pt"
     with safe_globals([(Unread, name) for name in _NUMPY]):
         held = torch.load(path, weights_only=True)
-    same_categories(reference.read(REAL / layout.SAES, wanted(**PAIR)), held)
+    same_categories(reference.read(REAL / layout.SAES, options(**PAIR)), held)

@@ -13,7 +13,7 @@ from torch import Tensor
 from lm_eval_hybrid.bundles import contents
 from lm_eval_hybrid.bundles.bundle import Bundle
 from lm_eval_hybrid.bundles.formats import saelens
-from lm_eval_hybrid.bundles.formats.wanted import Chosen, Wanted
+from lm_eval_hybrid.bundles.formats.convert import ExportOptions, ImportOptions
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.steering import SparseEncoder
 from tests.tiny_system import WIDTH, TinySystem, write_system
@@ -27,8 +27,8 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> TinySystem:
 
 
 @pytest.fixture
-def wanted(system: TinySystem) -> Wanted:
-    return Wanted("imported", "1.0.0", str(system.base), str(system.thinking), layer=2)
+def options(system: TinySystem) -> ImportOptions:
+    return ImportOptions("imported", "1.0.0", str(system.base), str(system.thinking), layer=2)
 
 
 def weights(latents: int = LATENTS, **others: Tensor) -> dict[str, Tensor]:
@@ -92,9 +92,9 @@ def strongest(fields: dict[str, Any], tensors: dict[str, Tensor], x: Tensor) -> 
     return before.argmax(-1)
 
 
-def test_encoder_decoder_and_rows(wanted: Wanted, tmp_path: Path) -> None:
+def test_encoder_decoder_and_rows(options: ImportOptions, tmp_path: Path) -> None:
     given = weights()
-    bundle = saelens.read(folder(tmp_path, config(architecture="topk", k=7)), replace(wanted, latents=(5, 2)))
+    bundle = saelens.read(folder(tmp_path, config(architecture="topk", k=7)), replace(options, latents=(5, 2)))
     tensors, manifest = bundle.tensors, bundle.manifest
     assert torch.equal(tensors["sae.encoder.weight"], given["W_enc"].T)
     assert torch.equal(tensors["sae.encoder.bias"], given["b_enc"])
@@ -116,10 +116,10 @@ def test_encoder_decoder_and_rows(wanted: Wanted, tmp_path: Path) -> None:
 @pytest.mark.parametrize("normalization", ["none", "constant_norm_rescale"])
 @pytest.mark.parametrize("changes", [{}, {"architecture": "topk", "k": 3, "rescale_acts_by_decoder_norm": True}])
 def test_categories_are_saelens_strongest_latents(
-    wanted: Wanted, tmp_path: Path, subtracts: bool, normalization: str, changes: dict[str, Any]
+    options: ImportOptions, tmp_path: Path, subtracts: bool, normalization: str, changes: dict[str, Any]
 ) -> None:
     fields = config(apply_b_dec_to_input=subtracts, normalize_activations=normalization, **changes)
-    bundle = saelens.read(folder(tmp_path, fields), wanted)
+    bundle = saelens.read(folder(tmp_path, fields), options)
     x = residuals()
     expected = strongest(fields, weights(), x)
     assert torch.equal(SparseEncoder.from_bundle(bundle).category(x), expected)
@@ -128,9 +128,9 @@ def test_categories_are_saelens_strongest_latents(
     assert not torch.equal(other, expected)  # the biases matter
 
 
-def test_what_is_decoded_is_the_same_when_scaled(wanted: Wanted, tmp_path: Path) -> None:
+def test_what_is_decoded_is_the_same_when_scaled(options: ImportOptions, tmp_path: Path) -> None:
     given, x = weights(), residuals()
-    bundle = saelens.read(folder(tmp_path, config(normalize_activations="constant_norm_rescale")), wanted)
+    bundle = saelens.read(folder(tmp_path, config(normalize_activations="constant_norm_rescale")), options)
     length = x.norm(dim=-1, keepdim=True)
     coefficient = WIDTH**0.5 / length
     theirs = (
@@ -146,8 +146,8 @@ def test_what_is_decoded_is_the_same_when_scaled(wanted: Wanted, tmp_path: Path)
     ("hook", "layer"),
     [("blocks.2.hook_resid_post", 2), ("blocks.2.hook_resid_pre", 1), ("model.layers.2", 2), ("layers.0", 0)],
 )
-def test_hooks_name_the_layer(wanted: Wanted, tmp_path: Path, hook: str, layer: int) -> None:
-    assert saelens.read(folder(tmp_path, config(metadata={"hook_name": hook})), wanted).manifest.sae.layer == layer
+def test_hooks_name_the_layer(options: ImportOptions, tmp_path: Path, hook: str, layer: int) -> None:
+    assert saelens.read(folder(tmp_path, config(metadata={"hook_name": hook})), options).manifest.sae.layer == layer
 
 
 @pytest.mark.parametrize(
@@ -160,16 +160,16 @@ def test_hooks_name_the_layer(wanted: Wanted, tmp_path: Path, hook: str, layer: 
         {"architecture": "left out", "activation_fn": "relu"},
     ],
 )
-def test_older_forms_are_read(wanted: Wanted, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_older_forms_are_read(options: ImportOptions, tmp_path: Path, changes: dict[str, Any]) -> None:
     tensors = weights(scaling_factor=torch.ones(LATENTS))
-    bundle = saelens.read(folder(tmp_path, config(**changes), tensors), wanted)
+    bundle = saelens.read(folder(tmp_path, config(**changes), tensors), options)
     assert bundle.manifest.sae.layer == 1
     assert bundle.manifest.sae.k == (4 if "activation_fn_kwargs" in changes else 1)
 
 
-def test_one_threshold_for_all_leaves_the_order(wanted: Wanted, tmp_path: Path) -> None:
+def test_one_threshold_for_all_leaves_the_order(options: ImportOptions, tmp_path: Path) -> None:
     tensors = weights(threshold=torch.full((LATENTS,), 0.3))
-    bundle = saelens.read(folder(tmp_path, config(architecture="jumprelu"), tensors), wanted)
+    bundle = saelens.read(folder(tmp_path, config(architecture="jumprelu"), tensors), options)
     assert torch.equal(
         SparseEncoder.from_bundle(bundle).category(residuals()), strongest(config(), tensors, residuals())
     )
@@ -210,10 +210,10 @@ def test_one_threshold_for_all_leaves_the_order(wanted: Wanted, tmp_path: Path) 
     ],
 )
 def test_others_are_refused_in_one_line(
-    wanted: Wanted, tmp_path: Path, changes: dict[str, Any], others: dict[str, Tensor], said: str
+    options: ImportOptions, tmp_path: Path, changes: dict[str, Any], others: dict[str, Tensor], said: str
 ) -> None:
     with pytest.raises(HybridError, match=said) as error:
-        saelens.read(folder(tmp_path, config(**changes), weights(**others)), wanted)
+        saelens.read(folder(tmp_path, config(**changes), weights(**others)), options)
     assert "\n" not in str(error.value)
 
 
@@ -228,62 +228,62 @@ def test_others_are_refused_in_one_line(
         ({"layer": 4}, "must be below 4"),
     ],
 )
-def test_unsound_choices_are_refused(wanted: Wanted, tmp_path: Path, choice: dict[str, Any], said: str) -> None:
+def test_unsound_choices_are_refused(options: ImportOptions, tmp_path: Path, choice: dict[str, Any], said: str) -> None:
     with pytest.raises(HybridError, match=said):
-        saelens.read(folder(tmp_path, config()), replace(wanted, **choice))
+        saelens.read(folder(tmp_path, config()), replace(options, **choice))
 
 
-def test_without_a_hook_the_layer_is_as_wanted(wanted: Wanted, tmp_path: Path) -> None:
-    bundle = saelens.read(folder(tmp_path, config(metadata={})), replace(wanted, sae_layer=3))
+def test_without_a_hook_the_layer_is_as_wanted(options: ImportOptions, tmp_path: Path) -> None:
+    bundle = saelens.read(folder(tmp_path, config(metadata={})), replace(options, sae_layer=3))
     assert bundle.manifest.sae.layer == 3
 
 
-def test_many_latents_must_be_named(wanted: Wanted, tmp_path: Path) -> None:
+def test_many_latents_must_be_named(options: ImportOptions, tmp_path: Path) -> None:
     path = folder(tmp_path, config(d_sae=100), weights(100))
     with pytest.raises(HybridError, match=r"more than 64 latents .* found 100"):
-        saelens.read(path, wanted)
-    bundle = saelens.read(path, replace(wanted, latents=(99, 3)))
+        saelens.read(path, options)
+    bundle = saelens.read(path, replace(options, latents=(99, 3)))
     assert (bundle.manifest.sae.latents, len(bundle.manifest.behaviors)) == (100, 2)
     assert "without a name" in bundle.manifest.description
 
 
-def test_too_large_ones_are_refused_before_they_are_read(wanted: Wanted, tmp_path: Path) -> None:
+def test_too_large_ones_are_refused_before_they_are_read(options: ImportOptions, tmp_path: Path) -> None:
     path = folder(tmp_path, config(d_sae=1 << 22))
     (path / "sae_weights.safetensors").unlink()
     size = 4 * WIDTH * (2 * (1 << 22) + 1)
     assert size > contents.MAX_BYTES
     with pytest.raises(HybridError, match=rf"found {size:,} for all 4,194,304 latents.*mapping.yaml"):
-        saelens.read(path, replace(wanted, latents=(1,)))
+        saelens.read(path, replace(options, latents=(1,)))
 
 
 @pytest.mark.parametrize("text", ["", "[", "[]", "[" * 10000, '{"d_in": 1' + "0" * 5000 + "}", "\ud800"])
-def test_broken_configs_are_refused_in_one_line(wanted: Wanted, tmp_path: Path, text: str) -> None:
+def test_broken_configs_are_refused_in_one_line(options: ImportOptions, tmp_path: Path, text: str) -> None:
     path = folder(tmp_path, config())
     (path / "cfg.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(HybridError) as error:
-        saelens.read(path, wanted)
+        saelens.read(path, options)
     assert "\n" not in str(error.value)
 
 
-def test_broken_weights_are_refused_in_one_line(wanted: Wanted, tmp_path: Path) -> None:
+def test_broken_weights_are_refused_in_one_line(options: ImportOptions, tmp_path: Path) -> None:
     path = folder(tmp_path, config())
     file = path / "sae_weights.safetensors"
     whole = file.read_bytes()
     for case in (b"", whole[:7], whole[:200], whole[:-1], whole + b"x", b"\xff" * 100):
         file.write_bytes(case)
         with pytest.raises(HybridError, match="must be a safetensors file") as error:
-            saelens.read(path, wanted)
+            saelens.read(path, options)
         assert "\n" not in str(error.value)
     for name in (file, path / "cfg.json"):
         name.unlink()
         with pytest.raises(HybridError, match=f"must hold {name.name}"):
-            saelens.read(path, wanted)
+            saelens.read(path, options)
 
 
-def test_round_trip(wanted: Wanted, tmp_path: Path) -> None:
-    bundle = saelens.read(folder(tmp_path, config(architecture="topk", k=7)), replace(wanted, latents=(1, 4)))
-    lost = saelens.write(bundle, Chosen(), tmp_path / "written")
-    again = saelens.read(tmp_path / "written", replace(wanted, latents=(1, 4)))
+def test_round_trip(options: ImportOptions, tmp_path: Path) -> None:
+    bundle = saelens.read(folder(tmp_path, config(architecture="topk", k=7)), replace(options, latents=(1, 4)))
+    lost = saelens.write(bundle, ExportOptions(), tmp_path / "written")
+    again = saelens.read(tmp_path / "written", replace(options, latents=(1, 4)))
     assert again.tensors.keys() == bundle.tensors.keys()
     assert all(torch.equal(again.tensors[name], tensor) for name, tensor in bundle.tensors.items())
     assert again.manifest.sae == bundle.manifest.sae
@@ -299,11 +299,13 @@ def test_round_trip(wanted: Wanted, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mean", [0.0, 1.0])
-def test_unit_length_is_written_as_sqrt_d(system: TinySystem, wanted: Wanted, tmp_path: Path, mean: float) -> None:
+def test_unit_length_is_written_as_sqrt_d(
+    system: TinySystem, options: ImportOptions, tmp_path: Path, mean: float
+) -> None:
     given = Bundle.load(system.bundle)
     shifted = {"sae.mean": torch.full((WIDTH,), mean), "sae.decoder.bias": 0.2 * torch.randn(WIDTH)}
     bundle = Bundle(given.manifest, {**given.tensors, **shifted})
-    lost = saelens.write(bundle, Chosen(), tmp_path / "written")
+    lost = saelens.write(bundle, ExportOptions(), tmp_path / "written")
     assert any("the mean that is subtracted" in line for line in lost) == bool(mean)
     assert any("constant_norm_rescale" in line for line in lost)
     fields = json.loads((tmp_path / "written" / "cfg.json").read_text())
@@ -311,7 +313,7 @@ def test_unit_length_is_written_as_sqrt_d(system: TinySystem, wanted: Wanted, tm
     centred = {**bundle.tensors, "sae.mean": torch.zeros(WIDTH)}
     category = SparseEncoder.from_bundle(Bundle(bundle.manifest, centred)).category(residuals())
     assert torch.equal(strongest(fields, written, residuals()), category)
-    again = saelens.read(tmp_path / "written", wanted)
+    again = saelens.read(tmp_path / "written", options)
     assert again.manifest.sae == bundle.manifest.sae
     for name in ("sae.encoder.weight", "sae.encoder.bias", "sae.decoder.weight", "sae.decoder.bias"):
         assert torch.allclose(again.tensors[name], bundle.tensors[name], rtol=1e-6)
@@ -321,5 +323,5 @@ def test_nothing_is_overwritten(make_bundle: Any, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "mine").touch()
     with pytest.raises(HybridError, match="needs a new path"):
-        saelens.write(make_bundle(), Chosen(), tmp_path / "there")
+        saelens.write(make_bundle(), ExportOptions(), tmp_path / "there")
     assert (tmp_path / "there" / "mine").exists()

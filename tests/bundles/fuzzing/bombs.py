@@ -16,8 +16,8 @@ import yaml
 
 from lm_eval_hybrid.bundles import contents
 from lm_eval_hybrid.bundles.bundle import Bundle
-from lm_eval_hybrid.bundles.formats import registry
-from lm_eval_hybrid.bundles.formats.wanted import Wanted
+from lm_eval_hybrid.bundles.formats import convert
+from lm_eval_hybrid.bundles.formats.convert import ImportOptions
 from tests.bundles.formats import layout
 from tests.bundles.fuzzing.bundles import put_bundle, well_formed
 from tests.bundles.fuzzing.formats import gguf_head, gguf_text
@@ -70,8 +70,8 @@ def header_bomb(place: Place) -> list[Action]:
 
 def read_bomb(place: Place, name: str, data: bytes) -> list[Action]:
     (place.inside / name).write_bytes(data)
-    wanted = Wanted("made", "1.0.0", "org/base", "org/known", layer=2)
-    return [lambda: registry.read(place.inside / name, wanted)]
+    options = ImportOptions("made", "1.0.0", "org/base", "org/known", layer=2)
+    return [lambda: convert.read(place.inside / name, options)]
 
 
 def overlap_bomb(place: Place) -> list[Action]:
@@ -111,8 +111,8 @@ def reference_bomb(place: Place, change: Callable[[Path], object]) -> list[Actio
     folder = place.inside / "results"
     shutil.copytree(place.root / "reference", folder)
     change(folder)
-    wanted = Wanted("made", "1.0.0", "org/base", "org/thinking", layer=2)
-    return [lambda: registry.read(folder, wanted, "reference")]
+    options = ImportOptions("made", "1.0.0", "org/base", "org/thinking", layer=2)
+    return [lambda: convert.read(folder, options, "reference")]
 
 
 def views_bomb(folder: Path) -> None:
@@ -139,8 +139,8 @@ def rows_bomb(place: Place) -> list[Action]:
     }
     (place.inside / "mapping.yaml").write_bytes(as_yaml(fields))
     (place.inside / "a.safetensors").write_bytes(well_formed([("v", "F32", [(1 << 20) - 1]), ("e", "F32", [count, 1])]))
-    wanted = Wanted("made", "1.0.0", "org/base", "org/thinking")
-    return [lambda: registry.read(place.inside, wanted)]
+    options = ImportOptions("made", "1.0.0", "org/base", "org/thinking")
+    return [lambda: convert.read(place.inside, options)]
 
 
 def sparse_bomb(place: Place) -> list[Action]:

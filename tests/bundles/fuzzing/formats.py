@@ -17,8 +17,8 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from lm_eval_hybrid.bundles.formats import registry
-from lm_eval_hybrid.bundles.formats.wanted import Wanted
+from lm_eval_hybrid.bundles.formats import convert
+from lm_eval_hybrid.bundles.formats.convert import ImportOptions
 from lm_eval_hybrid.bundles.manifest import ModelCard
 from tests.bundles.fuzzing.bundles import LATENTS, THINKING, WIDTH, spoil, tensors
 from tests.bundles.fuzzing.mutating import COMMON, JSON, YAML, Draw, as_json, as_yaml, damaged, mutated, odd, words
@@ -38,9 +38,9 @@ def reads(draw: Draw, place: Place, source: Path, format: str, **usual: Any) -> 
     if draw(st.integers(0, 4)) == 0:
         name = draw(st.sampled_from(list(others)))
         arguments[name] = draw(others[name])
-    wanted = Wanted("made", "1.0.0", **arguments)
-    chosen = draw(st.sampled_from([format] * 20 + [None] * 20 + list(registry.READABLE)))
-    return [lambda: registry.read(source, wanted, chosen).save(place.out / "made")]
+    options = ImportOptions("made", "1.0.0", **arguments)
+    chosen = draw(st.sampled_from([format] * 20 + [None] * 20 + list(convert.READABLE)))
+    return [lambda: convert.read(source, options, chosen).save(place.out / "made")]
 
 
 def known_models(id: str) -> ModelCard | None:

@@ -20,7 +20,7 @@ from lm_eval_hybrid.common.errors import HybridError
 
 if TYPE_CHECKING:
     from lm_eval_hybrid.bundles.bundle import Bundle
-    from lm_eval_hybrid.bundles.formats.wanted import Chosen, Wanted
+    from lm_eval_hybrid.bundles.formats.convert import ExportOptions, ImportOptions
 
 _SUFFIXES = (".pt", ".pth")
 _MAX_BYTES = 1 << 26  # a vector for every layer of the largest models takes a tenth of it
@@ -45,7 +45,7 @@ _LAYERS = {
 }
 
 
-def read(source: Path, wanted: Wanted) -> Bundle:
+def read(source: Path, wanted: ImportOptions) -> Bundle:
     """The bundle of one `add` entry: gate always, its coefficient fixed, at all positions, as the harness steers.
 
     Args:
@@ -63,7 +63,7 @@ def read(source: Path, wanted: Wanted) -> Bundle:
     return direction.bundle_of(found, wanted, "Steering vector", description, f"{source.name}, {name}: steered, .pt")
 
 
-def write(bundle: Bundle, chosen: Chosen, target: Path) -> list[str]:
+def write(bundle: Bundle, chosen: ExportOptions, target: Path) -> list[str]:
     """Write bias + vector of one behavior as a `.pt` file that `--model steered` reads; what is lost, a line each.
 
     Raises:

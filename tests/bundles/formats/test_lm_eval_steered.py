@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from lm_eval_hybrid.bundles.bundle import Bundle
-from lm_eval_hybrid.bundles.formats import steered
-from lm_eval_hybrid.bundles.formats.wanted import Chosen, Wanted
+from lm_eval_hybrid.bundles.formats import lm_eval_steered
+from lm_eval_hybrid.bundles.formats.convert import ExportOptions, ImportOptions
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.harness.hybrid_lm import HybridLM
 from tests.oracle.architectures import FAMILIES, tiny_config
@@ -30,8 +30,8 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> TinySystem:
 
 
 @pytest.fixture
-def wanted(system: TinySystem) -> Wanted:
-    return Wanted("imported", "1.0.0", str(system.base), str(system.thinking))
+def options(system: TinySystem) -> ImportOptions:
+    return ImportOptions("imported", "1.0.0", str(system.base), str(system.thinking))
 
 
 def steering(system: TinySystem, seed: int, latent: int) -> Bundle:
@@ -78,7 +78,7 @@ def test_the_harness_steers_by_our_file_as_we_do(
 ) -> None:
     bundle = steering(system, seed, latent=seed).save(tmp_path / "bundle")
     key = bundle.manifest.behaviors[seed].key
-    lost = steered.write(bundle, Chosen(key, coefficient), tmp_path / "mine.pt")
+    lost = lm_eval_steered.write(bundle, ExportOptions(key, coefficient), tmp_path / "mine.pt")
     theirs, ours = in_harness(system, tmp_path / "mine.pt"), with_us(tmp_path / "bundle", coefficient)
     tokenizer = tiny_tokenizer()
     assert [tokenizer.encode(text) for text in ours] == [tokenizer.encode(text) for text in theirs]
@@ -90,11 +90,11 @@ def test_the_harness_steers_by_our_file_as_we_do(
     assert any("0.5, 1; select guardrail" in line for line in lost)
 
 
-def test_we_steer_by_their_file_as_the_harness_does(system: TinySystem, wanted: Wanted, tmp_path: Path) -> None:
+def test_we_steer_by_their_file_as_the_harness_does(system: TinySystem, options: ImportOptions, tmp_path: Path) -> None:
     vector = torch.randn(WIDTH, generator=torch.Generator().manual_seed(4))
     entry = {"steering_vector": vector, "steering_coefficient": 2.5, "action": "add", "bias": None, "head_index": None}
     torch.save({"layers.1": entry}, tmp_path / "theirs.pt")
-    imported = steered.read(tmp_path / "theirs.pt", wanted).save(tmp_path / "bundle")
+    imported = lm_eval_steered.read(tmp_path / "theirs.pt", options).save(tmp_path / "bundle")
     policy = imported.manifest.steering
     assert (policy.layer, policy.coefficients, policy.windows) == (1, (2.5,), (0,))
     assert (policy.gate, policy.select) == ("always", "fixed")
@@ -102,14 +102,14 @@ def test_we_steer_by_their_file_as_the_harness_does(system: TinySystem, wanted: 
     assert answers == in_harness(system, tmp_path / "theirs.pt")
 
 
-def test_round_trip(system: TinySystem, wanted: Wanted, tmp_path: Path) -> None:
+def test_round_trip(system: TinySystem, options: ImportOptions, tmp_path: Path) -> None:
     bundle = Bundle.load(system.bundle)
-    steered.write(bundle, Chosen("plan", 0.75), tmp_path / "a.pt")
-    once = steered.read(tmp_path / "a.pt", wanted)
+    lm_eval_steered.write(bundle, ExportOptions("plan", 0.75), tmp_path / "a.pt")
+    once = lm_eval_steered.read(tmp_path / "a.pt", options)
     assert torch.equal(once.bias + once.tensors["vector.direction"], bundle.bias + bundle.tensors["vector.plan"])
     assert once.manifest.steering.layer == bundle.manifest.steering.layer
-    lost = steered.write(once, Chosen(), tmp_path / "b.pt")
-    twice = steered.read(tmp_path / "b.pt", wanted)
+    lost = lm_eval_steered.write(once, ExportOptions(), tmp_path / "b.pt")
+    twice = lm_eval_steered.read(tmp_path / "b.pt", options)
     assert all(torch.equal(twice.tensors[name], tensor) for name, tensor in once.tensors.items())
     assert len(lost) == 1  # all that it says of steering is in the file
     assert (tmp_path / "b.pt").read_bytes() == (tmp_path / "a.pt").read_bytes()
@@ -120,7 +120,7 @@ def test_hookpoints_are_modules_of_the_base(family: str) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(tiny_config(family, 32, 2))
     for name in (type(model).__name__, model.config.model_type):
-        module = f"{steered.layers_module(name)}.1"
+        module = f"{lm_eval_steered.layers_module(name)}.1"
         assert module in dict(model.base_model.named_modules())
 
 
@@ -128,33 +128,33 @@ def test_unknown_architectures_are_written_as_usual_and_said(make_bundle: Any, f
     for architecture in (None, "StrangeForCausalLM", "Gemma3ForConditionalGeneration"):
         bundle = make_bundle(base={**fields["base"], "architecture": architecture})
         path = tmp_path / f"{architecture}.pt"
-        lost = steered.write(bundle, Chosen("check"), path)
+        lost = lm_eval_steered.write(bundle, ExportOptions("check"), path)
         assert any("layers.2 is written" in line for line in lost)
         assert list(torch.load(path, weights_only=True)) == ["layers.2"]
 
 
 def test_the_largest_coefficient_is_the_default(make_bundle: Any, tmp_path: Path) -> None:
-    steered.write(make_bundle(), Chosen("check"), tmp_path / "a.pt")
+    lm_eval_steered.write(make_bundle(), ExportOptions("check"), tmp_path / "a.pt")
     entry = torch.load(tmp_path / "a.pt", weights_only=True)["layers.2"]
     assert entry["steering_coefficient"] == 1.0
 
 
 @pytest.mark.parametrize(
-    ("chosen", "name", "said"),
+    ("options", "name", "said"),
     [
-        (Chosen(), "a.pt", "found none; name one of restate, check"),
-        (Chosen("other"), "a.pt", "found 'other'"),
-        (Chosen("check", float("nan")), "a.pt", "must be a finite number"),
-        (Chosen("check"), "a.bin", "end in .pt or .pth"),
-        (Chosen("check"), "there.pt", "needs a new path"),
+        (ExportOptions(), "a.pt", "found none; name one of restate, check"),
+        (ExportOptions("other"), "a.pt", "found 'other'"),
+        (ExportOptions("check", float("nan")), "a.pt", "must be a finite number"),
+        (ExportOptions("check"), "a.bin", "end in .pt or .pth"),
+        (ExportOptions("check"), "there.pt", "needs a new path"),
     ],
 )
 def test_what_cannot_be_written_is_refused(
-    make_bundle: Any, tmp_path: Path, chosen: Chosen, name: str, said: str
+    make_bundle: Any, tmp_path: Path, options: ExportOptions, name: str, said: str
 ) -> None:
     (tmp_path / "there.pt").touch()
     with pytest.raises(HybridError, match=said):
-        steered.write(make_bundle(), chosen, tmp_path / name)
+        lm_eval_steered.write(make_bundle(), options, tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["there.pt"]
 
 
@@ -194,20 +194,20 @@ def entry(**changes: Any) -> dict[str, Any]:
         (torch.ones(WIDTH), "another Tensor"),
     ],
 )
-def test_other_files_are_refused_in_one_line(wanted: Wanted, tmp_path: Path, content: Any, said: str) -> None:
+def test_other_files_are_refused_in_one_line(options: ImportOptions, tmp_path: Path, content: Any, said: str) -> None:
     torch.save(content, tmp_path / "file.pt")
     with pytest.raises(HybridError, match=said) as error:
-        steered.read(tmp_path / "file.pt", wanted)
+        lm_eval_steered.read(tmp_path / "file.pt", options)
     assert "\n" not in str(error.value)
 
 
-def test_a_layer_chooses_and_numbers_may_be_tensors(wanted: Wanted, tmp_path: Path) -> None:
+def test_a_layer_chooses_and_numbers_may_be_tensors(options: ImportOptions, tmp_path: Path) -> None:
     content = {
         "layers.1": entry(action="clamp"),
         "model.layers.2": entry(steering_vector=torch.arange(WIDTH).bfloat16(), steering_coefficient=torch.tensor(3.0)),
     }
     torch.save(content, tmp_path / "file.pth")
-    bundle = steered.read(tmp_path / "file.pth", replace(wanted, layer=2))
+    bundle = lm_eval_steered.read(tmp_path / "file.pth", replace(options, layer=2))
     assert torch.equal(bundle.tensors["vector.direction"], torch.arange(WIDTH).float())
     assert bundle.manifest.steering.coefficients == (3.0,)
 
@@ -222,7 +222,7 @@ class Trap:
         return Path.touch, (self.path,)
 
 
-def test_nothing_in_a_file_is_run(wanted: Wanted, tmp_path: Path) -> None:
+def test_nothing_in_a_file_is_run(options: ImportOptions, tmp_path: Path) -> None:
     sprung, path = tmp_path / "sprung", tmp_path / "file.pt"
     trap = {"layers.1": entry(steering_vector=Trap(sprung))}
     torch.save(trap, path)
@@ -230,14 +230,14 @@ def test_nothing_in_a_file_is_run(wanted: Wanted, tmp_path: Path) -> None:
     assert sprung.exists()  # it is a trap
     sprung.unlink()
     with pytest.raises(HybridError):
-        steered.read(path, wanted)
+        lm_eval_steered.read(path, options)
     path.write_bytes(pickle.dumps(trap))
     with pytest.raises(HybridError):
-        steered.read(path, wanted)
+        lm_eval_steered.read(path, options)
     assert not sprung.exists()
 
 
-def test_broken_archives_are_refused_in_one_line(wanted: Wanted, tmp_path: Path) -> None:
+def test_broken_archives_are_refused_in_one_line(options: ImportOptions, tmp_path: Path) -> None:
     path = tmp_path / "file.pt"
     torch.save({"layers.1": entry()}, path)
     whole = path.read_bytes()
@@ -246,7 +246,7 @@ def test_broken_archives_are_refused_in_one_line(wanted: Wanted, tmp_path: Path)
     for case in [whole[:place] for place in places] + [flipped(whole, place) for place in places]:
         path.write_bytes(case)
         try:
-            steered.read(path, wanted)  # what is flipped may be a value, or padding
+            lm_eval_steered.read(path, options)  # what is flipped may be a value, or padding
         except HybridError as error:
             assert "\n" not in str(error)
 
@@ -255,14 +255,14 @@ def flipped(data: bytes, place: int) -> bytes:
     return data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
 
 
-def test_packed_archives_are_refused(wanted: Wanted, tmp_path: Path) -> None:
+def test_packed_archives_are_refused(options: ImportOptions, tmp_path: Path) -> None:
     path = tmp_path / "file.pt"
     torch.save({"layers.1": entry(steering_vector=torch.zeros(1 << 20))}, path)
     with zipfile.ZipFile(path) as plain, zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed:
         for name in plain.namelist():
             packed.writestr(name, plain.read(name))
     with pytest.raises(HybridError, match="another archive"):
-        steered.read(tmp_path / "packed.pt", wanted)
+        lm_eval_steered.read(tmp_path / "packed.pt", options)
 
 
 HEADER = "loader,action,sparse_model,hookpoint,feature_index,steering_coefficient,head_index,sae_id,description\n"
@@ -285,28 +285,30 @@ def table(path: Path, *rows: str) -> Path:
     return path
 
 
-def test_a_row_is_a_decoder_row(wanted: Wanted, coders: torch.Tensor, tmp_path: Path) -> None:
+def test_a_row_is_a_decoder_row(options: ImportOptions, coders: torch.Tensor, tmp_path: Path) -> None:
     path = table(tmp_path, 'sparsify,add,sparse,layers.1,2,10.0,,,"dogs, mostly",')
-    bundle = steered.read(path, wanted)
+    bundle = lm_eval_steered.read(path, options)
     assert torch.equal(bundle.tensors["vector.direction"], coders[2])
     assert bundle.manifest.steering.coefficients == (10.0,)
     assert bundle.manifest.steering.layer == 1
     assert bundle.manifest.behaviors[0].title == "dogs, mostly"
 
 
-def test_saelens_rows_may_leave_the_hook_to_the_coder(wanted: Wanted, coders: torch.Tensor, tmp_path: Path) -> None:
-    bundle = steered.read(table(tmp_path, f"sae_lens,add,{tmp_path / 'lens'},,1,-2,,,"), wanted)
+def test_saelens_rows_may_leave_the_hook_to_the_coder(
+    options: ImportOptions, coders: torch.Tensor, tmp_path: Path
+) -> None:
+    bundle = lm_eval_steered.read(table(tmp_path, f"sae_lens,add,{tmp_path / 'lens'},,1,-2,,,"), options)
     assert torch.equal(bundle.tensors["vector.direction"], coders[1])
     assert bundle.manifest.steering.layer == 2
 
 
-def test_of_several_rows_feature_and_layer_choose(wanted: Wanted, coders: torch.Tensor, tmp_path: Path) -> None:
+def test_of_several_rows_feature_and_layer_choose(options: ImportOptions, coders: torch.Tensor, tmp_path: Path) -> None:
     row = "sparsify,add,sparse,layers.{},{},1,,,"
     path = table(tmp_path, row.format(1, 0), row.format(1, 3), row.format(2, 3))
     for choice in ({}, {"latents": (3,)}, {"latents": (7,)}):
         with pytest.raises(HybridError, match=r"feature 0 at layers.1, feature 3 at layers.1, feature 3 at layers.2"):
-            steered.read(path, replace(wanted, **choice))
-    bundle = steered.read(path, replace(wanted, latents=(3,), layer=1))
+            lm_eval_steered.read(path, replace(options, **choice))
+    bundle = lm_eval_steered.read(path, replace(options, latents=(3,), layer=1))
     assert torch.equal(bundle.tensors["vector.direction"], coders[3])
 
 
@@ -326,10 +328,10 @@ def test_of_several_rows_feature_and_layer_choose(wanted: Wanted, coders: torch.
     ],
 )
 def test_other_rows_are_refused_in_one_line(
-    wanted: Wanted, coders: torch.Tensor, tmp_path: Path, row: str, said: str
+    options: ImportOptions, coders: torch.Tensor, tmp_path: Path, row: str, said: str
 ) -> None:
     with pytest.raises(HybridError, match=said) as error:
-        steered.read(table(tmp_path, row), wanted)
+        lm_eval_steered.read(table(tmp_path, row), options)
     assert "\n" not in str(error.value)
 
 
@@ -344,20 +346,20 @@ def test_other_rows_are_refused_in_one_line(
         (b"x" * (2 << 20), "must have at most"),
     ],
 )
-def test_other_tables_are_refused_in_one_line(wanted: Wanted, tmp_path: Path, data: bytes, said: str) -> None:
+def test_other_tables_are_refused_in_one_line(options: ImportOptions, tmp_path: Path, data: bytes, said: str) -> None:
     (tmp_path / "table.csv").write_bytes(data)
     with pytest.raises(HybridError, match=said) as error:
-        steered.read(tmp_path / "table.csv", wanted)
+        lm_eval_steered.read(tmp_path / "table.csv", options)
     assert "\n" not in str(error.value)
 
 
-def test_broken_coders_are_refused_in_one_line(wanted: Wanted, coders: torch.Tensor, tmp_path: Path) -> None:
+def test_broken_coders_are_refused_in_one_line(options: ImportOptions, coders: torch.Tensor, tmp_path: Path) -> None:
     weights = tmp_path / "sparse" / "layers.1" / "sae.safetensors"
     whole, path = weights.read_bytes(), table(tmp_path, "sparsify,add,sparse,layers.1,3,1,,,")
     for case in (b"", whole[:100], whole[:-1], b"\xff" * 64):
         weights.write_bytes(case)
         with pytest.raises(HybridError, match="must be a safetensors file"):
-            steered.read(path, wanted)
+            lm_eval_steered.read(path, options)
     save_file({"W_dec": torch.full((4, WIDTH), torch.inf)}, weights)
     with pytest.raises(HybridError, match="finite"):
-        steered.read(path, wanted)
+        lm_eval_steered.read(path, options)
