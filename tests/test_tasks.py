@@ -340,8 +340,8 @@ def run_apart(*command: str, **environment: str) -> subprocess.CompletedProcess[
 @pytest.mark.parametrize(
     ("arguments", "flags", "line"),
     [
-        ("", ("--limit", "0"), "lm-eval-hybrid: error: a run needs at least one document; found none"),
-        (",arm=sideways", (), "lm-eval-hybrid: error: arm must be one of base, hybrid"),
+        ("", ("--limit", "0"), "lm-eval-hybrid: error: the run has no documents"),
+        (",arm=sideways", (), "lm-eval-hybrid: error: arm='sideways' is unknown; choose one of base, hybrid"),
     ],
 )
 def test_mistakes_end_in_one_line(

@@ -180,7 +180,7 @@ def _identity(source: "Source", config: object) -> str:
 
 
 def _reach(source: "Source", host: str | None) -> "NdifModel":
-    from lm_eval_hybrid.harness.remote import remote_model
+    from lm_eval_hybrid.harness.loading import remote_model
     from lm_eval_hybrid.models.ndif.client import Server
 
     return remote_model(source, Server.choose(host), None, {})

@@ -12,7 +12,7 @@ from lm_eval_hybrid.bundles.manifest import Words, first_problem
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.common.files import write_file
 from lm_eval_hybrid.decoding.arms import ARMS
-from lm_eval_hybrid.harness.answers_file import SUFFIX
+from lm_eval_hybrid.harness.resuming import SUFFIX
 from lm_eval_hybrid.results.runs import WITHOUT
 
 PLAN_FILE = "experiment.json"

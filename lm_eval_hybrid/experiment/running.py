@@ -90,9 +90,9 @@ def _done(folder: Path) -> dict[str, str]:
 def _run(experiment: Experiment, folder: Path, todo: Sequence[tuple[str, list[str]]], report: Report) -> None:
     from lm_eval.tasks import TaskManager
 
-    from lm_eval_hybrid.harness.answers_file import AnswersFile
     from lm_eval_hybrid.harness.arguments import HybridArguments
     from lm_eval_hybrid.harness.hybrid_lm import HybridLM
+    from lm_eval_hybrid.harness.resuming import AnswersFile
 
     manager = TaskManager(include_path=experiment.include_path, metadata=experiment.metadata)
     _check_tasks(manager, experiment.tasks)

@@ -1,13 +1,13 @@
-"""Our own model arguments, told apart from those of the harness's HFLM.
+"""The model arguments of `hybrid`, and their separation from those of the harness's HFLM.
 
-Numbers are separated by colons, `coefficients=0.5:1:2`, since commas separate arguments; names are in brackets,
-`only=[check,restate]`, where the command line leaves commas alone. A real list, from Python, JSON or a YAML config,
-does as well. (In a YAML config write the list: YAML itself reads `8:0` as a number in base 60.)
+On the command line commas separate arguments, so numbers are separated by colons (`coefficients=0.5:1:2`) and names
+are listed in brackets (`only=[check,restate]`). From Python, JSON or a YAML config a real list works too. (In a YAML
+config use a list: YAML reads an unquoted `8:0` as a base-60 number.)
 """
 
 import difflib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from lm_eval.models.huggingface import HFLM
 
 from lm_eval_hybrid.bundles.bundle import Bundle
-from lm_eval_hybrid.bundles.compatibility import LEVELS
+from lm_eval_hybrid.bundles.compatibility import LEVELS, Level
 from lm_eval_hybrid.bundles.manifest import SteeringSpec
 from lm_eval_hybrid.bundles.store.resolve import resolve
 from lm_eval_hybrid.bundles.suite import POLICY, Choice, Suite, compose
@@ -30,46 +30,47 @@ Names = str | Sequence[str]
 THINKING_PROMPTS = ("auto", "raw", "chat")
 BACKENDS = ("local", "remote")
 
-# Arguments of HFLM that a hybrid would have to ignore, and what to do instead.
-_UNFIT = {
+# Arguments of HFLM that a hybrid cannot honour, and what to do instead.
+_UNSUPPORTED = {
     "pretrained": "name the models with base= and thinking=, or the bundle with behaviors=",
-    "truncation": "shorten the prompt: a hybrid never cuts it",
-    "think_end_token": "leave it out: tasks *_hybrid score what follows the thought",
+    "truncation": "shorten the prompt: a hybrid never truncates it",
+    "think_end_token": "leave it out: the *_hybrid tasks score the text after the thought",
     "enable_thinking": "set it in chat_template_args",
-    "tp_plan": "use parallelize=True: nnsight runs no model in tensor-parallel parts",
-    "mixed_precision_dtype": "set dtype=, which holds for both models",
+    "tp_plan": "use parallelize=True: tensor parallelism does not work under nnsight's plain wrapper",
+    "mixed_precision_dtype": "set dtype=, which applies to both models",
     "softmax_dtype": "leave it out: log-probabilities are float32",
 }
 
 
 @dataclass(frozen=True)
 class HybridArguments:
-    """Which system to run. What is None is as the bundle says.
+    """The models, bundles and policy to run. None means: as the bundle says.
 
     Attributes:
-        behaviors: the bundle, as a path, NAME, NAME@VERSION or an address; or several, as [FIRST,SECOND].
-        only, without: keys of behaviors, as [KEY,KEY]: those that are used, or those that are not.
-        scale: factors of behaviors' vectors, as [KEY*FACTOR], or a mapping from Python or a config.
-        strict: how well the models must match the bundle's: `exact`, `architecture` or `width`.
-        base, thinking: models (hub id or path) to use in place of the bundle's.
-        arm: one of `lm_eval_hybrid.decoding.arms.ARMS`.
+        behaviors: a bundle (path, NAME, NAME@VERSION or hub address), or several as [FIRST,SECOND].
+        only, without: keys of the behaviors to use, or not to use, as [KEY,KEY].
+        scale: factors for behaviors' vectors, as [KEY*FACTOR], or a mapping.
+        strict: how closely the models must match the bundle's: `exact`, `architecture` or `width`.
+        base, thinking: models (hub ids or folders) to use instead of the bundle's.
+        arm: one of `lm_eval_hybrid.decoding.policy.ARMS`.
         coefficients, windows, gate, select, seed: see `lm_eval_hybrid.decoding.policy.Policy`.
-        thinking_prompt: the thinking model reads the context as it is (raw), as a user turn of its chat template
+        thinking_prompt: the thinking model reads the context as it is (raw), as a user turn in its chat template
             (chat), or as the bundle says (auto).
-        base_device, thinking_device: where each of them goes, as `cuda:1` or `cpu`, over HFLM's `device`.
-        base_backend, thinking_backend: whether a model is in this process (local) or on an NDIF server (remote).
-        ndif_host: the server; None: that of NDIF_HOST, or of nnsight's configuration. Its key is NDIF_API_KEY's.
+        base_device, thinking_device: the device of each model, such as `cuda:1` or `cpu`; overrides HFLM's `device`.
+        base_backend, thinking_backend: whether a model runs in this process (local) or on an NDIF server (remote).
+        ndif_host: the server's address; None: NDIF_HOST, or nnsight's configuration. The key is read from
+            NDIF_API_KEY.
         ndif_timeout, ndif_patience: see `lm_eval_hybrid.models.ndif.client.Server`.
 
     Raises:
-        HybridError: an unknown arm, thinking_prompt or strict, or a seed that is no whole number.
+        HybridError: an unknown value for one of the choices, or a seed that is not an integer.
     """
 
     behaviors: Names | Path = "embedded"
     only: Names | None = None
     without: Names | None = None
     scale: Names | Mapping[str, float] | None = None
-    strict: str = "width"
+    strict: Level = "width"
     base: str | Path | None = None
     thinking: str | Path | None = None
     arm: str = "hybrid"
@@ -96,48 +97,52 @@ class HybridArguments:
             ("thinking_backend", BACKENDS),
         ):
             if getattr(self, name) not in choices:
-                known = ", ".join(choices)
-                raise HybridError(f"{name} must be one of {known}; found {getattr(self, name)!r}; choose one")
+                raise HybridError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise HybridError(f"seed must be a whole number; found {self.seed!r}; give one, such as seed=0")
+            raise HybridError(f"seed={self.seed!r} is not an integer; pass for example seed=0")
 
     @classmethod
     def split(cls, given: dict[str, Any]) -> tuple["HybridArguments", dict[str, Any]]:
-        """(our arguments, the rest, which is HFLM's).
+        """Split model arguments into ours and those for HFLM.
 
         Raises:
-            HybridError: an argument of HFLM that a hybrid cannot honour, or a misspelt one of ours.
+            HybridError: an argument of HFLM that a hybrid cannot honour, or a misspelled one of ours.
         """
         ours = {field.name for field in fields(cls)}
         known = ours | inspect.signature(HFLM.__init__).parameters.keys()
         for name, value in given.items():
-            if name in _UNFIT and value is not None:
-                raise HybridError(f"model hybrid takes no argument {name}; found {name}={value}; {_UNFIT[name]}")
+            if name in _UNSUPPORTED and value is not None:
+                raise HybridError(f"{name}={value} is not supported by model hybrid; {_UNSUPPORTED[name]}")
             if name == "backend" and value not in (None, "default", "causal"):
-                raise HybridError(f"model hybrid needs causal models; found backend={value}; leave it out")
+                raise HybridError(f"backend={value} is not supported: model hybrid needs causal models; leave it out")
             near = [] if name in known else difflib.get_close_matches(name, ours, n=1, cutoff=0.8)
             if near:
-                raise HybridError(f"model hybrid knows no argument {name}; found {name}={value}; write {near[0]}=")
+                raise HybridError(f"{name}={value} is not an argument of model hybrid; did you mean {near[0]}=?")
         chosen = {name: value for name, value in given.items() if name in ours and value is not None}
-        return cls(**chosen), {name: value for name, value in given.items() if name not in ours | _UNFIT.keys()}
+        return cls(**chosen), {name: value for name, value in given.items() if name not in ours | _UNSUPPORTED.keys()}
+
+    @property
+    def backends(self) -> dict[str, str]:
+        """`local` or `remote`, by role."""
+        return {"base": self.base_backend, "thinking": self.thinking_backend}
 
     def server(self) -> Server:
-        """Where remote models are.
+        """The NDIF server of remote models.
 
         Raises:
-            HybridError: for an address or times that are none.
+            HybridError: an invalid address, timeout or patience.
         """
         return Server.choose(self.ndif_host, self.ndif_timeout, self.ndif_patience)
 
     def suite(self) -> Suite:
-        """The bundles, loaded and put together.
+        """Load the bundles and combine them.
 
         Raises:
-            HybridError: for a bundle that cannot be found or is unsound, and where they do not go together.
+            HybridError: a bundle is missing or invalid, or the bundles do not fit together.
         """
         bundles = [Bundle.load(resolve(name)) for name in _names("behaviors", self.behaviors)]
         if not bundles:
-            raise HybridError("behaviors must name a bundle; found none; write behaviors=NAME")
+            raise HybridError("behaviors= is empty; name at least one bundle, as in behaviors=NAME")
         choice = Choice(
             only=None if self.only is None else tuple(_names("only", self.only)),
             without=tuple(_names("without", self.without or ())),
@@ -146,10 +151,10 @@ class HybridArguments:
         return compose(bundles, choice, settled=[name for name in POLICY if getattr(self, name) is not None])
 
     def policy(self, steering: SteeringSpec) -> Policy:
-        """The policy of this arm: the bundle's, with what the arguments say instead.
+        """The arm's policy: the bundle's defaults, overridden by the arguments.
 
         Raises:
-            HybridError: values without meaning, or a gate or select that contradicts the arm.
+            HybridError: invalid values, or a gate or select that contradicts the arm.
         """
         defaults = Policy(
             coefficients=steering.coefficients,
@@ -165,14 +170,17 @@ class HybridArguments:
         if self.windows is not None:
             windows = _numbers("windows", self.windows)
             if not all(window.is_integer() for window in windows):
-                raise HybridError(f"windows must be whole numbers; found {self.windows}; list numbers of positions")
+                raise HybridError(
+                    f"windows={self.windows} are not integers; list numbers of positions, as in windows=1:8"
+                )
             changes["windows"] = tuple(int(window) for window in windows)
         changes |= {name: value for name in ("gate", "select") if (value := getattr(self, name)) is not None}
         policy = policy_for(self.arm, replace(defaults, **changes))
         for name in ("gate", "select"):
             if name in changes and changes[name] != getattr(policy, name):
                 raise HybridError(
-                    f"arm={self.arm} sets {name}={getattr(policy, name)}; found {name}={changes[name]}; leave one out"
+                    f"{name}={changes[name]} contradicts arm={self.arm}, which sets {name}={getattr(policy, name)}; "
+                    "leave one of them out"
                 )
         return policy
 
@@ -183,28 +191,31 @@ def _numbers(name: str, given: Numbers) -> list[float]:
         return [float(part) for part in parts]
     except (TypeError, ValueError) as error:
         raise HybridError(
-            f"{name} must be numbers separated by colons; found {given!r}; write for example {name}=1:2"
+            f"{name}={given!r} are not numbers separated by colons; write for example {name}=1:2"
         ) from error
 
 
 def _names(name: str, given: Names | Path) -> list[str]:
     if isinstance(given, (str, Path)):
         text = str(given).strip()
-        # A folder may have a comma in its name, a list is in brackets.
-        listed = text.startswith("[") and text.endswith("]")
-        return [part.strip() for part in text[1:-1].split(",") if part.strip()] if listed else [text]
+        # Only brackets make a list: the name of a folder may contain a comma.
+        is_list = text.startswith("[") and text.endswith("]")
+        return [part.strip() for part in text[1:-1].split(",") if part.strip()] if is_list else [text]
     if isinstance(given, Sequence) and all(isinstance(part, (str, Path)) for part in given):
         return [str(part) for part in given]
-    raise HybridError(f"{name} must be names; found {given!r}; write for example {name}=[first,second]")
+    raise HybridError(f"{name}={given!r} is not a list of names; write for example {name}=[first,second]")
 
 
 def _scales(given: Names | Mapping[str, float]) -> dict[str, float]:
-    if not isinstance(given, Mapping):
-        pairs = [text.rpartition("*") for text in _names("scale", given)]
-        given = {name.strip(): factor for name, _, factor in pairs}
+    pairs: Iterable[tuple[object, str | float]]
+    if isinstance(given, Mapping):
+        pairs = given.items()
+    else:
+        parts = [text.rpartition("*") for text in _names("scale", given)]
+        pairs = [(name.strip(), factor) for name, _, factor in parts]
     try:
-        return {str(name): float(factor) for name, factor in given.items()}
+        return {str(name): float(factor) for name, factor in pairs}
     except (TypeError, ValueError) as error:
         raise HybridError(
-            f"scale must give behaviors factors; found {given!r}; write for example scale=[check*0.5,restate*2]"
+            f"scale={given!r} does not give behaviors factors; write for example scale=[check*0.5,restate*2]"
         ) from error

@@ -1,4 +1,4 @@
-"""A harness request, read and checked before anything is generated."""
+"""Generation settings of a harness request, parsed and checked before anything is generated."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,18 +10,20 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.sampling import Sampling
 
-# Settings of generate() that greedy decoding, or any decoding of ours, is the same without.
-_GREEDY = {"do_sample", "num_beams", "use_cache"}
-_SAMPLED = {"temperature", "top_k", "top_p", "seed"}
-_WITHOUT_EFFECT = {"min_p"}  # on greedy decoding
+# Settings of transformers' generate() that make no difference here.
+_NEUTRAL = {"do_sample", "num_beams", "use_cache"}
+_SAMPLING = {"temperature", "top_k", "top_p", "seed"}
+_NEUTRAL_IF_GREEDY = {"min_p"}
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How an answer is made: it ends at the latest after `max_new_tokens` tokens, or before one of the strings `stop`.
+class GenerationSettings:
+    """When an answer ends, and how its tokens are chosen.
 
     Attributes:
-        sampling: how tokens are drawn; None: greedily.
+        max_new_tokens: the most tokens an answer may have.
+        stop: strings that end an answer.
+        sampling: how tokens are drawn; None for greedy decoding.
     """
 
     max_new_tokens: int
@@ -29,12 +31,15 @@ class Settings:
     sampling: Sampling | None = None
 
     @classmethod
-    def of(cls, generation_kwargs: Mapping[str, Any], default_tokens: int, seed: int = 0) -> "Settings":
-        """Read a task's `generation_kwargs`; `seed` is of the draws, where they name none.
+    def of(cls, generation_kwargs: Mapping[str, Any], default_tokens: int, seed: int = 0) -> "GenerationSettings":
+        """Parse a task's `generation_kwargs`.
+
+        Args:
+            default_tokens: the limit of an answer's length where the task sets none.
+            seed: of the sampling, where `generation_kwargs` has none.
 
         Raises:
-            HybridError: they ask for beams, no tokens, or anything else that is not known here; or a value is not of
-                its kind.
+            HybridError: beam search, a limit below 1, an unknown setting, or a value of the wrong type.
         """
         try:
             settings = dict(normalize_gen_kwargs(dict(generation_kwargs), default_tokens))
@@ -43,27 +48,32 @@ class Settings:
             sampling = _sampling(settings, seed)
         except (TypeError, ValueError) as error:
             raise HybridError(
-                f"generation settings must be of their kind; found {dict(generation_kwargs)}: {error}; mend them"
+                f"generation settings {dict(generation_kwargs)} hold a value of the wrong type: {error}; correct it in "
+                "--gen_kwargs or the task"
             ) from error
         if settings.get("num_beams", 1) != 1:
-            raise HybridError(f"model hybrid knows no beams; found {dict(generation_kwargs)}; leave num_beams out")
+            raise HybridError(
+                f"num_beams={settings['num_beams']} asks for beam search, which model hybrid lacks; leave num_beams out"
+            )
         if wrong := [text for text in stop if not isinstance(text, str)]:
-            raise HybridError(f"until must be strings; found {wrong[0]!r}; mend --gen_kwargs or the task")
-        known = _GREEDY | _SAMPLED | (set() if sampling else _WITHOUT_EFFECT)
+            raise HybridError(
+                f"until holds {wrong[0]!r}, which is not a string; correct it in --gen_kwargs or the task"
+            )
+        known = _NEUTRAL | _SAMPLING | (set() if sampling else _NEUTRAL_IF_GREEDY)
         if unknown := sorted(settings.keys() - known):
             raise HybridError(
-                "model hybrid takes until, max_gen_toks, do_sample, temperature, top_k, top_p and seed; found "
-                f"{', '.join(unknown)}; leave it out of the task's generation_kwargs and of --gen_kwargs"
+                f"model hybrid does not support {', '.join(unknown)}; it takes until, max_gen_toks, do_sample, "
+                "temperature, top_k, top_p and seed; leave the others out of generation_kwargs and --gen_kwargs"
             )
         if tokens < 1:
-            raise HybridError(f"max_gen_toks must be 1 or more; found {tokens}; pass --gen_kwargs max_gen_toks=256")
+            raise HybridError(f"max_gen_toks={tokens} is below 1; pass for example --gen_kwargs max_gen_toks=256")
         return cls(tokens, tuple(text for text in stop if text), sampling)
 
 
 def _sampling(settings: Mapping[str, Any], seed: int) -> Sampling | None:
     if not settings.get("do_sample"):
         return None
-    temperature = float(settings.get("temperature") or 1.0)  # the harness makes 0 of none
+    temperature = float(settings.get("temperature") or 1.0)  # the harness sets 0 where the task has none
     given = settings.get("seed")
     return Sampling(
         temperature,
@@ -74,30 +84,30 @@ def _sampling(settings: Mapping[str, Any], seed: int) -> Sampling | None:
 
 
 def check_not_empty(request: Instance) -> None:
-    """Check that there is a prompt.
+    """Check that a request has a prompt.
 
     Raises:
-        HybridError: it is empty. (A tokenizer may add a token of its own, but nothing was asked.)
+        HybridError: the prompt is empty. (A tokenizer may add a token of its own, but that is no question.)
     """
     if not request.args[0]:
-        raise HybridError(
-            f"a prompt must hold at least one token; found an empty one ({_name(request)}); mend the task's doc_to_text"
-        )
+        raise HybridError(f"the prompt of {_name(request)} is empty; correct the task's doc_to_text")
 
 
-def check_room(request: Instance, role: str, tokens: int, settings: Settings, context_length: int) -> None:
-    """Check that model `role` (`base` or `thinking`) can read its prompt of `tokens` tokens and answer it.
+def check_fits_context(
+    request: Instance, role: str, tokens: int, settings: GenerationSettings, context_length: int
+) -> None:
+    """Check that a prompt of `tokens` tokens and its answer fit model `role`'s context of `context_length` tokens.
 
     Raises:
-        HybridError: the prompt leaves too little of the model's context, `context_length` tokens, to generate in.
+        HybridError: they do not fit.
     """
     room = context_length - tokens
     if room < settings.max_new_tokens:
         fewer = f"pass --gen_kwargs max_gen_toks={room} or less, or " if room > 0 else ""
         raise HybridError(
-            f"prompt and answer must fit the {role} model's context of {context_length} tokens; found a prompt of "
-            f"{tokens} tokens and max_gen_toks={settings.max_new_tokens} ({_name(request)}); {fewer}shorten the prompt "
-            "(fewer shots)"
+            f"the prompt of {_name(request)} has {tokens} tokens, and max_gen_toks={settings.max_new_tokens}; together "
+            f"they must fit the {role} model's context of {context_length} tokens; {fewer}shorten the prompt (fewer "
+            "shots)"
         )
 
 

@@ -1,15 +1,15 @@
-"""The harness's model `hybrid`: HFLM loads the two models, decoding answers, the harness sees strings.
+"""The harness's model `hybrid`.
 
-HFLM itself is the base model; a second one is the thinking model, loaded only where the arm reads it. Requests are
-begun longest prompt first, `--batch_size` at once, each making room for the next as it ends. With `auto` as many as the
-free memory has room for; where it runs out all the same, half as many go on.
+The class is itself an HFLM, which holds the base model; a second HFLM holds the thinking model and is loaded only if
+an arm reads it. Requests start in order of prompt length, longest first, `--batch_size` at a time; a finished one is
+replaced by the next. `auto` picks the largest batch that fits; on out-of-memory the batch is halved and decoding goes
+on.
 """
 
 import hashlib
 import itertools
 import json
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -33,37 +33,34 @@ from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.records import Generation
 from lm_eval_hybrid.decoding.request import Prompt, Request
 from lm_eval_hybrid.decoding.steering import Steering
-from lm_eval_hybrid.harness import answers_file
-from lm_eval_hybrid.harness import response_cache as cache
-from lm_eval_hybrid.harness import token_log as sidecar
-from lm_eval_hybrid.harness.answers_file import AnswersFile
+from lm_eval_hybrid.harness import token_log
 from lm_eval_hybrid.harness.arguments import HybridArguments
-from lm_eval_hybrid.harness.batches import check_sizes, in_batches, rows_that_fit
-from lm_eval_hybrid.harness.empty import show_empty_runs_plainly
-from lm_eval_hybrid.harness.generation import Settings, check_not_empty, check_room
-from lm_eval_hybrid.harness.loading import Loader, LocalModel
+from lm_eval_hybrid.harness.generation import GenerationSettings, check_fits_context, check_not_empty
+from lm_eval_hybrid.harness.loading import REMOTE_BATCH, Loader, LocalModel
+from lm_eval_hybrid.harness.memory import check_batch_sizes, in_batches, largest_batch
+from lm_eval_hybrid.harness.process import enable_cpu_ranks, install_excepthook, processes
 from lm_eval_hybrid.harness.prompts import Templated, ThinkingReader
 from lm_eval_hybrid.harness.records import HybridAnswer, Totals
-from lm_eval_hybrid.harness.remote import ROWS
+from lm_eval_hybrid.harness.resuming import AnswersFile, guard_cache, request_key
 from lm_eval_hybrid.models.local import LocalBackend
 from lm_eval_hybrid.models.ndif.client import Traffic
 from lm_eval_hybrid.models.sources import Source
 
 _log = logging.getLogger(__name__)
 
-# A continuation to score: (context, continuation) as text, None for running text, then both as the base's token ids.
-_Scored = tuple[tuple[str, str] | None, list[int], list[int]]
-# Arguments that change how fast answers come, not which.
-_WITHOUT_EFFECT = {"device", "batch_size", "max_batch_size"}
+# A continuation to score: (context, continuation) as text, or None for running text; then both as base token ids.
+_ScoreRequest = tuple[tuple[str, str] | None, list[int], list[int]]
+# Arguments that affect speed, not answers.
+_SPEED_ONLY = {"device", "batch_size", "max_batch_size"}
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A request ready to be answered.
+    """A request, parsed and ready to decode.
 
     Attributes:
-        thought_open: its answer begins inside a thought.
-        key: of its answer where answers are kept.
+        thought_open: the answer begins inside a thought.
+        key: identifies the answer in an answers file.
     """
 
     instance: Instance
@@ -74,28 +71,26 @@ class _Job:
 
 @register_model("hybrid")
 class HybridLM(LocalModel):
-    """A base model steered where a thinking model says so.
+    """A base model, steered by behavior vectors at the positions that a thinking model selects.
 
     Args:
-        arguments: ours are those of `lm_eval_hybrid.harness.arguments.HybridArguments`, none needed; the others
-            (`dtype`, `device`, `batch_size`, `trust_remote_code`, `revision` of the base, ...) are HFLM's.
+        arguments: those of `lm_eval_hybrid.harness.arguments.HybridArguments`, all optional; the rest (`dtype`,
+            `device`, `batch_size`, `trust_remote_code`, `revision` of the base, ...) go to HFLM.
 
     Raises:
-        HybridError: for every mistake in the arguments, in one line; uncaught it is shown without stack trace.
+        HybridError: any mistake in the arguments, in one line; if uncaught, it is printed without a stack trace.
     """
 
     def __init__(self, **arguments: Any) -> None:
-        show_empty_runs_plainly()
-        sidecar.install()
+        install_excepthook()
+        token_log.install()
         ours, theirs = HybridArguments.split(arguments)
-        check_sizes(theirs)
+        check_batch_sizes(theirs)
         theirs["device"] = theirs.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
-        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        if several and (theirs["device"] == "cpu" or not torch.cuda.is_available()):
-            # accelerate takes processes without a GPU for single ones, unless it is told.
-            os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+        if processes() > 1 and (theirs["device"] == "cpu" or not torch.cuda.is_available()):
+            enable_cpu_ranks()
         suite = ours.suite()
-        policy = ours.policy(suite.manifest.steering)  # what is wrong with it is said before anything is loaded
+        policy = ours.policy(suite.manifest.steering)  # before any model is loaded, so that errors come at once
         self._revision, self._theirs = theirs.pop("revision", None), theirs
         base = Source.choose("base", ours.base, suite.manifest.base, self._revision)
         thinking = Source.choose("thinking", ours.thinking, suite.manifest.thinking)
@@ -103,48 +98,49 @@ class HybridLM(LocalModel):
         self._loader.place({base: policy.reads_base} | ({thinking: True} if policy.reads_thinking else {}))
         with base.loading(needs_tokenizer="tokenizer" not in theirs):
             super().__init__(**self._loader.arguments(base))
-        self._join_ranks()
+        self._set_rank_from_accelerator()
         self._base = base
         self._thinking_model: tuple[Source, HFLM] | None = None
         self._configure(ours, suite)
 
-    def switch_arm(self, ours: HybridArguments, kept: AnswersFile | None = None) -> None:
-        """Take another arm, or other steering, of the models that are loaded; totals begin anew.
+    def switch_arm(self, ours: HybridArguments, answers: AnswersFile | None = None) -> None:
+        """Switch to another arm or other steering, keeping the loaded models. Totals are reset.
 
         Args:
-            kept: answers are written there as they are finished, and those that are there already are not made again.
+            answers: finished answers are stored here, and answers already stored are reused.
 
         Raises:
-            HybridError: for other models, or what `HybridArguments` refuses.
+            HybridError: other models than those loaded, or invalid arguments.
         """
         suite = ours.suite()
         base = Source.choose("base", ours.base, suite.manifest.base, self._revision)
         if base != self._base:
             raise HybridError(
-                f"the base model must be the one that is loaded, {self._base.name}; found {base.name}; run the other "
-                "one by itself"
+                f"{base.name} is not the loaded base model, {self._base.name}; all arms of a run share one base; use a "
+                "separate run"
             )
-        self._loader.check(ours)
-        self._configure(ours, suite, kept)
+        self._loader.check_same_backends(ours)
+        self._configure(ours, suite, answers)
 
-    def _configure(self, ours: HybridArguments, suite: Suite, kept: AnswersFile | None = None) -> None:
+    def _configure(self, ours: HybridArguments, suite: Suite, answers: AnswersFile | None = None) -> None:
         manifest, policy = suite.manifest, ours.policy(suite.manifest.steering)
-        self._arm, self._suite, self._policy, self._strict, self._kept = ours.arm, suite, policy, ours.strict, kept
+        self._arm, self._suite, self._policy, self._strict = ours.arm, suite, policy, ours.strict
+        self._stored = answers
         source = Source.choose("thinking", ours.thinking, manifest.thinking)
         self._thinking: ThinkingReader | None = None
         if policy.reads_thinking:
             model = self._load_thinking(source)
             self._thinking = ThinkingReader.choose(model, ours.thinking_prompt, manifest.prompt)
         self._decoder = self._build_decoder()
-        # Where the thinking model alone is read, what is scored is in its tokens; the harness has made the base's.
-        self._own_words = (
+        # If only the thinking model is read, it scores its own tokens; the harness passes the base's.
+        self._retokenizes = (
             self._thinking is not None
             and not policy.reads_base
             and self._thinking.model.tokenizer.get_vocab() != self.tokenizer.get_vocab()
         )
         self._totals = Totals()
-        self._totals_of_others: list[Totals] = []
-        self._traffic_of_others: list[dict[str, Traffic]] = []
+        self._other_ranks_totals: list[Totals] = []
+        self._other_ranks_traffic: list[dict[str, Traffic]] = []
         self._identity = {
             "version": __version__,
             "arm": ours.arm,
@@ -153,72 +149,72 @@ class HybridLM(LocalModel):
             "thinking": self._loader.identity(source, self._thinking.model.config) if self._thinking else None,
             "policy": asdict(policy),
             "thinking_prompt": self._thinking.form if self._thinking else None,
-            "model_args": {name: str(value) for name, value in self._theirs.items() if name not in _WITHOUT_EFFECT},
+            "model_args": {name: str(value) for name, value in self._theirs.items() if name not in _SPEED_ONLY},
         }
-        if kept is not None:
-            kept.open(self._identity)
+        if answers is not None:
+            answers.open(self._identity)
 
     def _load_thinking(self, source: Source) -> HFLM:
-        """The thinking model, loaded once: the first arm that reads it has it loaded."""
+        """The thinking model, loaded when the first arm reads it and kept for later arms."""
         if self._thinking_model is None or self._thinking_model[0] != source:
-            self._thinking_model = None  # makes room
+            self._thinking_model = None  # frees memory before the next one is loaded
             with source.loading():
                 self._thinking_model = source, LocalModel(**self._loader.arguments(source))
         return self._thinking_model[1]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Answer the requests: a `HybridAnswer` each, in their order.
+        """Answer the requests in order, a `HybridAnswer` each.
 
         Raises:
-            HybridError: before any is answered, where one is empty, too long, or asks for what is not known here.
+            HybridError: a request is empty, too long, or has unsupported settings; raised before any is answered.
         """
         repeats: Counter[int] = Counter()
         jobs: dict[tuple[int, int], _Job] = {}
-        asked = []
+        keys = []
         for instance in requests:
-            # A repeated request is one object several times. Greedily all its answers are the same; and where ranks
-            # have unequal shares the harness repeats one beyond that: it is answered, and counted, once.
+            # The harness lists a request with repeats as one object several times, and pads a rank with fewer requests
+            # by listing its last one again. Greedy repeats and padding are decoded, and counted, once.
             repeat = min(repeats[id(instance)], (instance.repeats or 1) - 1)
             repeats[id(instance)] += 1
             job = jobs.get((id(instance), repeat)) or self._job(instance, repeat)
             key = id(instance), repeat if job.request.sampling else 0
             jobs.setdefault(key, job)
-            asked.append(key)
+            keys.append(key)
         order = sorted(jobs, key=lambda key: -len(jobs[key].request.prompt.base_ids))
         answers = {order[i]: answer for i, answer in self._answers([jobs[key] for key in order], disable_tqdm)}
-        return [answers[key] for key in asked]
+        return [answers[key] for key in keys]
 
     def _answers(self, jobs: list[_Job], disable_tqdm: bool) -> Iterator[tuple[int, HybridAnswer]]:
-        """(index of a job, its answer), as they are finished."""
+        """Yield (index of a job, its answer) as answers finish."""
         hidden = disable_tqdm or self.rank != 0
         with tqdm(total=len(jobs), disable=hidden, desc="Running generate_until requests") as progress:
-            for i, answer in itertools.chain(self._kept_answers(jobs), self._new_answers(jobs)):
+            for i, answer in itertools.chain(self._stored_answers(jobs), self._new_answers(jobs)):
                 self.cache_hook.add_partial("generate_until", jobs[i].instance.args, answer)
                 progress.update()
                 yield i, answer
 
-    def _kept_answers(self, jobs: list[_Job]) -> Iterator[tuple[int, HybridAnswer]]:
-        """Those that an interrupted run has left."""
-        if self._kept is None:
+    def _stored_answers(self, jobs: list[_Job]) -> Iterator[tuple[int, HybridAnswer]]:
+        """Answers left by an interrupted run."""
+        if self._stored is None:
             return
         for i, job in enumerate(jobs):
-            generation = self._kept.get(job.key)
+            generation = self._stored.get(job.key)
             if generation is not None:
-                self._totals.add(generation, made=False)
+                self._totals.add(generation, resumed=True)
                 yield i, self._answer(job, generation)
 
     def _new_answers(self, jobs: list[_Job]) -> Iterator[tuple[int, HybridAnswer]]:
-        """Those that are made now."""
-        left = [i for i, job in enumerate(jobs) if self._kept is None or job.key not in self._kept]
-        requests = [jobs[i].request for i in left]
-        slots = self._rows(max((request.tokens for request in requests), default=0))
+        """Answers decoded now."""
+        pending = [i for i, job in enumerate(jobs) if self._stored is None or job.key not in self._stored]
+        requests = [jobs[i].request for i in pending]
+        slots = self._batch_rows(max((request.tokens for request in requests), default=0))
         start = time.perf_counter()
-        for place, generation in self._decoder.stream(requests, slots):
-            job = jobs[left[place]]
+        for index, generation in self._decoder.stream(requests, slots):
+            job = jobs[pending[index]]
             self._totals.add(generation)
-            if self._kept is not None:
-                self._kept.add(job.key, generation)
-            yield left[place], self._answer(job, generation)
+            if self._stored is not None:
+                self._stored.add(job.key, generation)
+            yield pending[index], self._answer(job, generation)
         self._totals.seconds += time.perf_counter() - start
 
     def _answer(self, job: _Job, generation: Generation) -> HybridAnswer:
@@ -229,11 +225,11 @@ class HybridLM(LocalModel):
             self._suite.identity,
             job.thought_open,
             compared=self._policy.reads_base,
-            words=self._words(generation),
+            words=self._rejected_choices(generation),
         )
 
-    def _words(self, generation: Generation) -> dict[int, str]:
-        """What the choices read as that were not taken. Where the base is not run, what is chosen is taken."""
+    def _rejected_choices(self, generation: Generation) -> dict[int, str]:
+        """The text of the models' choices that were not emitted, by token id; none where the base is not run."""
         choices = {
             choice
             for record in generation.records
@@ -243,18 +239,18 @@ class HybridLM(LocalModel):
         return {choice: self.tokenizer.decode([choice]) for choice in sorted(choices)}
 
     def _loglikelihood_tokens(
-        self, requests: list[_Scored], disable_tqdm: bool = False, override_bs: int | None = None
+        self, requests: list[_ScoreRequest], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """What HFLM's `loglikelihood` and `loglikelihood_rolling` score with, per (texts, context, continuation).
+        """Score (texts, context ids, continuation ids); HFLM's `loglikelihood` and `loglikelihood_rolling` call it.
 
-        The hybrid's distributions are those of the tokens it would choose among (DESIGN, section 2); the base arm is
-        scored by HFLM. Running text, in `loglikelihood_rolling`, is no turn of a chat: the thinking model reads it as
-        it is.
+        Each position is scored by the distribution that the hybrid would choose from (docs/architecture.md). HFLM
+        scores arm base itself. The running text of `loglikelihood_rolling` is not put into a chat template.
         """
         if self._arm == "base" and "base" not in self._loader.remote:
-            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+            scored: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+            return scored
         longest = max((len(context) + len(continuation) for _, context, continuation in requests), default=0)
-        size = override_bs or self._rows(longest)
+        size = override_bs or self._batch_rows(longest)
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2]))
         scores: dict[int, tuple[float, bool]] = {}
         hidden = disable_tqdm or self.rank != 0
@@ -267,49 +263,49 @@ class HybridLM(LocalModel):
         return [scores[i] for i in range(len(requests))]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The base tokenizer's template, which the thinking model then gets as well.
+        """Apply the base tokenizer's template; the thinking model then reads the same text.
 
         Raises:
-            HybridError: the base tokenizer has none.
+            HybridError: the base tokenizer has no chat template.
         """
         if not self.tokenizer.chat_template:
             raise HybridError(
-                f"--apply_chat_template needs a base tokenizer with a chat template; found none in {self.pretrained}; "
-                "leave it out (thinking_prompt=chat gives the thinking model its own)"
+                f"the base tokenizer of {self.pretrained} has no chat template, which --apply_chat_template needs; "
+                "leave it out (thinking_prompt=chat applies the thinking model's own)"
             )
         return Templated(super().apply_chat_template(chat_history, add_generation_prompt))
 
     @property
     def tokenizer_name(self) -> str:
-        """Part of the name of a request cache: not HFLM's, whose contexts do not say that they are in a template."""
+        """Part of a request cache's name. It differs from HFLM's, whose cached contexts are not marked `Templated`."""
         return f"hybrid__{super().tokenizer_name}"
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Called with the response cache, before anything is asked: refuses one that another policy filled."""
+        """Receive the response cache, and refuse one that another policy filled."""
         if cache_hook.dbdict is not None:
-            cache.guard(cache_hook.dbdict, self._identity)
+            guard_cache(cache_hook.dbdict, self._identity)
         super().set_cache_hook(cache_hook)
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        """Every rank's `obj`, on rank `dst`; our totals travel with it, each answer's once.
+        """Gather every rank's `obj` on rank `dst`, and our totals with it.
 
-        A collective call of our own would hang: a rank whose answers are all in the response cache never generates.
+        A separate collective call for the totals would hang, since a rank whose answers are all cached never generates.
         """
         traffic = {role: replace(model.traffic) for role, model in self._loader.remote.items()}
         gathered = super().gather_object((obj, self._totals, traffic), dst)
         if gathered is None:
             self._totals = Totals()
-            self._taken_traffic()
+            self._take_traffic()
             return None
         others = [part for rank, (_, *part) in enumerate(gathered) if rank != dst]
-        self._totals_of_others += [totals for totals, _ in others]
-        self._traffic_of_others += [traffic for _, traffic in others]
-        return [theirs for theirs, *_ in gathered]
+        self._other_ranks_totals += [totals for totals, _ in others]
+        self._other_ranks_traffic += [traffic for _, traffic in others]
+        return [object_ for object_, *_ in gathered]
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the results file says of the model, under `config`. Asking ends a run: totals begin anew."""
-        totals = Totals.of([self._totals, *self._totals_of_others])
-        self._totals, self._totals_of_others = Totals(), []
+        """The entries that the results file has under `config`. The call ends a run: totals are reset."""
+        totals = Totals.of([self._totals, *self._other_ranks_totals])
+        self._totals, self._other_ranks_totals = Totals(), []
         canonical = json.dumps(self._identity, sort_keys=True)
         return {
             **super().get_model_info(),
@@ -328,9 +324,9 @@ class HybridLM(LocalModel):
             "hybrid_totals": totals.summary(),
         }
 
-    def _taken_traffic(self) -> dict[str, dict[str, float]]:
-        """What was asked of servers by all ranks, by model; it is counted anew from here on."""
-        others, self._traffic_of_others = self._traffic_of_others, []
+    def _take_traffic(self) -> dict[str, dict[str, float]]:
+        """The requests that all ranks sent to servers, by model; the counts are reset."""
+        others, self._other_ranks_traffic = self._other_ranks_traffic, []
         return {
             model.name: asdict(Traffic.of([model.traffic.taken(), *(traffic[role] for traffic in others)]))
             for role, model in self._loader.remote.items()
@@ -348,7 +344,7 @@ class HybridLM(LocalModel):
         )
         if match.differences:
             differences = "; ".join(match.differences)
-            _log.warning("The models may not be those that %s was made with: %s", self._suite.identity, differences)
+            _log.warning("The models differ from those that %s was made with: %s", self._suite.identity, differences)
         remote = self._loader.remote
         return HybridDecoder(
             remote.get("base") or LocalBackend(self.model, self.tokenizer),
@@ -360,23 +356,23 @@ class HybridLM(LocalModel):
     def _job(self, instance: Instance, repeat: int) -> _Job:
         context, generation_kwargs = instance.args
         check_not_empty(instance)
-        settings = Settings.of(generation_kwargs, self.max_gen_toks, self._policy.seed)
+        settings = GenerationSettings.of(generation_kwargs, self.max_gen_toks, self._policy.seed)
         sampling = None if settings.sampling is None else replace(settings.sampling, repeat=repeat)
         base_ids = thinking_ids = self.tok_encode(context)
         if self._policy.reads_base:
-            check_room(instance, "base", len(base_ids), settings, self.max_length)
+            check_fits_context(instance, "base", len(base_ids), settings, self.max_length)
         thought_open = False
         if self._thinking is not None:
             text = self._thinking.text(context, isinstance(context, Templated))
             thinking_ids = self._thinking.ids(text)
-            check_room(instance, "thinking", len(thinking_ids), settings, self._thinking.model.max_length)
-            # Only where every token is the thinking model's own does its answer go on with the thought.
+            check_fits_context(instance, "thinking", len(thinking_ids), settings, self._thinking.model.max_length)
+            # In other arms the base speaks, and does not continue the thinking model's thought.
             thought_open = self._arm == "thinking" and thought_is_open(text)
         prompt = Prompt(base_ids, thinking_ids)
         request = Request(prompt, settings.max_new_tokens, settings.stop, sampling)
-        return _Job(instance, request, thought_open, answers_file.key(context, generation_kwargs, repeat))
+        return _Job(instance, request, thought_open, request_key(context, generation_kwargs, repeat))
 
-    def _score(self, batch: list[_Scored]) -> list[tuple[float, bool]]:
+    def _score(self, batch: list[_ScoreRequest]) -> list[tuple[float, bool]]:
         prompts, continuations = [], []
         for texts, context_ids, continuation in batch:
             thinking_ids = context_ids
@@ -384,24 +380,24 @@ class HybridLM(LocalModel):
                 if texts is None:
                     text = self.tok_decode(context_ids)
                 else:
-                    # White space at its end has moved from the context to the continuation.
+                    # The harness has moved trailing white space from the context to the continuation.
                     text = self._thinking.text(texts[0].rstrip(), isinstance(texts[0], Templated))
                 thinking_ids = self._thinking.ids(text)
-                if self._own_words:
+                if self._retokenizes:
                     continuation = self._thinking.continuation_ids(text, self.tok_decode(continuation))
             prompts.append(Prompt(context_ids, thinking_ids))
             continuations.append(continuation)
         return self._decoder.score(prompts, continuations)
 
     def _detect_batch_size(self, requests: Sequence[Any] | None = None, pos: int = 0) -> int:
-        """HFLM's way to a size for `auto`, which knows of one model only."""
-        return self._rows(self.max_length)
+        """Replaces HFLM's search of a size for `auto`, which considers one model only."""
+        return self._batch_rows(self.max_length)
 
-    def _rows(self, tokens: int) -> int:
-        """How many texts of so many tokens to work on at once."""
+    def _batch_rows(self, tokens: int) -> int:
+        """The batch size for sequences of `tokens` tokens."""
         if self.batch_size != "auto":
             return int(self.batch_size)
         if self._loader.remote:
-            return ROWS
+            return REMOTE_BATCH
         models = [self.model, *([self._thinking.model.model] if self._thinking else [])]
-        return rows_that_fit(models, max(1, tokens), int(self.max_batch_size))
+        return largest_batch(models, max(1, tokens), int(self.max_batch_size))

@@ -1,4 +1,4 @@
-"""Answers that carry how they came to be, and what a run's answers add up to."""
+"""Answers that carry their token records through the harness, and a run's totals over them."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -10,17 +10,18 @@ from lm_eval_hybrid.decoding.records import Generation
 
 
 class HybridAnswer(str):
-    """An answer's text, for the harness, and its generation, for us.
+    """An answer's text with the generation that produced it.
 
-    As a `str` it passes through everything the harness does with answers; being picklable it keeps its records in the
-    response cache and between processes. Built from a text alone it is that text: the harness makes targets that way.
+    Being a `str`, it passes through everything that the harness does with answers; being picklable, it keeps its
+    records in the response cache and between processes. Made from a text alone (as the harness makes targets) it has
+    no generation.
 
     Attributes:
-        generation: a record per token; None for such a text.
+        generation: the token records; None if made from a text alone.
         arm, bundle: what generated it.
-        thought_open: the model that wrote it was prompted to begin inside a thought.
-        compared: the base model was run, so that it is known which tokens steering changed.
-        words: what the models' choices read as, by id, where they are not the token that was taken.
+        thought_open: the prompt ended inside a thought, so that the answer begins in one.
+        compared: the base model was run, so that `changed` of its records is known.
+        words: the text of the models' choices that differ from the emitted token, by token id.
     """
 
     generation: Generation | None
@@ -48,20 +49,21 @@ class HybridAnswer(str):
 
 @dataclass
 class Totals:
-    """Counts over the answers that a run generated (not those it found in a response cache).
+    """Counts over the answers that a run generated, without those from a response cache.
 
     Attributes:
-        tokens, steered, changed: generated tokens, up to the stop string.
-        made: tokens that were generated now, not before an interruption.
-        compared: the base model was run, so that `changed` means something.
+        requests: answers counted.
+        tokens, steered, changed: generated tokens up to the stop string; those steered; those changed.
+        generated: tokens generated in this process's lifetime, without those of an interrupted run.
+        compared: the base model was run, so that `changed` is known.
         truncated: answers that reached the length limit.
         behaviors: tokens by the behavior they were steered with.
-        seconds: wall time of generation, prompts read included.
+        seconds: wall-clock time of generation, including prefill.
     """
 
     requests: int = 0
     tokens: int = 0
-    made: int = 0
+    generated: int = 0
     steered: int = 0
     changed: int = 0
     compared: bool = True
@@ -69,11 +71,11 @@ class Totals:
     behaviors: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 
-    def add(self, generation: Generation, made: bool = True) -> None:
-        """Count a finished answer; its time is counted apart, as answers are made side by side."""
+    def add(self, generation: Generation, resumed: bool = False) -> None:
+        """Count a finished answer, but not its time: answers of a batch are generated together."""
         self.requests += 1
         self.tokens += len(generation.records)
-        self.made += len(generation.records) if made else 0
+        self.generated += 0 if resumed else len(generation.records)
         self.steered += sum(record.steered for record in generation.records)
         self.changed += sum(record.changed for record in generation.records)
         self.compared &= all(record.base_choice is not None for record in generation.records)
@@ -82,10 +84,10 @@ class Totals:
 
     @classmethod
     def of(cls, ranks: Iterable["Totals"]) -> "Totals":
-        """The totals of processes that ran side by side: counts add up, the longest time counts."""
+        """The totals of processes that ran side by side: sums of counts, and the longest time."""
         whole = cls()
         for part in ranks:
-            for name in ("requests", "tokens", "made", "steered", "changed", "truncated"):
+            for name in ("requests", "tokens", "generated", "steered", "changed", "truncated"):
                 setattr(whole, name, getattr(whole, name) + getattr(part, name))
             whole.compared &= part.compared
             whole.behaviors.update(part.behaviors)
@@ -93,7 +95,7 @@ class Totals:
         return whole
 
     def summary(self) -> dict[str, Any]:
-        """As the results file has it: `hybrid_totals`. What nothing was generated to measure is None."""
+        """`hybrid_totals` of the results file. A figure that was not measured is None."""
         return {
             "requests": self.requests,
             "tokens": self.tokens,
@@ -104,5 +106,5 @@ class Totals:
             "behaviors": dict(self.behaviors.most_common()),
             "truncated": self.truncated,
             "seconds": self.seconds,
-            "tokens_per_second": self.made / self.seconds if self.made and self.seconds else None,
+            "tokens_per_second": self.generated / self.seconds if self.generated and self.seconds else None,
         }

@@ -1,7 +1,7 @@
-"""The tokens file: a line per document, a record per token, beside the harness's samples file.
+"""Writes one record per generated token beside the harness's samples files.
 
-The harness keeps only an answer's text. Where it saves samples (`--log_samples` with `--output_path`) this module
-saves tokens_<task>_<date>.jsonl next to samples_<task>_<date>.jsonl.
+The harness keeps only an answer's text. Where it saves samples (`--log_samples` with `--output_path`), this module
+saves tokens_<task>_<date>.jsonl next to samples_<task>_<date>.jsonl, one line per document.
 """
 
 import functools
@@ -21,28 +21,31 @@ _log = logging.getLogger(__name__)
 
 
 def install() -> None:
-    """Have the harness save tokens with samples. Idempotent; other models' samples are saved as before."""
+    """Make the harness save tokens files with its samples. Samples of other models are saved as before.
+
+    Calling it again changes nothing.
+    """
     save = EvaluationTracker.save_results_samples
     if getattr(save, "saves_tokens", False):
         return
 
     @functools.wraps(save)
     def save_with_tokens(self: EvaluationTracker, task_name: str, samples: list[dict[str, Any]]) -> None:
-        # Before the harness's own saving, which turns the answers into plain strings.
+        # Before the harness saves the samples, since that turns the answers into plain strings.
         try:
             _write(self, task_name, samples)
-        except OSError as error:  # as the harness does: a run is not lost because a file cannot be written
-            _log.warning("Could not save the tokens of %s: %s", task_name, error)
+        except OSError as error:  # as in the harness, a file that cannot be written does not end the run
+            _log.warning("Could not save the token records of %s: %s", task_name, error)
         save(self, task_name, samples)
 
-    save_with_tokens.saves_tokens = True  # type: ignore[attr-defined]
+    save_with_tokens.saves_tokens = True  # type: ignore[attr-defined]  # marks a function object
     EvaluationTracker.save_results_samples = save_with_tokens
 
 
 def _write(tracker: EvaluationTracker, task_name: str, samples: list[dict[str, Any]]) -> None:
     lines = _lines(task_name, samples)
     first = next(lines, None)
-    date = getattr(tracker, "date_id", None)  # set with the results file, which comes first
+    date = getattr(tracker, "date_id", None)  # set when the results file is saved, which happens first
     if first is None or not tracker.output_path or date is None:
         return
     path = Path(tracker.output_path)
@@ -56,7 +59,7 @@ def _write(tracker: EvaluationTracker, task_name: str, samples: list[dict[str, A
 def _lines(task_name: str, samples: Iterable[dict[str, Any]]) -> Iterator[str]:
     seen = set()
     for sample in samples:
-        # A task with several filters has a sample per filter, all of one answer.
+        # A task with several filters has one sample for each filter, all with the same answer.
         answer = sample["resps"][0][0]
         if not isinstance(answer, HybridAnswer) or answer.generation is None or sample["doc_id"] in seen:
             continue

@@ -102,9 +102,9 @@ def test_models_on_a_server_take_nothing_here(capsys: pytest.CaptureFixture) -> 
         (["--arms", "hybird"], "--arms must be of"),
         (["--measure", "0"], "--measure must be 1 or more"),
         (["--from", "nowhere"], "--from needs results of model hybrid"),
-        (["--batch_size", "many"], "batch_size must be 1 or more, or auto"),
+        (["--batch_size", "many"], "batch_size='many' is not a batch size"),
         (["--model_args", "base=./nowhere"], "the base model and its tokenizer must be loadable"),
-        (["--model_args", "base_device=cuda:9"], "base_device must be one of"),
+        (["--model_args", "base_device=cuda:9"], "base_device='cuda:9' does not exist here"),
         (["--metadata", "x"], "--metadata must be a JSON object"),
     ],
 )

@@ -25,7 +25,7 @@ from lm_eval_hybrid.results import outputs
 from tests.tiny_system import TinySystem, write_system
 
 ARMS = ("base", "hybrid", "thinking", "bias-only", "random-vectors")
-ROWS = [{"question": f"What is {i} plus {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(6)]
+REMOTE_BATCH = [{"question": f"What is {i} plus {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(6)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,7 +50,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> TinySystem:
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rows")
-    (folder / "gsm8k_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    (folder / "gsm8k_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in REMOTE_BATCH), encoding="utf-8")
     return folder
 
 
@@ -124,7 +124,7 @@ def test_gap_file_says_what_it_rests_on(finished: Path, system: TinySystem) -> N
     (task,) = content["tasks"]
     assert [arm["arm"] for arm in task["arms"]] == list(ARMS)
     for one in content["runs"]:
-        assert len(one["right"]) == len(ROWS)
+        assert len(one["right"]) == len(REMOTE_BATCH)
         assert len(one["fingerprint"]) == len(one["answers_sha256"]) == 64
     assert len({one["fingerprint"] for one in content["runs"]}) == len(ARMS)
 
@@ -224,7 +224,7 @@ def test_sampled_answers_are_kept_as_well(system: TinySystem, rows: Path, tmp_pa
 
 def _interrupt(folder: Path, plan: Experiment) -> None:
     """Run until three answers are written down."""
-    from lm_eval_hybrid.harness.answers_file import AnswersFile
+    from lm_eval_hybrid.harness.resuming import AnswersFile
 
     add = AnswersFile.add
     written = []
@@ -250,7 +250,7 @@ def test_answers_of_another_run_are_refused(system: TinySystem, rows: Path, tmp_
     head = json.loads(lines[0])
     head["identity"]["bundle"] = "another@1.0.0"
     path.write_text("\n".join([json.dumps(head), *lines[1:], lines[1][:40]]))
-    with pytest.raises(HybridError, match="unfinished answers must be of this very run"):
+    with pytest.raises(HybridError, match="holds answers of a different run"):
         run(plan, tmp_path)
     path.write_text("\n".join([lines[0], *lines[1:], lines[1][:40]]))  # the last one torn
     run(plan, tmp_path)

@@ -32,7 +32,7 @@ def answers(system: TinySystem, **arguments: Any) -> list[str]:
 
 def settle(machine: Machine, theirs: dict[str, Any] | None = None, **ours: Any) -> dict[str, str]:
     given = {"device": "cuda", **(theirs or {})}
-    return dict(loading.wishes(HybridArguments(**ours), given, machine).devices)
+    return dict(loading.device_wishes(HybridArguments(**ours), given, machine).devices)
 
 
 def test_devices_of_each_model_change_no_answer(system: TinySystem) -> None:
@@ -93,14 +93,14 @@ def test_each_of_several_processes_has_a_gpu(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("LOCAL_RANK", "1")
     two = Machine((24 * GIB,) * 2, GIB)
     assert settle(two) == {"base": "cuda:1", "thinking": "cuda:1"}
-    with pytest.raises(HybridError, match="base_device must stand alone"):
+    with pytest.raises(HybridError, match="base_device=cuda:0 conflicts with"):
         settle(two, base_device="cuda:0")
 
 
 def test_devices_that_are_not_there_are_refused() -> None:
-    with pytest.raises(HybridError, match="thinking_device must be one of cuda:0, cpu; found 'cuda:1'"):
+    with pytest.raises(HybridError, match="thinking_device='cuda:1' does not exist here; choose one of cuda:0, cpu"):
         settle(Machine((24 * GIB,), GIB), thinking_device="cuda:1")
-    with pytest.raises(HybridError, match="base_device must stand alone; found parallelize=True"):
+    with pytest.raises(HybridError, match=r"base_device=.* conflicts with parallelize=True"):
         settle(Machine((24 * GIB,), GIB), {"parallelize": True}, base_device="cpu")
 
 
@@ -111,9 +111,9 @@ def test_on_several_gpus_each_model_is_told_where_it_goes(system: TinySystem, mo
 
     def told(*gpus: int) -> dict[Source, dict[str, Any]]:
         monkeypatch.setattr(Machine, "here", classmethod(lambda cls: Machine(gpus, GIB)))
-        return loading.arguments(sources, HybridArguments(), theirs)
+        return loading.placed_arguments(sources, HybridArguments(), theirs)
 
-    (need,) = [loading.need(base, theirs, 256)]
+    (need,) = [loading.memory_need(base, theirs, 256)]
     room = int(need.total / 0.9) + 1
     assert told(room, 2 * room + 2)[base] == {**theirs, "device": "cuda:1"}
     assert told(room, room)[base]["device"] != told(room, room)[thinking]["device"]

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.experiment.plan import Experiment
-from lm_eval_hybrid.harness.generation import Settings
+from lm_eval_hybrid.harness.generation import GenerationSettings
 from lm_eval_hybrid.models.sources import Source
 
 if TYPE_CHECKING:
@@ -93,7 +93,9 @@ def requests(
 
 
 def _of(name: str, instances: "list[Instance]", tokenizer: PreTrainedTokenizerBase, seed: int | None) -> TaskRequests:
-    settings = [] if seed is None else [Settings.of(instance.args[1], _ANSWER, seed) for instance in instances]
+    settings = (
+        [] if seed is None else [GenerationSettings.of(instance.args[1], _ANSWER, seed) for instance in instances]
+    )
     # Greedily all answers to a request are the same: it is answered once.
     drawn = any(each.sampling for each in settings)
     asked = [instance for instance in instances for _ in range((instance.repeats or 1) if drawn else 1)]

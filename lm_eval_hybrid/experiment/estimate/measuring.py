@@ -10,9 +10,9 @@ from lm_eval_hybrid.decoding.records import Generation
 from lm_eval_hybrid.experiment.estimate.documents import TaskRequests
 from lm_eval_hybrid.experiment.estimate.rates import Measured, Rate, fitted
 from lm_eval_hybrid.experiment.plan import Experiment
-from lm_eval_hybrid.harness.answers_file import AnswersFile
 from lm_eval_hybrid.harness.arguments import HybridArguments
 from lm_eval_hybrid.harness.hybrid_lm import HybridLM
+from lm_eval_hybrid.harness.resuming import AnswersFile
 
 
 class Stopwatch(AnswersFile):

@@ -8,8 +8,8 @@ from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.experiment.plan import Experiment
 from lm_eval_hybrid.harness import loading
 from lm_eval_hybrid.harness.arguments import HybridArguments
-from lm_eval_hybrid.harness.batches import check_sizes
-from lm_eval_hybrid.harness.remote import ROWS
+from lm_eval_hybrid.harness.loading import REMOTE_BATCH
+from lm_eval_hybrid.harness.memory import check_batch_sizes
 from lm_eval_hybrid.models.devices import Machine
 from lm_eval_hybrid.models.placement import Need, Place, Wishes, place
 from lm_eval_hybrid.models.sizes import Size, size_of
@@ -50,7 +50,7 @@ class Models:
         ours, theirs = split[0]
         theirs |= {"batch_size": experiment.batch_size, "device": experiment.device}
         theirs["device"] = theirs["device"] or ("cuda" if machine.gpus else "cpu")
-        check_sizes(theirs)
+        check_batch_sizes(theirs)
         revision = theirs.pop("revision", None)
         manifest = ours.suite().manifest
         policies = [arguments.policy(manifest.steering) for arguments, _ in split]
@@ -59,14 +59,16 @@ class Models:
             sources["thinking"] = Source.choose("thinking", ours.thinking, manifest.thinking)
         backends = {"base": ours.base_backend, "thinking": ours.thinking_backend}
         sizes = {
-            role: size_of(source, loading.shared(theirs, role))
+            role: size_of(source, loading.arguments_for(theirs, role))
             for role, source in sources.items()
             if backends[role] == "local"
         }
         names = {"base": str(ours.base or manifest.base.id), "thinking": str(ours.thinking or manifest.thinking.id)}
         names = {role: names[role] for role in sources}
         read = {"thinking"} | ({"base"} if any(policy.reads_base for policy in policies) else set())
-        return cls(names, sources, theirs, sizes, frozenset(read), loading.wishes(ours, theirs, machine), machine)
+        return cls(
+            names, sources, theirs, sizes, frozenset(read), loading.device_wishes(ours, theirs, machine), machine
+        )
 
     @property
     def remote(self) -> bool:
@@ -90,7 +92,7 @@ class Models:
         if not asked.startswith("auto"):
             return int(asked)
         if self.remote:
-            return ROWS
+            return REMOTE_BATCH
         rows = int(self.theirs.get("max_batch_size") or _MOST)
         while rows > 1 and self.places(self.needs(rows, tokens))[1]:
             rows //= 2

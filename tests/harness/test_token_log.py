@@ -8,7 +8,7 @@ import pytest
 from lm_eval.loggers import EvaluationTracker
 
 from lm_eval_hybrid.decoding.records import Generation, TokenRecord
-from lm_eval_hybrid.harness import token_log as sidecar
+from lm_eval_hybrid.harness import token_log
 from lm_eval_hybrid.harness.records import HybridAnswer
 
 RECORD = TokenRecord(0, 5, "4", True, False, 1, "compute", 1.0, 0, -0.25, 5, -0.5, 5, -0.2)
@@ -29,8 +29,8 @@ def sample(doc_id: int, answer: str, filter_name: str = "none") -> dict[str, Any
 
 
 def save(path: Path, samples: list[dict[str, Any]]) -> None:
-    sidecar.install()
-    sidecar.install()
+    token_log.install()
+    token_log.install()
     tracker = EvaluationTracker(output_path=str(path))
     tracker.general_config_tracker.log_experiment_args("hybrid", {"model": "tiny"}, None, None, False)
     tracker.save_results_aggregated({}, {"sums": samples})

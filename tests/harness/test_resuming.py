@@ -7,7 +7,7 @@ import pytest
 
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.records import Generation, TokenRecord
-from lm_eval_hybrid.harness.answers_file import AnswersFile, key
+from lm_eval_hybrid.harness.resuming import AnswersFile, request_key
 
 RECORD = TokenRecord(0, 5, "4\u2028", True, False, 1, "compute", 1.0, 0, -0.1 / 3, 5, -1e-17, 7, -0.2)
 ANSWER = Generation("4\u2028", (RECORD,), "eos")
@@ -61,7 +61,7 @@ def test_a_head_that_was_not_written_to_its_end(tmp_path: Path, size: int) -> No
 
 def test_another_run_answers_are_refused(tmp_path: Path) -> None:
     opened(tmp_path)
-    with pytest.raises(HybridError, match="must be of this very run"):
+    with pytest.raises(HybridError, match="holds answers of a different run"):
         AnswersFile(tmp_path).open({**IDENTITY, "arm": "base"})
 
 
@@ -72,12 +72,19 @@ def test_lines_of_something_else(tmp_path: Path, line: str) -> None:
     opened(tmp_path)
     (path,) = tmp_path.iterdir()
     path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(HybridError, match="must hold answers as a run leaves them"):
+    with pytest.raises(HybridError, match="holds a line that is not a stored answer"):
         opened(tmp_path)
 
 
 def test_a_key_says_which_request(tmp_path: Path) -> None:
     settings = {"until": ["\n"], "max_gen_toks": 4}
-    keys = {key("a", settings, 0), key("b", settings, 0), key("a", settings, 1), key("a", {"until": []}, 0)}
+    keys = {
+        request_key("a", settings, 0),
+        request_key("b", settings, 0),
+        request_key("a", settings, 1),
+        request_key("a", {"until": []}, 0),
+    }
     assert len(keys) == 4
-    assert key("a", json.loads(json.dumps(settings)), 0) == key("a", dict(reversed(settings.items())), 0)
+    assert request_key("a", json.loads(json.dumps(settings)), 0) == request_key(
+        "a", dict(reversed(settings.items())), 0
+    )
