@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from lm_eval_hybrid.judging.verdicts import Verdict
-    from lm_eval_hybrid.results.recordings import Recording
-    from lm_eval_hybrid.results.rescoring import Score
+    from lm_eval_hybrid.results.recordings import Recording, Score
 
 BASE, HYBRID, THINKING = "base_model", "hybrid_model", "thinking_model"
 LONG = 200  # answers: more are worth a progress bar
@@ -69,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     from lm_eval_hybrid.judging.recorded import agreements
     from lm_eval_hybrid.report import agreement
     from lm_eval_hybrid.results import recordings
-    from lm_eval_hybrid.results.rescoring import scores
+    from lm_eval_hybrid.results.recordings import scores
 
     if args.seed < 0:
         raise HybridError(f"--seed must be 0 or more; found {args.seed}; give another")

@@ -11,8 +11,7 @@ from lm_eval_hybrid.judging.cache import CachedJudge
 from lm_eval_hybrid.judging.judge import load
 from lm_eval_hybrid.judging.recipe import JudgeRecipe
 from lm_eval_hybrid.judging.verdicts import Asked, Verdict, estimate, judge_answers
-from lm_eval_hybrid.results.recordings import Recording
-from lm_eval_hybrid.results.rescoring import Score
+from lm_eval_hybrid.results.recordings import Recording, Score
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +19,7 @@ log = logging.getLogger(__name__)
 def verdicts(
     recordings: Sequence[Recording], recipe: JudgeRecipe, repeats: int, folder: Path
 ) -> tuple[str, list[list[Verdict]]]:
-    """The judge's identity, and for each recording a verdict on each answer, in the order of `rescoring.scores`.
+    """The judge's identity, and for each recording a verdict on each answer, in the order of `recordings.scores`.
 
     What it costs at most is logged first. Replies are kept in `folder`.
 

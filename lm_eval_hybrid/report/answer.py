@@ -12,7 +12,7 @@ from rich.text import Text
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.common.text import printable
 from lm_eval_hybrid.decoding.records import TokenRecord
-from lm_eval_hybrid.results.runs import Answer, ArmRun, Document, Runs
+from lm_eval_hybrid.results.runs import ArmRun, RecordedAnswer, Runs, ScoredDocument
 
 # Backgrounds for black letters: light enough to read on, strong enough to be seen on white and on black.
 PALETTE = (
@@ -26,7 +26,7 @@ PROMPT_SHOWN = 1000  # characters; few-shot prompts run to pages, and the questi
 class Shown:
     """An answer of the hybrid, whether it is right, and whether base is (None: no run of base)."""
 
-    answer: Answer
+    answer: RecordedAnswer
     right: bool
     base_right: bool | None
 
@@ -109,18 +109,18 @@ def _behavior(record: TokenRecord) -> str | None:
     return (record.behavior or "bias") if record.steered else None
 
 
-def _base_right(runs: Runs, run: ArmRun, document: Document) -> bool | None:
+def _base_right(runs: Runs, run: ArmRun, document: ScoredDocument) -> bool | None:
     base = runs.arms(run.task).get("base")
     if base is None:
         return None
     return next(held.exact_match for held in base.documents if held.doc_id == document.doc_id) == 1
 
 
-def _telling(runs: Runs, run: ArmRun, document: Document) -> tuple[bool, bool, int, int]:
+def _telling(runs: Runs, run: ArmRun, document: ScoredDocument) -> tuple[bool, bool, int, int]:
     right = document.exact_match == 1
     gained = right and _base_right(runs, run, document) is False
     return gained, right, len(document.counts.behaviors), -document.counts.tokens
 
 
-def _shown(runs: Runs, run: ArmRun, document: Document) -> Shown:
+def _shown(runs: Runs, run: ArmRun, document: ScoredDocument) -> Shown:
     return Shown(run.answer(document.doc_id), document.exact_match == 1, _base_right(runs, run, document))

@@ -1,7 +1,7 @@
 """Figures of a comparison in words: the cells that tables in the terminal, on the page and in papers share."""
 
 from lm_eval_hybrid.results.comparison import ArmFigures, Share, TaskComparison
-from lm_eval_hybrid.results.statistics import Accuracy, Difference, Gap
+from lm_eval_hybrid.results.statistics import Accuracy, Gap, PairedDifference
 
 ABSENT = "-"
 COLUMNS = (
@@ -62,7 +62,7 @@ def recovered(found: Gap) -> str:
     return f"{found.recovered:+.1%} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
 
-def difference(found: Difference) -> str:
+def difference(found: PairedDifference) -> str:
     """In points of accuracy: `+12.0 [+4.5, +19.5]`."""
     return f"{_points(found.value)} [{_points(found.low)}, {_points(found.high)}]"
 

@@ -1,6 +1,7 @@
-"""Every figure of a comparison of arms, task by task: what gap.json holds and tables and pages show.
+"""All figures of a comparison of arms, task by task: what gap.json holds and tables and pages show.
 
-All of it is a function of the runs and of the bootstrap's seed.
+They are a function of the runs and the bootstrap's seed alone. gap.json holds these classes' fields, so renaming one
+changes its schema.
 """
 
 import hashlib
@@ -10,12 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, median
 
-from lm_eval_hybrid.results.runs import WITHOUT, ArmRun, Counts, Runs
+from lm_eval_hybrid.results.runs import WITHOUT, ArmRun, Runs, TokenCounts
 from lm_eval_hybrid.results.statistics import (
     Accuracy,
-    Difference,
     Gap,
     McNemar,
+    PairedDifference,
     accuracy,
     difference,
     gap,
@@ -26,7 +27,7 @@ from lm_eval_hybrid.results.statistics import (
 
 @dataclass(frozen=True)
 class Share:
-    """Share of the generated tokens: of all documents' together, and the mean of the documents' own."""
+    """A share of the generated tokens: of all documents' tokens together, and the mean of the documents' shares."""
 
     tokens: float
     documents: float
@@ -34,7 +35,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Length:
-    """Generated tokens of an answer."""
+    """Generated tokens per answer."""
 
     mean: float
     median: float
@@ -42,16 +43,16 @@ class Length:
 
 
 @dataclass(frozen=True)
-class Against:
-    """The hybrid against an arm, on the same documents.
+class Contrast:
+    """The hybrid against another arm, on the same documents.
 
     Attributes:
         difference: of accuracy, hybrid minus the arm.
-        test: McNemar's; `better` are the documents that only the hybrid gets right.
+        test: McNemar's; `better` counts documents that only the hybrid gets right.
         holm: its p-value, adjusted for all arms of the task that the hybrid is tested against.
     """
 
-    difference: Difference
+    difference: PairedDifference
     test: McNemar
     holm: float
 
@@ -61,16 +62,16 @@ class ArmFigures:
     """One arm on one task. What was not measured is None.
 
     Attributes:
-        gap: None for base and thinking, and where one of them was not run.
-        against: the hybrid against this arm; None for the hybrid, and where it was not run.
+        gap: None for base and thinking, and if one of them was not run.
+        against: the hybrid against this arm; None for the hybrid itself, and if it was not run.
         steered, changed: of the generated tokens.
-        truncated, unfinished: documents whose answer the token limit cut, and whose answer ends within a thought.
+        truncated, unfinished: documents whose answer was cut at the token limit, and whose answer ends in a thought.
     """
 
     arm: str
     accuracy: Accuracy
     gap: Gap | None
-    against: Against | None
+    against: Contrast | None
     steered: Share | None
     changed: Share | None
     length: Length | None
@@ -80,20 +81,20 @@ class ArmFigures:
 
 @dataclass(frozen=True)
 class BehaviorUse:
-    """What the hybrid does with one behavior on one task.
+    """How much the hybrid uses one behavior on one task.
 
     Attributes:
         behavior: its key; `bias` stands for tokens that were steered without one.
-        tokens, share: steered with it, and their share of the steered tokens.
-        documents: whose answers it has a token in.
-        left_out: the hybrid against itself without this behavior; None where that was not run.
+        tokens, share: tokens steered with it, and their share of the steered tokens.
+        documents: whose answers have such a token.
+        left_out: the hybrid against itself without this behavior; None if that was not run.
     """
 
     behavior: str
     tokens: int
     share: float
     documents: int
-    left_out: Against | None
+    left_out: Contrast | None
 
 
 @dataclass(frozen=True)
@@ -145,38 +146,39 @@ def _task(task: str, arms: dict[str, ArmRun], seed: int) -> TaskComparison:
 
 
 def _figures(run: ArmRun, arms: dict[str, ArmRun], seed: int) -> ArmFigures:
-    ends, hybrid = [arms.get(arm) for arm in ("base", "thinking")], arms.get("hybrid")
+    base, thinking, hybrid = arms.get("base"), arms.get("thinking"), arms.get("hybrid")
     counts = [document.counts for document in run.documents if document.counts is not None]
-    told = len(counts) == len(run.documents)
+    counted = len(counts) == len(run.documents)
     unfinished = [document.unfinished for document in run.documents]
     return ArmFigures(
         arm=run.arm,
         accuracy=accuracy(run.scores),
-        gap=None if None in ends or run in ends else gap(ends[0].scores, run.scores, ends[1].scores, seed),
-        against=None if hybrid is None or hybrid is run else _against(hybrid, run, seed),
-        steered=_share(run.steered_fraction, [(c.steered, c.tokens) for c in counts]) if told else None,
-        changed=_share(run.changed_fraction, [(c.changed, c.tokens) for c in counts]) if told else None,
-        length=_length(counts) if told else None,
-        truncated=sum(c.finish == "length" for c in counts) if told else None,
+        gap=(
+            None
+            if base is None or thinking is None or run in (base, thinking)
+            else gap(base.scores, run.scores, thinking.scores, seed)
+        ),
+        against=None if hybrid is None or hybrid is run else _contrast(hybrid, run, seed),
+        steered=_share(run.steered_fraction, [(c.steered, c.tokens) for c in counts]) if counted else None,
+        changed=_share(run.changed_fraction, [(c.changed, c.tokens) for c in counts]) if counted else None,
+        length=_length(counts) if counted else None,
+        truncated=sum(c.finish == "length" for c in counts) if counted else None,
         unfinished=None if None in unfinished else sum(map(bool, unfinished)),
     )
 
 
-def _against(hybrid: ArmRun, run: ArmRun, seed: int) -> Against:
+def _contrast(hybrid: ArmRun, run: ArmRun, seed: int) -> Contrast:
     test = mcnemar(hybrid.scores, run.scores)
-    return Against(difference(hybrid.scores, run.scores, seed), test, test.p)
+    return Contrast(difference(hybrid.scores, run.scores, seed), test, test.p)
 
 
 def _adjusted(figures: Sequence[ArmFigures]) -> tuple[ArmFigures, ...]:
-    """The same, their tests adjusted for one another: those with a behavior left out are a family of their own."""
-    tested = [f for f in figures if f.against is not None]
+    """Adjust the p-values of each family of tests; arms with a behavior left out are a family of their own."""
     ps: dict[str, float] = {}
     for left_out in (False, True):
-        family = [f for f in tested if f.arm.startswith(WITHOUT) is left_out]
-        ps |= zip((f.arm for f in family), holm([f.against.test.p for f in family]), strict=True)
-    return tuple(
-        replace(f, against=replace(f.against, holm=ps[f.arm])) if f.against is not None else f for f in figures
-    )
+        family = {f.arm: f.against.test.p for f in figures if f.against and f.arm.startswith(WITHOUT) is left_out}
+        ps |= zip(family, holm(list(family.values())), strict=True)
+    return tuple(replace(f, against=replace(f.against, holm=ps[f.arm])) if f.against else f for f in figures)
 
 
 def _share(pooled: float | None, parts: Iterable[tuple[int | None, int]]) -> Share | None:
@@ -185,7 +187,7 @@ def _share(pooled: float | None, parts: Iterable[tuple[int | None, int]]) -> Sha
     return Share(pooled, mean((part or 0) / tokens if tokens else 0.0 for part, tokens in parts))
 
 
-def _length(counts: Sequence[Counts]) -> Length:
+def _length(counts: Sequence[TokenCounts]) -> Length:
     tokens = [c.tokens for c in counts]
     return Length(mean(tokens), median(tokens), max(tokens))
 

@@ -1,9 +1,8 @@
 """Reads a folder of harness outputs.
 
-The harness writes, per run, `results_<date>.json` and, with --log_samples, `samples_<task>_<date>.jsonl`;
-model `hybrid` adds `tokens_<task>_<date>.jsonl`, a line per document with a record per generated token.
-Files of one run share their folder and date. Folders are searched to any depth; of several runs of one arm
-on one task the newest counts.
+A run of the harness writes `results_<date>.json` and, with --log_samples, `samples_<task>_<date>.jsonl`. Model `hybrid`
+adds `tokens_<task>_<date>.jsonl`, a line per document with a record per generated token. Files of one run share their
+folder and date. Folders are searched to any depth; of several runs of one arm on one task the newest counts.
 """
 
 import hashlib
@@ -11,10 +10,10 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.arms import ARMS, leaves_alone
@@ -23,9 +22,9 @@ from lm_eval_hybrid.results.runs import (
     SETTINGS,
     WITHOUT,
     ArmRun,
-    Counts,
-    Document,
     Runs,
+    ScoredDocument,
+    TokenCounts,
     check_paired,
     parsed_lines,
     token_lines,
@@ -37,35 +36,8 @@ _RESULTS = re.compile(r".+_(?P<date>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(\.\d+)?)\.jso
 
 
 @dataclass(frozen=True)
-class _Sample:
-    """What is needed of a line of a samples file. What the task does not score is None."""
-
-    filter: str
-    doc_id: int
-    doc_hash: str
-    prompt_hash: str
-    exact_match: float
-    unfinished: bool | None
-    steered_fraction: float | None
-    changed_fraction: float | None
-
-    @classmethod
-    def parse(cls, line: dict[str, Any]) -> "_Sample":
-        if METRIC not in line:
-            raise HybridError(
-                f"a task must be scored by {METRIC} to be compared; found {', '.join(line['metrics'])}; "
-                "choose such a task, run without --predict_only, or move these files away"
-            )
-        names = ("filter", "doc_id", "doc_hash", "prompt_hash")
-        unfinished = line.get("thought_unfinished")
-        fractions = (line.get("steered_fraction"), line.get("changed_fraction"))
-        finished = None if unfinished is None else bool(unfinished)
-        return cls(*(line[name] for name in names), float(line[METRIC]), finished, *fractions)
-
-
-@dataclass(frozen=True)
 class _Output:
-    """One task of one results file, samples not yet read."""
+    """One task of one results file, before its samples are read."""
 
     arm: str
     task: str
@@ -89,26 +61,32 @@ def read(folder: Path) -> Runs:
         newest[output.task, output.arm] = output
     if not newest:
         raise HybridError(
-            f"results of model hybrid are needed (results_*.json); found none in {folder}; "
-            "run lm_eval --model hybrid with --output_path and --log_samples, or name another folder"
+            f"{folder} has no results of model hybrid (results_*.json); run lm_eval --model hybrid with --output_path "
+            "and --log_samples, or name another folder"
         )
     runs = [run for output in newest.values() for run in _runs(output)]
-    order = {arm: place for place, arm in enumerate(ARMS)}
+    order = {arm: position for position, arm in enumerate(ARMS)}
     runs.sort(key=lambda run: (run.task, order.get(run.arm, len(order)), run.arm))
     for task in {run.task for run in runs}:
         check_paired([run for run in runs if run.task == task])
     return Runs(tuple(runs))
 
 
+def arm_of(config: dict[str, Any]) -> str | None:
+    """The arm in a results file's `config`, as `ArmRun.arm`; None if the model was not `hybrid`."""
+    arm, left_out = config.get("hybrid_arm"), config.get("hybrid_without")
+    return f"{WITHOUT}{', '.join(left_out)}" if arm == "hybrid" and left_out else arm
+
+
 def _outputs(folder: Path) -> Iterator[_Output]:
     for path in sorted(folder.rglob("*.json")):
-        named = _RESULTS.fullmatch(path.name)
+        name = _RESULTS.fullmatch(path.name)
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)  # half-written
-        if hidden or not named:
+        if hidden or not name:
             continue
         try:
             results = json.loads(path.read_text(encoding="utf-8"))
-            arm = _arm(results["config"])
+            arm = arm_of(results["config"])
             tasks = list(results["configs"])
         except (ValueError, KeyError, TypeError, AttributeError):
             log.warning("%s is no results file of the harness; ignored", path)
@@ -117,41 +95,28 @@ def _outputs(folder: Path) -> Iterator[_Output]:
             log.warning("%s is not a run of model hybrid; ignored", path)
             continue
         for task in tasks:
-            yield _Output(arm, task, named["date"], path, results)
-
-
-def _arm(config: dict[str, Any]) -> str | None:
-    arm, left_out = config.get("hybrid_arm"), config.get("hybrid_without")
-    return f"{WITHOUT}{', '.join(left_out)}" if arm == "hybrid" and left_out else arm
+            yield _Output(arm, task, name["date"], path, results)
 
 
 def _runs(output: _Output) -> Iterator[ArmRun]:
-    """Read the samples of one task of one run: a run per filter."""
+    """Read the samples of one task of one run; yields a run per filter."""
     samples_path = output.path.with_name(f"samples_{output.task}_{output.date}.jsonl")
     sidecar = output.path.with_name(f"tokens_{output.task}_{output.date}.jsonl")
     if not samples_path.is_file():
         raise HybridError(
-            f"samples are needed to pair documents; found no {samples_path.name} beside {output.path}; "
-            "run again with --log_samples"
+            f"{samples_path.name} is missing beside {output.path}; samples are needed to pair documents; run again "
+            "with --log_samples"
         )
     counts = dict(token_lines(sidecar, _counts)) if sidecar.is_file() else {}
-    by_filter: dict[str, dict[int, _Sample]] = {}
-    for sample in parsed_lines(samples_path, _Sample.parse):
-        by_filter.setdefault(sample.filter, {})[sample.doc_id] = sample
+    by_filter: dict[str, dict[int, ScoredDocument]] = {}
+    for name, document in parsed_lines(samples_path, lambda line: _document(line, counts)):
+        by_filter.setdefault(name, {})[document.doc_id] = document
     if not by_filter:
-        raise HybridError(
-            f"a comparison needs documents; found none in {samples_path}; run again with a larger --limit, or move "
-            "these files away"
-        )
+        raise HybridError(f"{samples_path} has no documents; run again with a larger --limit, or move these files away")
     config = output.results["config"]
     policy = config.get("hybrid_policy") or {}
-    for name, samples in by_filter.items():
-        documents = tuple(
-            Document(
-                doc_id, sample.doc_hash, sample.prompt_hash, sample.exact_match, sample.unfinished, counts.get(doc_id)
-            )
-            for doc_id, sample in sorted(samples.items())
-        )
+    for name, found in by_filter.items():
+        documents = tuple(document for _, document in sorted(found.items()))
         yield ArmRun(
             arm=output.arm,
             task=output.task if len(by_filter) == 1 else f"{output.task}:{name}",
@@ -166,15 +131,35 @@ def _runs(output: _Output) -> Iterator[ArmRun]:
             limit=config.get("limit"),
             versions=_versions(output.results),
             tokens_per_second=(config.get("hybrid_totals") or {}).get("tokens_per_second"),
-            steered_fraction=_fraction("steered", documents, samples.values()),
-            changed_fraction=_fraction("changed", documents, samples.values()),
+            steered_fraction=_fraction("steered", documents),
+            changed_fraction=_fraction("changed", documents),
             documents=documents,
             samples=samples_path,
             sidecar=sidecar if sidecar.is_file() else None,
         )
 
 
-def _counts(line: dict[str, Any]) -> tuple[int, Counts]:
+def _document(line: dict[str, Any], counts: Mapping[int, TokenCounts]) -> tuple[str, ScoredDocument]:
+    """(filter, document) of a line of a samples file."""
+    if METRIC not in line:
+        raise HybridError(
+            f"the task is scored by {', '.join(line['metrics'])}; a comparison needs {METRIC}; choose such a task, run "
+            "without --predict_only, or move these files away"
+        )
+    unfinished = line.get("thought_unfinished")
+    return line["filter"], ScoredDocument(
+        doc_id=line["doc_id"],
+        doc_hash=line["doc_hash"],
+        prompt_hash=line["prompt_hash"],
+        exact_match=float(line[METRIC]),
+        unfinished=None if unfinished is None else bool(unfinished),
+        steered_fraction=line.get("steered_fraction"),
+        changed_fraction=line.get("changed_fraction"),
+        counts=counts.get(line["doc_id"]),
+    )
+
+
+def _counts(line: dict[str, Any]) -> tuple[int, TokenCounts]:
     """(doc_id, counts of its tokens)."""
     records = line["records"]
     steered = [record for record in records if record["steered"]]
@@ -182,7 +167,7 @@ def _counts(line: dict[str, Any]) -> tuple[int, Counts]:
     behaviors = Counter(record["behavior"] for record in steered if record["behavior"] is not None)
     changed = sum(record["changed"] for record in steered) if compared else None
     digest = hashlib.sha256(line["text"].encode(errors="replace")).hexdigest()
-    return line["doc_id"], Counts(len(records), len(steered), changed, behaviors, line["finish"], digest)
+    return line["doc_id"], TokenCounts(len(records), len(steered), changed, behaviors, line["finish"], digest)
 
 
 def _settings(arm: str, policy: dict[str, Any]) -> dict[str, str]:
@@ -190,23 +175,23 @@ def _settings(arm: str, policy: dict[str, Any]) -> dict[str, str]:
     return {name: str(policy[name]) for name in SETTINGS if steers and name in policy and leaves_alone(arm, name)}
 
 
-def _fraction(kind: str, documents: tuple[Document, ...], samples: Iterable[_Sample]) -> float | None:
-    if all(document.counts is not None for document in documents):
-        part = [getattr(document.counts, kind) for document in documents]
-        whole = sum(document.counts.tokens for document in documents if document.counts is not None)
-        return None if None in part or not whole else sum(part) / whole
-    column = [getattr(sample, f"{kind}_fraction") for sample in samples]
-    return None if None in column else sum(column) / len(column)
+def _fraction(kind: Literal["steered", "changed"], documents: Sequence[ScoredDocument]) -> float | None:
+    counts = [document.counts for document in documents if document.counts is not None]
+    if len(counts) == len(documents):
+        parts, whole = [getattr(one, kind) for one in counts], sum(one.tokens for one in counts)
+        return None if None in parts or not whole else sum(parts) / whole
+    scores = [getattr(document, f"{kind}_fraction") for document in documents]
+    return None if None in scores else sum(scores) / len(scores)
 
 
 def _versions(results: dict[str, Any]) -> dict[str, str]:
-    """Versions as the run recorded them, by package; those it did not record are absent."""
+    """Package versions that the run recorded."""
     torch = re.match(r"PyTorch version: (\S+)", results.get("pretty_env_info") or "")
-    noted = {
+    recorded = {
         "lm_eval_hybrid": results["config"].get("hybrid_version"),
         "lm_eval": results.get("lm_eval_version"),
         "torch": torch and torch[1],
         "transformers": results.get("transformers_version"),
         "nnsight": results["config"].get("hybrid_nnsight_version"),
     }
-    return {name: version for name, version in noted.items() if version}
+    return {name: version for name, version in recorded.items() if version}

@@ -1,4 +1,4 @@
-"""Evaluations of a bundle, as results for its manifest."""
+"""Turns runs of a bundle into the results that its manifest records."""
 
 import logging
 
@@ -13,17 +13,17 @@ NEEDED = ("base", "hybrid", "thinking")
 
 
 def results(runs: Runs, manifest: Manifest, seed: int = 0) -> tuple[Result, ...]:
-    """A result a task that was run with this bundle by the arms in NEEDED, controls included where they were run, too.
+    """One result for each task that was run with this bundle by the arms in NEEDED; it includes controls that were run.
 
     Args:
         seed: of the bootstrap.
 
     Raises:
-        HybridError: where a run was made with other tensors or another policy, or no task has all that is needed.
+        HybridError: a run used other tensors or another policy, or no task has all arms.
     """
     found = []
     for task in runs.tasks:
-        # With a behavior left out it is another suite; what that costs is in gap.json.
+        # With a behavior left out it is another suite; its cost is in gap.json.
         arms = {arm: run for arm, run in runs.arms(task).items() if not arm.startswith(WITHOUT)}
         if missing := [arm for arm in NEEDED if arm not in arms]:
             log.warning("%s is left out: no run of arm %s", task, " or ".join(missing))
@@ -33,8 +33,8 @@ def results(runs: Runs, manifest: Manifest, seed: int = 0) -> tuple[Result, ...]
         found.append(_result(arms, task, seed))
     if not found:
         raise HybridError(
-            f"results need a task with runs of arms {', '.join(NEEDED)}; found {', '.join(runs.tasks)} without all "
-            "of them; run the arms that are missing into the same folder"
+            f"{', '.join(runs.tasks)}: no task has runs of all of {', '.join(NEEDED)}; run the missing arms into the "
+            "same folder"
         )
     return tuple(found)
 
@@ -42,16 +42,14 @@ def results(runs: Runs, manifest: Manifest, seed: int = 0) -> tuple[Result, ...]
 def _result(arms: dict[str, ArmRun], task: str, seed: int) -> Result:
     hybrid = arms["hybrid"]
     measured = gap(arms["base"].scores, hybrid.scores, arms["thinking"].scores, seed)
-    interval = (
-        None if measured.low is None or measured.high is None else (_digits(measured.low), _digits(measured.high))
-    )
+    interval = None if measured.low is None or measured.high is None else (measured.low, measured.high)
     return Result(
         task=task,
-        scores={arm: _digits(sum(run.scores) / len(run.scores)) for arm, run in arms.items()},
-        gap_recovered=None if measured.recovered is None else _digits(measured.recovered),
-        gap_interval=interval,
-        steered_fraction=_digits(hybrid.steered_fraction or 0.0),
-        changed_fraction=_digits(hybrid.changed_fraction or 0.0),
+        scores={arm: _rounded(sum(run.scores) / len(run.scores)) for arm, run in arms.items()},
+        gap_recovered=None if measured.recovered is None else _rounded(measured.recovered),
+        gap_interval=None if interval is None else (_rounded(interval[0]), _rounded(interval[1])),
+        steered_fraction=_rounded(hybrid.steered_fraction or 0.0),
+        changed_fraction=_rounded(hybrid.changed_fraction or 0.0),
         documents=len(hybrid.documents),
         seed=hybrid.seed or 0,
         harness_version=hybrid.versions.get("lm_eval", "not recorded"),
@@ -61,21 +59,18 @@ def _result(arms: dict[str, ArmRun], task: str, seed: int) -> Result:
 def _check(run: ArmRun, manifest: Manifest) -> None:
     if run.tensors != manifest.files[TENSORS_FILE]:
         raise HybridError(
-            f"results must be of this very bundle's tensors; found {run.task}, arm {run.arm}, run with {run.bundle}; "
-            "run it with this bundle alone, all its behaviors as they are"
+            f"{run.task}, arm {run.arm} was run with {run.bundle}; results must be of this bundle's tensors; run it "
+            "with this bundle alone, all its behaviors unchanged"
         )
-    differing = [name for name in SETTINGS if name in run.settings and run.settings[name] != _said(manifest, name)]
-    if differing:
-        raise HybridError(
-            f"results must be of the bundle's own policy; found {differing[0]}={run.settings[differing[0]]} in "
-            f"{run.task}, arm {run.arm}; run it without that argument"
-        )
+    for name in SETTINGS:
+        value = getattr(manifest.steering, name)
+        own = str(list(value) if isinstance(value, tuple) else value)  # as a run's JSON has it
+        if run.settings.get(name, own) != own:
+            raise HybridError(
+                f"{run.task}, arm {run.arm} was run with {name}={run.settings[name]}; results must be of the bundle's "
+                "own policy; run it without that argument"
+            )
 
 
-def _said(manifest: Manifest, name: str) -> str:
-    value = getattr(manifest.steering, name)
-    return str(list(value) if isinstance(value, tuple) else value)  # as a run's JSON has it
-
-
-def _digits(value: float) -> float:
+def _rounded(value: float) -> float:
     return round(value, 4)

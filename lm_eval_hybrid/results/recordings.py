@@ -1,12 +1,12 @@
-"""Recorded answers: files of an evaluation's questions, true answers and what models answered.
+"""Recorded answers: questions, true answers and what models answered, read from files and scored anew.
 
 Two formats are read. A JSON object with `tasks`, each with `question`, `correct_answer` and `model_answers` by model,
-and perhaps `results.accuracy`, percentages by model that somebody judged; and the samples files that the harness writes
+and perhaps `results.accuracy`, percentages by model that somebody judged; and samples files that the harness writes
 with --log_samples, of any model, one JSON object a line.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,19 @@ from typing import Any
 from lm_eval_hybrid.common import jsonl
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.common.jsonl import question_of
-from lm_eval_hybrid.common.thoughts import THOUGHT_END, THOUGHT_START
+from lm_eval_hybrid.common.thoughts import THOUGHT_END, THOUGHT_START, thought_is_open
+from lm_eval_hybrid.results.runs import METRIC
 from lm_eval_hybrid.scoring.metrics import truth_of
-from lm_eval_hybrid.scoring.reader.answers import marked_answer
+from lm_eval_hybrid.scoring.reader.answers import agrees, answered, marked_answer
 
-METRIC = "exact_match"
-# Of a model's answers. A model that ends thoughts which it does not begin was prompted with their beginning, however
-# many of them a limit of length cut.
+# A model that ends thoughts it did not begin was prompted with their beginning. This share of its answers is enough,
+# since a length limit may cut most of them.
 _PROMPTED = 0.1
 
 
 @dataclass(frozen=True)
-class Task:
-    """A question, if recorded, its true answer, and what each model answered, those without an answer left out."""
+class RecordedTask:
+    """A question (None if not recorded), its true answer, and the answers of the models that gave one."""
 
     question: str | None
     truth: str
@@ -35,15 +35,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Recording:
-    """A file's tasks in its order, and the share of right answers by model that it records, in [0, 1]."""
+    """A file's tasks in file order, and the share of right answers that it records by model, in [0, 1]."""
 
     path: Path
-    tasks: tuple[Task, ...]
+    tasks: tuple[RecordedTask, ...]
     judged: Mapping[str, float]
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Names of the models, in the order in which the file has them."""
+        """Names of the models, in file order."""
         return tuple(dict.fromkeys(model for task in self.tasks for model in task.answers))
 
     def thoughts_prompted(self, model: str) -> bool:
@@ -53,19 +53,47 @@ class Recording:
         return ends >= max(1, _PROMPTED * len(texts))
 
 
+@dataclass(frozen=True)
+class Score:
+    """The score of one model's answer to one task.
+
+    Attributes:
+        task: index of the task in the file, from 0.
+        answer: as it was read; None if the text commits to none, or its thought is unfinished.
+        unfinished: whether it ends inside a thought; such an answer is never right.
+    """
+
+    task: int
+    model: str
+    right: bool
+    answer: str | None
+    unfinished: bool
+
+
+def scores(recording: Recording) -> Iterator[Score]:
+    """Yield the score of every answer, task by task, by the same rule for all models."""
+    prompted = {model: recording.thoughts_prompted(model) for model in recording.models}
+    for index, task in enumerate(recording.tasks):
+        for model, text in task.answers.items():
+            unfinished = thought_is_open(text) or (prompted[model] and THOUGHT_END not in text)
+            found = None if unfinished else answered(text, task.question)
+            right = found is not None and agrees(found, task.truth)
+            yield Score(index, model, right, None if found is None else found.answer, unfinished)
+
+
 def read(path: Path) -> Recording:
-    """Reads a recording of either format; bytes that are not UTF-8 become replacement characters.
+    """Read a recording of either format; bytes that are not UTF-8 become replacement characters.
 
     Raises:
-        HybridError: for a file that cannot be read, is of neither format, or has no answers.
+        HybridError: the file cannot be read, is of neither format, or has no answers.
     """
-    found = _samples(path) if path.suffix == ".jsonl" else _reference(path)
-    if not found.models:
-        raise HybridError(f"{path}: must have answers of a model; found none; name another file")
-    return found
+    recording = _samples(path) if path.suffix == ".jsonl" else _tasks_file(path)
+    if not recording.models:
+        raise HybridError(f"{path}: has no answers of a model; name another file")
+    return recording
 
 
-def _reference(path: Path) -> Recording:
+def _tasks_file(path: Path) -> Recording:
     try:
         content = json.loads(path.read_bytes().decode("utf-8-sig", errors="replace"))
     except OSError as error:
@@ -74,9 +102,13 @@ def _reference(path: Path) -> Recording:
         raise HybridError(f"{path}: not JSON: {error}; name another file") from None
     tasks = content.get("tasks") if isinstance(content, dict) else None
     if not isinstance(tasks, list) or not tasks:
+        if not isinstance(content, dict):
+            found = f"a {type(content).__name__}"
+        else:
+            found = "an empty list of tasks" if tasks == [] else f"an object of {', '.join(content) or 'nothing'}"
         raise HybridError(
-            f"{path}: a recording must be a JSON object with a list of tasks; found {_kind(content, tasks)}; name "
-            "another file, or a samples_*.jsonl"
+            f"{path}: holds {found}; a recording must be a JSON object with a list of tasks; name another file, or a "
+            "samples_*.jsonl"
         )
     results = content.get("results")
     accuracy = results.get("accuracy") if isinstance(results, dict) else None
@@ -85,44 +117,41 @@ def _reference(path: Path) -> Recording:
         for model, percent in (accuracy.items() if isinstance(accuracy, dict) else ())
         if isinstance(percent, int | float)
     }
-    return Recording(path, tuple(_task(task, f"{path}, task {place}") for place, task in enumerate(tasks)), judged)
+    return Recording(path, tuple(_task(task, f"{path}, task {index}") for index, task in enumerate(tasks)), judged)
 
 
-def _task(task: Any, where: str) -> Task:
+def _task(task: Any, where: str) -> RecordedTask:
     answers = task.get("model_answers") if isinstance(task, dict) else None
     truth = task.get("correct_answer") if isinstance(task, dict) else None
     if not isinstance(answers, dict) or not isinstance(truth, str | int | float):
         raise HybridError(
-            f"{where}: must have a correct_answer and model_answers by model; found "
-            f"{', '.join(task) if isinstance(task, dict) else type(task).__name__}; mend the file"
+            f"{where}: found {', '.join(task) if isinstance(task, dict) else type(task).__name__}; must have a "
+            "correct_answer and model_answers by model; fix the file"
         )
     question = task.get("question")
-    said = {str(model): text for model, text in answers.items() if isinstance(text, str)}
-    return Task(question if isinstance(question, str) else None, _truth(str(truth)), said)
+    texts = {str(model): text for model, text in answers.items() if isinstance(text, str)}
+    return RecordedTask(question if isinstance(question, str) else None, _truth(str(truth)), texts)
 
 
 def _samples(path: Path) -> Recording:
-    tasks: dict[Any, Task] = {}
-    scores: list[float] = []
+    tasks: dict[Any, RecordedTask] = {}
+    judged: list[float] = []
     model = path.parent.name if path.stem.startswith("samples_") and path.parent.name else path.stem
     for number, sample in jsonl.rows(path, lenient=True):
         where = f"{path}:{number}"
         doc = sample.get("doc") if isinstance(sample, dict) else None
         if not isinstance(doc, dict):
-            raise HybridError(f"{where}: must be a sample of the harness, with its doc; found none; name another file")
+            raise HybridError(f"{where}: has no doc, so it is no sample of the harness; name another file")
         key = sample.get("doc_id", number)
         if key in tasks:  # again, for another filter of the harness: the answer is the same
             continue
-        tasks[key] = Task(question_of(doc), _target(sample, doc), {model: _response(sample, where)})
+        target = sample.get("target")
+        truth = _truth(target) if isinstance(target, str) and target.strip() else truth_of(doc)
+        tasks[key] = RecordedTask(question_of(doc), truth, {model: _response(sample, where)})
         if isinstance(score := sample.get(METRIC), int | float):
-            scores.append(float(score))
-    judged = {model: sum(scores) / len(scores)} if scores and len(scores) == len(tasks) else {}
-    return Recording(path, tuple(tasks.values()), judged)
-
-
-def _target(sample: dict[str, Any], doc: dict[str, Any]) -> str:
-    target = sample.get("target")
-    return _truth(target) if isinstance(target, str) and target.strip() else truth_of(doc)
+            judged.append(float(score))
+    complete = judged and len(judged) == len(tasks)
+    return Recording(path, tuple(tasks.values()), {model: sum(judged) / len(judged)} if complete else {})
 
 
 def _response(sample: dict[str, Any], where: str) -> str:
@@ -131,16 +160,10 @@ def _response(sample: dict[str, Any], where: str) -> str:
         found = found[0]
     if not isinstance(found, str):
         raise HybridError(
-            f"{where}: must have a generated text in resps; found {type(found).__name__}; choose a task that generates"
+            f"{where}: resps holds {type(found).__name__}, not a generated text; choose a task that generates"
         )
     return found
 
 
 def _truth(text: str) -> str:
     return marked_answer(text) or text.strip()
-
-
-def _kind(content: Any, tasks: Any) -> str:
-    if not isinstance(content, dict):
-        return f"a {type(content).__name__}"
-    return "an empty list" if tasks == [] else f"an object of {', '.join(content) or 'nothing'}"

@@ -1,7 +1,7 @@
-"""Runs that can be compared document by document: the newest of every arm on every task, as `outputs` reads them."""
+"""One arm's run on one task, and runs that can be compared document by document."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,22 +13,22 @@ from lm_eval_hybrid.decoding.records import TOKENS_SCHEMA, TokenRecord
 log = logging.getLogger(__name__)
 Parsed = TypeVar("Parsed")
 METRIC = "exact_match"
-# Of the policy: what a bundle says, unless the user or the arm does.
 SETTINGS = ("gate", "select", "coefficients", "windows")
+"""Fields of the policy that the bundle sets unless the user or the arm does."""
 WITHOUT = "without "
-"""Begins the name of an arm that is the hybrid with one behavior, whose key follows, left out."""
+"""Prefix of an arm that is the hybrid with one behavior left out; the behavior's key follows."""
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Of one answer.
+class TokenCounts:
+    """Token counts of one answer.
 
     Attributes:
         tokens, steered: generated tokens, and those at which the gate opened.
-        changed: those that steering changed; None where the base model was not run.
-        behaviors: tokens by the behavior they were steered with.
+        changed: tokens that steering changed; None if the base model was not run.
+        behaviors: tokens by the behavior that steered them.
         finish: `eos`, `stop` or `length`.
-        text_sha256: of its text.
+        text_sha256: of the answer's text.
     """
 
     tokens: int
@@ -40,14 +40,15 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Document:
+class ScoredDocument:
     """How one arm did on one document.
 
     Attributes:
-        doc_hash, prompt_hash: the harness's, of the document and of the prompt made of it.
-        exact_match: 1 where it is right, else 0.
-        unfinished: the answer ends within a thought; None where the task does not score that.
-        counts: None where the run wrote no token records.
+        doc_hash, prompt_hash: the harness's, of the document and of its prompt.
+        exact_match: 1 if the answer is right, else 0.
+        unfinished: the answer ends within a thought; None if the task does not score that.
+        steered_fraction, changed_fraction: of its tokens; None if the task does not score them.
+        counts: None if the run wrote no token records.
     """
 
     doc_id: int
@@ -55,15 +56,17 @@ class Document:
     prompt_hash: str
     exact_match: float
     unfinished: bool | None
-    counts: Counts | None
+    steered_fraction: float | None
+    changed_fraction: float | None
+    counts: TokenCounts | None
 
 
 @dataclass(frozen=True)
-class Answer:
+class RecordedAnswer:
     """One generated answer with a record per token, as the run wrote it.
 
     Attributes:
-        words: what the models' choices read as, by id, where they are not the token that was taken.
+        words: text of the tokens that a model chose but that were not taken, by token id.
     """
 
     doc_id: int
@@ -81,20 +84,19 @@ class ArmRun:
     """One arm on one task.
 
     Attributes:
-        arm: as the run calls it; or `without KEY`, see WITHOUT.
-        task: the harness's name; followed by ":<filter>" where the task scores several filters.
+        arm: as the run calls it, or `without KEY`, see WITHOUT.
+        task: the harness's name, followed by ":<filter>" if the task scores several filters.
         date: of the results file, as in its name.
-        tensors: sha256 of the bundle's tensors; None where not recorded, or not those of one bundle as it is.
-        base, thinking: what identifies the models; None where not recorded, or not run.
-        fingerprint: sha256 of everything that decides its tokens; None where not recorded.
-        settings: how it steers, where that is the bundle's or the user's choice and not the arm's; empty where it
-            does not steer.
-        tokens_per_second: generated tokens over the generation time of the whole run, all its tasks together;
-            None where it generated none.
-        steered_fraction, changed_fraction: of all generated tokens of the task; without token records the
-            mean of the documents' fractions; None where neither was written.
+        tensors: sha256 of the bundle's tensors; None if not recorded, or if not those of one unchanged bundle.
+        base, thinking: identify the models; None if not recorded or not run.
+        fingerprint: sha256 of everything that decides its tokens; None if not recorded.
+        settings: fields of the policy that the bundle or the user chose, not the arm; empty if the arm does not steer.
+        tokens_per_second: generated tokens over generation time of the whole run, all tasks together; None if it
+            generated none.
+        steered_fraction, changed_fraction: of all generated tokens of the task; without token records, the mean of
+            the documents' fractions; None if neither was written.
         documents: by doc_id.
-        samples: the harness's file of them.
+        samples: the harness's samples file.
         sidecar: file of the token records, if there is one.
     """
 
@@ -113,7 +115,7 @@ class ArmRun:
     tokens_per_second: float | None
     steered_fraction: float | None
     changed_fraction: float | None
-    documents: tuple[Document, ...]
+    documents: tuple[ScoredDocument, ...]
     samples: Path
     sidecar: Path | None
 
@@ -122,37 +124,39 @@ class ArmRun:
         """Exact match per document, in the order of `documents`."""
         return [document.exact_match for document in self.documents]
 
-    def answers(self) -> Iterator[Answer]:
-        """All documents' answers and token records, in the order of the file; none where there are no records."""
+    def answers(self) -> Iterator[RecordedAnswer]:
+        """Yield each document's answer with its token records, in file order; nothing without token records."""
         if self.sidecar is not None:
             yield from token_lines(self.sidecar, self._answer)
 
-    def answer(self, doc_id: int) -> Answer:
-        """One document's answer and token records.
+    def answer(self, doc_id: int) -> RecordedAnswer:
+        """One document's answer with its token records.
 
         Raises:
             HybridError: the run wrote no token records, or none for this document.
         """
         if self.sidecar is None:
             raise HybridError(
-                f"token records are needed to show an answer; found none for {self.task}, arm {self.arm}; "
-                "run model hybrid again with --log_samples"
+                f"{self.task}, arm {self.arm} has no token records; showing an answer needs them; run model hybrid "
+                "again with --log_samples"
             )
-        held = token_lines(self.sidecar, lambda line: self._answer(line) if line["doc_id"] == doc_id else None)
-        for answer in held:
+        answers = token_lines(self.sidecar, lambda line: self._answer(line) if line["doc_id"] == doc_id else None)
+        for answer in answers:
             if answer is not None:
                 return answer
         raise HybridError(f"{self.sidecar.name} has no document {doc_id}; choose one of its doc_id values")
 
-    def _answer(self, line: dict[str, Any]) -> Answer:
+    def _answer(self, line: dict[str, Any]) -> RecordedAnswer:
         words = {int(token): str(text) for token, text in line["words"].items()}
         records = tuple(TokenRecord(**record) for record in line["records"])
-        return Answer(line["doc_id"], self.task, self.arm, line["prompt"], line["text"], line["finish"], words, records)
+        return RecordedAnswer(
+            line["doc_id"], self.task, self.arm, line["prompt"], line["text"], line["finish"], words, records
+        )
 
 
 @dataclass(frozen=True)
 class Runs:
-    """The newest run of every arm on every task, paired: within a task all arms have the same documents."""
+    """The newest run of every arm on every task; within a task all arms have the same documents."""
 
     runs: tuple[ArmRun, ...]
 
@@ -165,19 +169,19 @@ class Runs:
         return {run.arm: run for run in self.runs if run.task == task}
 
 
-def check_paired(runs: list[ArmRun]) -> None:
-    """Check that runs on one task are of the same models and documents.
+def check_paired(runs: Sequence[ArmRun]) -> None:
+    """Check that runs on one task used the same models and documents; warn if prompts or versions differ.
 
     Raises:
-        HybridError: they are not.
+        HybridError: they did not.
     """
     for role in ("base", "thinking"):
         arms = {name: run.arm for run in runs if (name := getattr(run, role)) is not None}
         if len(arms) > 1:
-            found = " and ".join(f"{name} ({arm})" for name, arm in arms.items())
+            names = " and ".join(f"{name} ({arm})" for name, arm in arms.items())
             raise HybridError(
-                f"a comparison of arms needs one {role} model in all of them; found {found} for {runs[0].task}; "
-                "run them with the same one, or move one's files away"
+                f"{runs[0].task} was run with {role} models {names}; a comparison needs the same one in every arm; "
+                "run the arms again with one, or move one's files away"
             )
     first = runs[0]
     hashes = {document.doc_id: document.doc_hash for document in first.documents}
@@ -185,29 +189,28 @@ def check_paired(runs: list[ArmRun]) -> None:
     for run in runs[1:]:
         pair = f"arms {first.arm} and {run.arm} of {run.task}"
         if {document.doc_id: document.doc_hash for document in run.documents} != hashes:
-            found = (
+            difference = (
                 f"limits {first.limit} and {run.limit}"
                 if first.limit != run.limit
                 else f"{len(first.documents)} and {len(run.documents)} documents that are not the same"
             )
             raise HybridError(
-                f"a paired comparison needs the same documents in every arm; found {found} for {pair}; "
-                "run both with the same data and --limit"
+                f"{pair} have {difference}; a paired comparison needs the same documents in every arm; run both with "
+                "the same data and --limit"
             )
         if {document.doc_id: document.prompt_hash for document in run.documents} != prompts:
             log.warning("%s had different prompts: the comparison is of arms and prompts together", pair)
         if run.versions != first.versions:
-            names = sorted(run.versions.keys() | first.versions.keys())
-            found = [
+            versions = [
                 f"{name} {first.versions.get(name, 'not recorded')} and {run.versions.get(name, 'not recorded')}"
-                for name in names
+                for name in sorted(run.versions.keys() | first.versions.keys())
                 if run.versions.get(name) != first.versions.get(name)
             ]
-            log.warning("%s were run with %s: a difference may be theirs", pair, ", ".join(found))
+            log.warning("%s were run with %s: a difference may be theirs", pair, ", ".join(versions))
 
 
 def parsed_lines(path: Path, parse: Callable[[Any], Parsed]) -> Iterator[Parsed]:
-    """Yield `parse(line)` for each line of a samples file, as a JSON value.
+    """Yield `parse(line)` for each line of a samples file, a JSON value.
 
     Raises:
         HybridError: `path:line` is not JSON, or `parse` failed on it.

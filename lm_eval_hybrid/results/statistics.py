@@ -1,13 +1,14 @@
 """Accuracy, gap recovered and paired differences, each with a 95% interval.
 
-Gap recovered is (treated - base) / (thinking - base): 0 is the base model, 1 the thinking model. It is
-signed and never clipped: an arm that hurts is below 0, one that beats the thinking model above 1. Its
-interval is a paired bootstrap over documents: a resample draws documents, and every arm is scored on the
-same draw. The ends are BCa ones: percentiles, corrected for the bias and the skew of a ratio.
+Gap recovered is (treated - base) / (thinking - base): 0 is the base model, 1 the thinking model. It is signed and
+never clipped: an arm that hurts is below 0, one that beats the thinking model above 1. Intervals of gaps and
+differences are BCa intervals of a paired bootstrap: a resample draws documents, and every arm is scored on the same
+draw.
 
-The bootstrap does not draw indices. Documents on which all arms scored alike are interchangeable, and how
-often each such pattern of scores occurs in a resample is multinomial; drawing those counts gives the same
-distribution in a few columns instead of one per document, whatever the order of the documents.
+Documents on which all arms scored alike are interchangeable, and how often each such pattern of scores occurs in a
+resample is multinomial. Drawing those counts gives the distribution of drawing documents in a few columns, whatever
+the order of the documents. `scipy.stats.bootstrap` would draw 10,000 x documents indices and rescore every document
+for the jackknife, and it cannot count resamples whose ratio is undefined.
 """
 
 from collections.abc import Sequence
@@ -37,8 +38,8 @@ class Accuracy:
 class Gap:
     """Signed gap recovered with its 95% interval, in units of the gap (1 = all of it).
 
-    `recovered` is None where thinking is not above base; `low` and `high` are None there too, and where the
-    resamples leave that open. `reason` then says why in words; it is None where all three numbers stand.
+    `recovered` is None if thinking is not above base. `low` and `high` are None then too, and if too many resamples
+    have no gap. `reason` explains a None; it is None itself if all three numbers are defined.
     """
 
     recovered: float | None
@@ -49,7 +50,7 @@ class Gap:
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """Mean score of one arm minus another's on the same documents, with its 95% interval; all in [-1, 1]."""
 
     value: float
@@ -60,8 +61,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class McNemar:
-    """Of the documents that only one of two arms gets right: how many are the first's (`better`) and the second's
-    (`worse`), and the two-sided p-value of a split as uneven as that, were both equally likely."""
+    """McNemar's exact test of two arms on the same documents.
+
+    Attributes:
+        better, worse: documents that only the first arm, or only the second, gets right.
+        p: two-sided p-value.
+    """
 
     better: int
     worse: int
@@ -69,30 +74,27 @@ class McNemar:
 
 
 def accuracy(scores: Scores) -> Accuracy:
-    """Mean of per-document scores (0 or 1) with Wilson's interval (Wilson 1927).
+    """Mean of per-document scores (0 or 1) with Wilson's interval.
 
-    The interval stays inside [0, 1] and does not shrink to a point where every document is right or wrong.
+    The interval stays inside [0, 1] and does not shrink to a point if every document is right or wrong.
 
     Raises:
         HybridError: no scores, or a score that is neither 0 nor 1.
     """
+    from scipy.stats import binomtest
+
     (column,) = _binary(_paired(scores)).T
-    n = len(column)
-    share = float(column.mean())
-    z = NormalDist().inv_cdf(1 - TAIL)
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    # At shares of 0 and 1 one end equals the share on paper; rounding must not carry it past either.
-    low, high = max(0.0, float(centre - half)), min(1.0, float(centre + half))
-    return Accuracy(share, min(share, low), max(share, high), n)
+    n, share = len(column), float(column.mean())
+    interval = binomtest(round(column.sum()), n).proportion_ci(1 - 2 * TAIL, method="wilson")
+    # At shares of 0 and 1 one end equals the share on paper; rounding must not carry it past.
+    return Accuracy(share, min(share, float(interval.low)), max(share, float(interval.high)), n)
 
 
 def gap(base: Scores, treated: Scores, thinking: Scores, seed: int = 0) -> Gap:
     """Share of the gap between base and thinking that `treated` recovers.
 
-    Resamples in which thinking is not above base say nothing about the ratio. They are not dropped, which
-    would narrow the interval; each counts as beyond both ends. Where that leaves an end without a number, the
-    interval is undefined.
+    Resamples in which thinking is not above base have no ratio. Dropping them would narrow the interval, so each
+    counts as beyond both ends; if that leaves an end infinite, the interval is undefined.
 
     Args:
         base, treated, thinking: per-document scores, shape [documents], in the same order of documents.
@@ -101,7 +103,7 @@ def gap(base: Scores, treated: Scores, thinking: Scores, seed: int = 0) -> Gap:
     Raises:
         HybridError: no scores, or arms of different lengths.
     """
-    sample = _Sample.of(_paired(base, treated, thinking))
+    sample = _Patterns.of(_paired(base, treated, thinking))
     # Sums, not means: integers of 0/1 scores compare exactly.
     total_base, total_treated, total_thinking = sample.sums
     if total_thinking <= total_base:
@@ -116,18 +118,18 @@ def gap(base: Scores, treated: Scores, thinking: Scores, seed: int = 0) -> Gap:
     return Gap(recovered, None, None, sample.documents, reason)
 
 
-def difference(scores: Scores, other: Scores, seed: int = 0) -> Difference:
+def difference(scores: Scores, other: Scores, seed: int = 0) -> PairedDifference:
     """Mean of `scores` minus mean of `other` (shapes [documents], in the same order), by paired bootstrap.
 
     Raises:
         HybridError: no scores, or arms of different lengths.
     """
-    sample = _Sample.of(_paired(scores, other))
+    sample = _Patterns.of(_paired(scores, other))
     n = sample.documents
     value = float((sample.sums[0] - sample.sums[1]) / n)
     resampled, left_out = sample.resampled(seed), sample.one_left_out()
     means = (resampled[:, 0] - resampled[:, 1]) / n, (left_out[:, 0] - left_out[:, 1]) / max(1, n - 1)
-    return Difference(value, *_interval(value, *means, sample.counts), n)
+    return PairedDifference(value, *_interval(value, *means, sample.counts), n)
 
 
 def mcnemar(scores: Scores, other: Scores) -> McNemar:
@@ -145,7 +147,7 @@ def mcnemar(scores: Scores, other: Scores) -> McNemar:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Each p-value, adjusted so that the chance of any false alarm among all of them is bounded (Holm 1979)."""
+    """Adjust p-values so that the chance of any false alarm among all of them is bounded (Holm 1979)."""
     adjusted = [0.0] * len(ps)
     highest = 0.0
     for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
@@ -155,19 +157,19 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 @dataclass(frozen=True)
-class _Sample:
-    """Documents, those with the same scores together.
+class _Patterns:
+    """Documents grouped by their scores in all arms.
 
     Attributes:
-        patterns: [patterns, arms] float64.
-        counts: [patterns], how many documents have each.
+        patterns: [patterns, arms] float64, the distinct scores.
+        counts: [patterns] int64, documents with each.
     """
 
     patterns: np.ndarray
     counts: np.ndarray
 
     @classmethod
-    def of(cls, scores: np.ndarray) -> "_Sample":
+    def of(cls, scores: np.ndarray) -> "_Patterns":
         return cls(*np.unique(scores, axis=0, return_counts=True))
 
     @property
@@ -190,22 +192,23 @@ class _Sample:
 
 
 def _recovered(sums: np.ndarray) -> np.ndarray:
-    """Gap recovered of sums [n, 3] of base, treated, thinking; NaN where thinking is not above base."""
+    """Gap recovered of sums [n, 3] of base, treated, thinking; NaN if thinking is not above base."""
     opening = sums[:, 2] - sums[:, 0]
     return np.where(opening > 0, (sums[:, 1] - sums[:, 0]) / np.where(opening > 0, opening, 1.0), np.nan)
 
 
 def _interval(observed: float, resampled: np.ndarray, left_out: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
-    """95% BCa interval (Efron 1987); an end is infinite where too many of the resamples (NaN) say nothing.
+    """95% BCa interval (Efron 1987); an end is infinite if too many resamples are NaN.
 
     Args:
         resampled: [RESAMPLES], of bootstrap resamples.
-        left_out: [patterns], without one document of each pattern, of which there are `counts`.
+        left_out: [patterns], without one document of each pattern.
+        counts: [patterns], documents with each pattern.
     """
     normal = NormalDist()
-    nothing = np.isnan(resampled)
-    # Those that equal what was observed, or say nothing, are half below it.
-    below = ((resampled < observed).sum() + 0.5 * ((resampled == observed) | nothing).sum()) / len(resampled)
+    undefined = np.isnan(resampled)
+    # Resamples that equal the observed value, or are undefined, count half as below it.
+    below = ((resampled < observed).sum() + 0.5 * ((resampled == observed) | undefined).sum()) / len(resampled)
     bias = normal.inv_cdf(min(max(below, 0.5 / len(resampled)), 1 - 0.5 / len(resampled)))
     acceleration = _acceleration(left_out, counts)
 
@@ -214,13 +217,14 @@ def _interval(observed: float, resampled: np.ndarray, left_out: np.ndarray, coun
         if acceleration * z >= 1:
             return beyond
         level = normal.cdf(bias + z / (1 - acceleration * z))
-        return _quantile(np.where(nothing, beyond, resampled), level)
+        # The smallest value that at least this share of resamples do not exceed; never a mean of two.
+        return float(np.quantile(np.where(undefined, beyond, resampled), level, method="inverted_cdf"))
 
     return end(TAIL, -np.inf), end(1 - TAIL, np.inf)
 
 
 def _acceleration(left_out: np.ndarray, counts: np.ndarray) -> float:
-    """How the standard error changes with the value, by the jackknife; 0 where it tells nothing."""
+    """How the standard error changes with the value, by the jackknife; 0 if that is undefined."""
     if np.isnan(left_out).any():
         return 0.0
     deviation = np.average(left_out, weights=counts) - left_out
@@ -232,20 +236,15 @@ def _paired(*arms: Scores) -> np.ndarray:
     """Stack arms into float64 [documents, arms]."""
     lengths = [len(arm) for arm in arms]
     if len(set(lengths)) != 1 or lengths[0] == 0:
-        found = ", ".join(map(str, lengths))
         raise HybridError(
-            f"a paired comparison needs the same documents in every arm; found {found} scores; run the arms again"
+            f"arms have {', '.join(map(str, lengths))} scores; a paired comparison needs the same documents in every "
+            "arm; run the arms again"
         )
     return np.stack([np.asarray(arm, dtype=np.float64) for arm in arms], axis=1)
 
 
 def _binary(scores: np.ndarray) -> np.ndarray:
-    if not np.isin(scores, (0.0, 1.0)).all():
-        odd = scores[~np.isin(scores, (0.0, 1.0))][0]
-        raise HybridError(f"accuracy needs scores of 0 or 1; found {odd:g}; use a task that scores exact_match so")
+    odd = scores[~np.isin(scores, (0.0, 1.0))]
+    if odd.size:
+        raise HybridError(f"found a score of {odd[0]:g}; scores must be 0 or 1; use a task that scores exact_match so")
     return scores
-
-
-def _quantile(values: np.ndarray, share: float) -> float:
-    """Smallest value that at least `share` of `values` do not exceed; never a mean of two."""
-    return float(np.quantile(values, share, method="inverted_cdf"))

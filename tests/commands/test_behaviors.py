@@ -123,9 +123,9 @@ def test_results_are_recorded_where_the_bundle_lies(shelf: Path, run: Run, tmp_p
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hybrid_tensors": "e" * 64}, "must be of this very bundle's tensors"),
-        ({"hybrid_tensors": None}, "must be of this very bundle's tensors"),
-        ({"hybrid_policy": {"gate": "always", "seed": 7}}, "must be of the bundle's own policy; found gate=always"),
+        ({"hybrid_tensors": "e" * 64}, "must be of this bundle's tensors"),
+        ({"hybrid_tensors": None}, "must be of this bundle's tensors"),
+        ({"hybrid_policy": {"gate": "always", "seed": 7}}, "gate=always; results must be of the bundle's own policy"),
     ],
 )
 def test_results_of_something_else_are_refused(
@@ -143,7 +143,7 @@ def test_results_of_something_else_are_refused(
 def test_a_task_without_all_arms_is_no_result(shelf: Path, run: Run, tmp_path: Path) -> None:
     write(tmp_path / "out", "hybrid", {"toy": samples([0, 1])})
     status, _, error = run("record", "tiny", tmp_path / "out")
-    assert status == 2 and "results need a task with runs of arms base, hybrid, thinking; found toy" in error
+    assert status == 2 and "toy: no task has runs of all of base, hybrid, thinking" in error
 
 
 def test_export_says_what_is_lost_and_import_brings_it_back(

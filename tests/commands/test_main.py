@@ -58,7 +58,7 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("lm-eval-hybrid: error: results of model hybrid are needed")
+    assert done.stderr.startswith(f"lm-eval-hybrid: error: {tmp_path} has no results of model hybrid")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from lm_eval_hybrid.judging.agreement import Agreement
 from lm_eval_hybrid.judging.recipe import JudgeRecipe
 from lm_eval_hybrid.judging.recorded import agreements, verdicts
 from lm_eval_hybrid.results import recordings
-from lm_eval_hybrid.results.rescoring import scores
+from lm_eval_hybrid.results.recordings import scores
 from tests.judging.judge_server import JudgeServer
 
 ANSWERS = ({"base_model": "The answer is 5.", "hybrid_model": "The answer is 4."}, {"hybrid_model": "The answer is 9."})

@@ -7,7 +7,7 @@ from rich.console import Console
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.report.answer import PALETTE, PROMPT_SHOWN, Shown, choose, render
 from lm_eval_hybrid.results.outputs import read
-from lm_eval_hybrid.results.runs import Answer
+from lm_eval_hybrid.results.runs import RecordedAnswer
 from tests.results.outputs import PLAIN, STEERED, Token, records, samples, write
 
 ONE: tuple[Token, ...] = ((" So", "compute", True), (" 4", None, False))
@@ -15,7 +15,7 @@ ONE: tuple[Token, ...] = ((" So", "compute", True), (" 4", None, False))
 
 def answer(tokens: tuple[Token, ...], prompt: str = "Question: 2+2?\nAnswer:", finish: str = "stop") -> Shown:
     text = "".join(text for text, _, _ in tokens)
-    return Shown(Answer(3, "toy", "hybrid", prompt, text, finish, {}, tuple(records(tokens))), True, False)
+    return Shown(RecordedAnswer(3, "toy", "hybrid", prompt, text, finish, {}, tuple(records(tokens))), True, False)
 
 
 def drawn(shown: Shown, colour: bool = False, width: int = 100) -> str:

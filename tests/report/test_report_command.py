@@ -49,7 +49,7 @@ def test_mistakes_are_told_before_the_work(tmp_path: Path, capsys: pytest.Captur
     assert main(["report", str(tmp_path), "--table", "x.csv"]) == 2
     assert "ends in .md or .tex; found x.csv" in capsys.readouterr().err
     assert main(["report", str(tmp_path)]) == 2
-    assert "results of model hybrid are needed" in capsys.readouterr().err
+    assert "has no results of model hybrid" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["report", str(tmp_path), "--seed", "-1"])
     assert "a seed is 0 or more" in capsys.readouterr().err

@@ -94,5 +94,5 @@ def test_other_documents_have_another_digest(tmp_path: Path) -> None:
 
 def test_no_documents(tmp_path: Path) -> None:
     write(tmp_path, "base", {"toy": []})
-    with pytest.raises(HybridError, match="needs documents; found none"):
+    with pytest.raises(HybridError, match="has no documents"):
         compare(read(tmp_path))

@@ -9,7 +9,7 @@ import pytest
 from lm_eval_hybrid.commands import main as cli
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.results import recordings
-from lm_eval_hybrid.results.rescoring import scores
+from lm_eval_hybrid.results.recordings import scores
 
 ENDED, OPEN = "2 * 9 is 18.</think>It is \\boxed{18}.", "2 * 9 is \\boxed{18}, but wait"
 
@@ -137,23 +137,23 @@ def test_bytes_that_are_no_text_do_not_matter(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.json", "{", "a.json: not JSON"),
-        ("a.json", "[1]", "must be a JSON object with a list of tasks; found a list"),
-        ("a.json", '{"results": {}}', "found an object of results"),
-        ("a.json", '{"tasks": []}', "found an empty list"),
-        ("a.json", '{"tasks": [5]}', "task 0: must have a correct_answer and model_answers"),
-        ("a.json", '{"tasks": [{"correct_answer": "5"}]}', "task 0: .* found correct_answer"),
+        ("a.json", "[1]", "holds a list; a recording must be a JSON object with a list of tasks"),
+        ("a.json", '{"results": {}}', "holds an object of results"),
+        ("a.json", '{"tasks": []}', "holds an empty list of tasks"),
+        ("a.json", '{"tasks": [5]}', "task 0: found int; must have a correct_answer"),
+        ("a.json", '{"tasks": [{"correct_answer": "5"}]}', "task 0: found correct_answer; must have"),
         (
             "a.json",
             '{"tasks": [{"correct_answer": "5", "model_answers": {"m": null}}]}',
-            "answers of a model; found none",
+            "has no answers of a model",
         ),
-        ("a.jsonl", "", "answers of a model; found none"),
+        ("a.jsonl", "", "has no answers of a model"),
         ("a.jsonl", "nothing", "a.jsonl:1: not JSON"),
-        ("a.jsonl", '{"text": "5"}', "a.jsonl:1: must be a sample of the harness"),
+        ("a.jsonl", '{"text": "5"}', "a.jsonl:1: has no doc"),
         (
             "a.jsonl",
             '{"doc": {"answer": "5"}, "resps": [[[-1.5, false]]]}',
-            "must have a generated text in resps; found float",
+            "resps holds float",
         ),
         ("a.jsonl", '{"doc": {"question": "5"}, "resps": [["5"]]}', "must have its true answer in answer or"),
     ],

@@ -59,7 +59,7 @@ def test_wilson_is_no_point_where_all_are_right() -> None:
 
 
 def test_accuracy_refuses_what_is_not_right_or_wrong() -> None:
-    with pytest.raises(HybridError, match=r"0 or 1; found 0\.5"):
+    with pytest.raises(HybridError, match=r"score of 0\.5; scores must be 0 or 1"):
         accuracy([0, 0.5])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lm_eval_hybrid.results import recordings
-from lm_eval_hybrid.results.rescoring import scores
+from lm_eval_hybrid.results.recordings import scores
 from tests import shared_data
 from tests.scoring import labelled
 from tests.scoring.labelled import Labelled
