@@ -24,18 +24,18 @@ from benchmarks.remote import RESULTS, local, remote
 from benchmarks.report import circumstances
 from benchmarks.vectors import LATENTS, embedded_work, vectors_of
 from lm_eval_hybrid.discovery.vectors.segments import Segment
-from lm_eval_hybrid.discovery.vectors.steered import SteeredBase, SteeredHere, Vectors
-from lm_eval_hybrid.discovery.vectors.steered_there import SteeredThere
+from lm_eval_hybrid.discovery.vectors.steered_model import LocalSteeredModel, SteeredModel, SteeringVectors
+from lm_eval_hybrid.discovery.vectors.steered_model_remote import RemoteSteeredModel
 from lm_eval_hybrid.models.ndif.client import Server
 
 LAYER = 1
 
 
-def gradient(base: SteeredBase, begin: Tensor, segments: list[Segment]) -> Tensor:
+def gradient(base: SteeredModel, begin: Tensor, segments: list[Segment]) -> Tensor:
     """Of a step from `begin`, [LATENTS, d]."""
     vectors = begin.clone().requires_grad_()
-    for read in base.read(segments, [Vectors(torch.zeros(base.width), vectors)]):
-        read.said[0].total.backward()
+    for batch in base.forward(segments, [SteeringVectors(torch.zeros(base.width), vectors)]):
+        batch.outputs[0].loss.backward()
     return vectors.grad
 
 
@@ -51,7 +51,7 @@ def main() -> None:
     rows, segments = embedded_work(args.traces)
     backend = local("base")
     model = remote(Server.choose(args.host), "base", backend)
-    bases = {"here": SteeredHere(backend, rows, LAYER), "there": SteeredThere(model, rows, LAYER)}
+    bases = {"here": LocalSteeredModel(backend, rows, LAYER), "there": RemoteSteeredModel(model, rows, LAYER)}
     begin = vectors_of(backend).detach()
     gradient(bases["here"], begin, segments)  # its pasts are kept
     before = asdict(model.traffic)

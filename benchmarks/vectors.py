@@ -40,9 +40,9 @@ from lm_eval_hybrid.bundles.manifest import PromptSpec
 from lm_eval_hybrid.discovery.traces.generating import generate
 from lm_eval_hybrid.discovery.traces.pair import Pair
 from lm_eval_hybrid.discovery.traces.problems import Source, draw
-from lm_eval_hybrid.discovery.vectors.descent import Descent, Rules, Task
 from lm_eval_hybrid.discovery.vectors.segments import Segment
-from lm_eval_hybrid.discovery.vectors.steered import SteeredHere, Vectors
+from lm_eval_hybrid.discovery.vectors.steered_model import LocalSteeredModel, SteeringVectors
+from lm_eval_hybrid.discovery.vectors.trainer import TrainConfig, TrainTask, VectorTrainer
 from lm_eval_hybrid.models.local import LocalBackend
 from lm_eval_hybrid.models.sources import Source as ModelSource
 
@@ -140,23 +140,23 @@ def vectors_of(backend: LocalBackend) -> Tensor:
     return (0.1 * noise).requires_grad_()
 
 
-def ours(base: SteeredHere, segments: Sequence[Segment]) -> tuple[float, Tensor]:
+def ours(base: LocalSteeredModel, segments: Sequence[Segment]) -> tuple[float, Tensor]:
     """An epoch of one step: (mean loss, gradient). Besides, one sentence is held out and read twice."""
-    vectors = vectors_of(base.pasts.base)
-    way = Vectors(torch.zeros(base.width), vectors)
-    task = Task(
+    vectors = vectors_of(base.prefixes.base)
+    way = SteeringVectors(torch.zeros(base.width), vectors)
+    task = TrainTask(
         name="vectors",
         parameters={"vectors": vectors},
         rates={"vectors": _RATE},
-        learned=segments,
+        train=segments,
         held_out=segments[:1],
-        losses=lambda some: (read.said[0].total for read in base.read(some, [way])),
+        loss=lambda some: (batch.outputs[0].loss for batch in base.forward(some, [way])),
     )
-    rules = Rules(epochs=1, batch=len(base.pasts.rows), patience=1, seed=0)
+    config = TrainConfig(epochs=1, batch=len(base.prefixes.rows), patience=1, seed=0)
     with tempfile.TemporaryDirectory() as folder:
-        curve = Descent(task, rules, Path(folder)).run()
+        curve = VectorTrainer(task, config, Path(folder)).run()
         # After Adam's first step its mean of gradients is a tenth of the one there was.
-        mean = load_file(Path(folder, "vectors.descent.safetensors"))["adam.vectors.exp_avg"]
+        mean = load_file(Path(folder, "vectors.checkpoint.safetensors"))["adam.vectors.exp_avg"]
     return curve[1].loss, 10 * mean
 
 
@@ -189,9 +189,9 @@ def plainly(backend: LocalBackend, work: Work, whole: bool) -> tuple[float, Tens
 
 def epochs(backend: LocalBackend, work: Work) -> dict[str, Callable[[], tuple[float, Tensor]]]:
     """An epoch in each of WAYS; `ours again` has the pasts."""
-    kept = SteeredHere(backend, work.rows, work.layer)
+    kept = LocalSteeredModel(backend, work.rows, work.layer)
     return {
-        "ours": lambda: ours(SteeredHere(backend, work.rows, work.layer), work.segments),
+        "ours": lambda: ours(LocalSteeredModel(backend, work.rows, work.layer), work.segments),
         "ours again": lambda: ours(kept, work.segments),
         "hook": lambda: plainly(backend, work, whole=False),
         "naive": lambda: plainly(backend, work, whole=True),

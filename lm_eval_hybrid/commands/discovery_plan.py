@@ -11,7 +11,7 @@ from rich.text import Text
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from lm_eval_hybrid.discovery.taxonomy import grading
-from lm_eval_hybrid.discovery.vectors.vectors import Likelihood
+from lm_eval_hybrid.discovery.vectors.fitting import LikelihoodRecipe
 
 if TYPE_CHECKING:
     from lm_eval_hybrid.discovery.plan import Plan
@@ -110,7 +110,7 @@ def costs(plan: "Plan", models: Mapping[str, Model]) -> dict[str, Cost]:
     found["taxonomy"] = Cost("titles and grades by a judge")
     both = base.reading(read) + thinking.reading(read)
     found["gates"] = Cost("both models over all traces", both, GATES * tokens * GATE)
-    steered = tokens if isinstance(vectors, Likelihood) else GATES * tokens
+    steered = tokens if isinstance(vectors, LikelihoodRecipe) else GATES * tokens
     above = base.reading(steered) * (1 - (vectors.layer + 1) / base.layers)
     epochs = vectors.bias_epochs + vectors.epochs
     fit = Cost(

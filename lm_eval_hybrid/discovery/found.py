@@ -11,8 +11,7 @@ from lm_eval_hybrid.discovery.calibration import Calibration
 from lm_eval_hybrid.discovery.taxonomy.grading import Grades
 from lm_eval_hybrid.discovery.taxonomy.sweep import Entry, Sweep
 from lm_eval_hybrid.discovery.traces.traces import Trace
-from lm_eval_hybrid.discovery.vectors.effects import Effects
-from lm_eval_hybrid.discovery.vectors.fitted import Fitted
+from lm_eval_hybrid.discovery.vectors.fitted import FittedVectors, VectorEffects
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,9 @@ class Found:
     grades: Grades | None
     behaviors: tuple[Behavior, ...]
     gates: Disagreements
-    fits: tuple[Fitted, ...]
+    fits: tuple[FittedVectors, ...]
     calibration: Calibration
-    effects: Effects
+    effects: VectorEffects
 
     @property
     def held_out(self) -> Tensor:
@@ -54,5 +53,5 @@ class Found:
         return self.gates.of(self.held_out_traces.nonzero()[:, 0])
 
     @property
-    def fitted(self) -> Fitted:
+    def fitted(self) -> FittedVectors:
         return self.fits[self.calibration.fit]

@@ -26,13 +26,11 @@ from lm_eval_hybrid.discovery.taxonomy.sweep import Entry, LayerSweep, Sweep, sw
 from lm_eval_hybrid.discovery.traces import generating, sources
 from lm_eval_hybrid.discovery.traces.pair import Encoded, Pair
 from lm_eval_hybrid.discovery.traces.traces import Trace
-from lm_eval_hybrid.discovery.vectors import effects, vectors
-from lm_eval_hybrid.discovery.vectors.fitted import Fitted
+from lm_eval_hybrid.discovery.vectors import fitting
+from lm_eval_hybrid.discovery.vectors.fitted import FittedVectors, measure_effects
+from lm_eval_hybrid.discovery.vectors.fitting import FitData
 from lm_eval_hybrid.discovery.vectors.segments import Segment
-from lm_eval_hybrid.discovery.vectors.steered import SteeredHere
-from lm_eval_hybrid.discovery.vectors.steered_there import SteeredThere
-from lm_eval_hybrid.discovery.vectors.vectors import Material
-from lm_eval_hybrid.models.ndif.model import NdifModel
+from lm_eval_hybrid.discovery.vectors.steered_model_remote import steered_model
 
 log = logging.getLogger(__name__)
 READ = 8192  # sentences' activations that are encoded at once
@@ -209,7 +207,7 @@ class Run:
         return disagreements.load(self._plan.gates.run(collect), len(self.traces))
 
     @cached_property
-    def material(self) -> Material:
+    def material(self) -> FitData:
         for side, wanted in (("learn from", False), ("measure on", True)):
             if not bool((self.held_out_traces[self.gates.trace] == wanted).any()):
                 raise HybridError(
@@ -224,24 +222,25 @@ class Run:
                 zip(spans, strongest.indices.tolist(), strict=True)
             )
         ]
-        place = SteeredThere if isinstance(self.pair.base, NdifModel) else SteeredHere
-        base = place(self.pair.base, [one.base for one in self.encoded], self._recipe.vectors.layer)
+        model = steered_model(self.pair.base, [one.base for one in self.encoded], self._recipe.vectors.layer)
         latents = self.codes.shape[1]
-        return Material(base, self.gates, segments, strongest.values, self.held_out_traces, latents)
+        return FitData(model, self.gates, segments, strongest.values, self.held_out_traces, latents)
 
     @cached_property
-    def fits(self) -> tuple[Fitted, ...]:
+    def fits(self) -> tuple[FittedVectors, ...]:
         def make(seed: int) -> Callable[[Path], None]:
-            return lambda folder: vectors.fit(self.material, self._recipe.vectors, seed, folder).save(folder)
+            return lambda folder: fitting.fit(self.material, self._recipe.vectors, seed, folder).save(folder)
 
-        return tuple(Fitted.load(stage.run(make(self._recipe.seed + i))) for i, stage in enumerate(self._plan.vectors))
+        return tuple(
+            FittedVectors.load(stage.run(make(self._recipe.seed + i))) for i, stage in enumerate(self._plan.vectors)
+        )
 
     @cached_property
     def behaviors(self) -> tuple[Behavior, ...]:
         learned, _ = self.sides
         return naming.name(self._texts(learned), self.codes[learned], self.grades)
 
-    def steering(self, fitted: Fitted) -> Steering:
+    def steering(self, fitted: FittedVectors) -> Steering:
         """A fit as decoding takes it; a latent without a behavior steers by the bias alone, as in the bundle."""
         keys = [f"latent-{latent}" for latent in range(len(fitted.vectors))]
         rows = torch.zeros_like(fitted.vectors)
@@ -285,5 +284,7 @@ class Run:
             gates=self.gates,
             fits=self.fits,
             calibration=calibrated,
-            effects=effects.measure(self.material, self.fits[calibrated.fit]),
+            effects=measure_effects(
+                self.material.model, self.material.gate_segments(held_out=True), self.fits[calibrated.fit]
+            ),
         )

@@ -13,7 +13,7 @@ from lm_eval_hybrid.discovery.calibration import CalibrationRecipe
 from lm_eval_hybrid.discovery.taxonomy.grading import TaxonomyJudge
 from lm_eval_hybrid.discovery.taxonomy.sweep import SaeRecipe
 from lm_eval_hybrid.discovery.traces.problems import Source
-from lm_eval_hybrid.discovery.vectors.vectors import Likelihood, VectorRecipe
+from lm_eval_hybrid.discovery.vectors.fitting import LikelihoodRecipe, VectorRecipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -66,7 +66,7 @@ class Recipe(BaseModel):
     @pydantic.model_validator(mode="after")
     def _check(self) -> "Recipe":
         networks = [setting for setting in self.calibration.settings if setting.select == "mlp"]
-        if networks and isinstance(self.vectors, Likelihood):
+        if networks and isinstance(self.vectors, LikelihoodRecipe):
             raise ValueError(
                 "select 'mlp' needs vectors.recipe 'disagreement', which makes its network; found likelihood"
             )

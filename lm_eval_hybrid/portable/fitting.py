@@ -22,16 +22,16 @@ def fit(model: Any, path: str, given: dict[str, Any]) -> dict[str, Any]:
         model, path: see `programs.draft`.
         given:
             ids: the rows; layer: after which is steered.
-            columns, branch, forks, category: [m, T]; see `discovery.segments.Layout`.
-            tokens, logprobs: [t, K], what is wanted at each real token; see `discovery.steer.divergence`.
+            columns, branch, forks, category: [m, T]; see `discovery.vectors.segments.SegmentBatch`.
+            tokens, logprobs: [t, K], what is wanted at each real token; see `portable.steering.divergence`.
             ways: of each its tensors by name: bias, and perhaps vectors, and perhaps all of trunk_weight, trunk_bias,
                 heads_weight, heads_bias.
             gradient: names of the first way's tensors whose gradients are wanted.
-            steering, divergence: the functions of `discovery.steer`, which are sent along.
+            steering, divergence: the functions of `portable.steering`, which are sent along.
 
     Returns:
         norm: [t] float32, of the unsteered residual. loss [ways, t] float32, choice [ways, t]: see
-        `discovery.steered.Said`. And, by name, gradients of the sum of the first way's losses.
+        `discovery.vectors.steered_model.SteeredOutput`. And, by name, gradients of the sum of the first way's losses.
     """
     inner, layers, device = opened(model, path)
     columns = given["columns"].to(device)

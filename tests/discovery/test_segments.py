@@ -4,10 +4,10 @@ from torch import Tensor
 from torch.nn import Module
 
 from lm_eval_hybrid.discovery.vectors import segments as module
-from lm_eval_hybrid.discovery.vectors.pasts import Pasts
-from lm_eval_hybrid.discovery.vectors.segments import IGNORED, Pack, Segment, pack, steered_logits
+from lm_eval_hybrid.discovery.vectors.segments import PADDING, Segment
+from lm_eval_hybrid.discovery.vectors.steered_model import LocalBatch, LocalSteeredModel
 from lm_eval_hybrid.models.local import LocalBackend
-from tests.discovery.steered import backend_of, naively, rows_of_tokens, some_segments, unsteered
+from tests.discovery.naive_steering import backend_of, naive_logits, naive_residual, rows_of_tokens, some_segments
 from tests.oracle.models import FAMILIES, VOCABULARY
 from tests.oracle.naive import blocks_of
 
@@ -16,10 +16,10 @@ CASES = [(f, n) for f in ("llama", "qwen2", "mistral", "gemma2", "gpt2", "gpt_ne
 CASES += [(family, 1) for family in FAMILIES]
 
 
-def steering_of(packed: Pack, directions: Tensor) -> Tensor:
+def steering_of(batch: LocalBatch, directions: Tensor) -> Tensor:
     """Of each token one of the directions [segments, longest, d]: so those of one segment differ."""
-    column = packed.branches.columns - packed.branches.forks
-    return directions[packed.layout.number.clamp(min=0), column.clamp(min=0)]
+    column = batch.branches.columns - batch.branches.forks
+    return directions[batch.segments.index.clamp(min=0), column.clamp(min=0)]
 
 
 def directions_of(segments: list[Segment], width: int = 32) -> Tensor:
@@ -27,26 +27,26 @@ def directions_of(segments: list[Segment], width: int = 32) -> Tensor:
     return 2 * torch.randn(len(segments), max(len(s.targets) for s in segments), width, generator=generator)
 
 
-def by_segment(packed: Pack, logits: Tensor) -> dict[int, Tensor]:
+def by_segment(batch: LocalBatch, logits: Tensor) -> dict[int, Tensor]:
     """Of each segment its logits, in the order of its columns."""
-    return {n: logits[packed.layout.number == n] for n in packed.layout.number[packed.real].unique().tolist()}
+    return {n: logits[batch.segments.index == n] for n in batch.segments.index[batch.real].unique().tolist()}
 
 
 def assert_as_naive(backend: LocalBackend, layer: int, segments: list[Segment], rows: list[list[int]]) -> int:
     """Compares all segments; returns in how many passes they were read."""
-    pasts, directions, passes, seen = Pasts(backend, rows, layer), directions_of(segments), 0, []
-    for packed in pack(pasts, segments):
+    model, directions, passes, seen = LocalSteeredModel(backend, rows, layer), directions_of(segments), 0, []
+    for batch in model.batches(segments):
         passes += 1
         with torch.no_grad():
-            logits = steered_logits(pasts, packed, steering_of(packed, directions))
+            logits = model.logits(batch, steering_of(batch, directions))
         assert logits.dtype == torch.float32 and logits.isfinite().all()
-        for number, found in by_segment(packed, logits).items():
-            segment = segments[number]
-            steering = directions[number, : len(segment.targets)]
+        for index, found in by_segment(batch, logits).items():
+            segment = segments[index]
+            steering = directions[index, : len(segment.targets)]
             with torch.no_grad():
-                expected = naively(backend.model._module, layer, rows[segment.row], segment.begin, steering)
+                expected = naive_logits(backend.model._module, layer, rows[segment.row], segment.begin, steering)
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-4)
-            seen.append(number)
+            seen.append(index)
     assert sorted(seen) == list(range(len(segments)))
     return passes
 
@@ -59,7 +59,7 @@ def test_logits_are_those_of_the_whole_prefix_steered_at_the_segment_alone(famil
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 @pytest.mark.parametrize(
-    "bound, size", [("LOGITS", 1), ("LOGITS", 4 * VOCABULARY * 9), ("SCORES", 300), ("COLUMNS", 30)]
+    "bound, size", [("LOGIT_BYTES", 1), ("LOGIT_BYTES", 4 * VOCABULARY * 9), ("SCORES", 300), ("COLUMNS", 30)]
 )
 def test_small_passes_give_the_same(monkeypatch: pytest.MonkeyPatch, family: str, bound: str, size: int) -> None:
     monkeypatch.setattr(module, bound, size)
@@ -72,12 +72,12 @@ def test_a_pass_stays_within_its_bounds_unless_one_segment_alone_does_not(monkey
         monkeypatch.setattr(module, bound, size)
     rows = rows_of_tokens()
     segments = some_segments(rows)
-    pasts = Pasts(backend_of("llama"), rows, 1)
+    model = LocalSteeredModel(backend_of("llama"), rows, 1)
     alone = 0
-    for packed in pack(pasts, segments):
-        m, tokens = packed.layout.target.shape
-        columns = packed.past.residual.shape[1]
-        single = len(packed.layout.number[packed.real].unique()) == 1
+    for batch in model.batches(segments):
+        m, tokens = batch.segments.target.shape
+        columns = batch.prefix.residual.shape[1]
+        single = len(batch.segments.index[batch.real].unique()) == 1
         alone += single
         assert single or (m * tokens <= 12 and m * tokens * (tokens + columns) <= 250)
         assert m == 1 or m * columns <= 40
@@ -87,57 +87,59 @@ def test_a_pass_stays_within_its_bounds_unless_one_segment_alone_does_not(monkey
 def test_packs_are_the_same_each_time_and_say_what_each_token_is() -> None:
     rows = rows_of_tokens()
     segments = some_segments(rows)
-    pasts = Pasts(backend_of("llama"), rows, 1)
-    (first,), (again,) = (list(pack(pasts, segments)) for _ in range(2))
-    assert torch.equal(first.layout.target, again.layout.target) and torch.equal(
-        first.layout.number, again.layout.number
+    model = LocalSteeredModel(backend_of("llama"), rows, 1)
+    (first,), (again,) = (list(model.batches(segments)) for _ in range(2))
+    assert torch.equal(first.segments.target, again.segments.target) and torch.equal(
+        first.segments.index, again.segments.index
     )
     for segment in segments:
-        there = first.layout.number == segment.number
-        assert first.layout.target[there].tolist() == list(segment.targets)
+        there = first.segments.index == segment.index
+        assert first.segments.target[there].tolist() == list(segment.targets)
         assert first.category[there].tolist() == [segment.category] * len(segment.targets)
         assert first.branches.columns[there].tolist() == list(range(segment.begin, segment.end))
-        residual = unsteered(pasts.base.model._module, 1, rows[segment.row])[segment.begin : segment.end]
+        residual = naive_residual(model.prefixes.base.model._module, 1, rows[segment.row])[segment.begin : segment.end]
         torch.testing.assert_close(first.residual()[there], residual, rtol=1e-4, atol=1e-4)
     padding = ~first.real
     assert (
-        padding.any() and (first.layout.target[padding] == IGNORED).all() and (first.layout.number[padding] == -1).all()
+        padding.any()
+        and (first.segments.target[padding] == PADDING).all()
+        and (first.segments.index[padding] == PADDING).all()
     )
 
 
 def test_no_segments_make_no_pass() -> None:
-    assert list(pack(Pasts(backend_of("llama"), rows_of_tokens(), 1), [])) == []
+    assert list(LocalSteeredModel(backend_of("llama"), rows_of_tokens(), 1).batches([])) == []
 
 
 @pytest.mark.parametrize("layer", [0, 2])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gpt_neox"])
 def test_gradients_are_those_of_the_naive_pass_and_leave_the_weights_alone(family: str, layer: int) -> None:
     backend, rows = backend_of(family), rows_of_tokens()
-    model = backend.model._module.requires_grad_(False)
-    before = [weight.clone() for weight in model.parameters()]
+    plain = backend.model._module
+    before = [weight.clone() for weight in plain.parameters()]
     segments = some_segments(rows)
     weights = torch.randn(len(segments), 30, VOCABULARY, generator=torch.Generator().manual_seed(3))
     ours, theirs = (directions_of(segments).requires_grad_() for _ in range(2))
-    pasts = Pasts(backend, rows, layer)
-    for packed in pack(pasts, segments):
-        logits = steered_logits(pasts, packed, steering_of(packed, ours))
-        for number, found in by_segment(packed, logits).items():
-            (found.log_softmax(-1) * weights[number, : len(found)]).sum().backward(retain_graph=True)
-    for number, segment in enumerate(segments):
-        steering = theirs[number, : len(segment.targets)]
-        expected = naively(model, layer, rows[segment.row], segment.begin, steering)
-        (expected.log_softmax(-1) * weights[number, : len(expected)]).sum().backward()
+    model = LocalSteeredModel(backend, rows, layer)
+    for batch in model.batches(segments):
+        logits = model.logits(batch, steering_of(batch, ours))
+        for index, found in by_segment(batch, logits).items():
+            (found.log_softmax(-1) * weights[index, : len(found)]).sum().backward(retain_graph=True)
+    for index, segment in enumerate(segments):
+        steering = theirs[index, : len(segment.targets)]
+        expected = naive_logits(plain, layer, rows[segment.row], segment.begin, steering)
+        (expected.log_softmax(-1) * weights[index, : len(expected)]).sum().backward()
     assert ours.grad.abs().max() > 1
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3 * float(theirs.grad.abs().max()))
-    assert all(weight.grad is None for weight in model.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert all(weight.grad is None for weight in plain.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, plain.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 def test_layers_up_to_the_steered_one_are_not_run(family: str) -> None:
     backend, rows = backend_of(family), rows_of_tokens()
-    pasts = Pasts(backend, rows, 2)
-    (packed,) = pack(pasts, some_segments(rows))
+    model = LocalSteeredModel(backend, rows, 2)
+    (batch,) = model.batches(some_segments(rows))
     run: list[int] = []
 
     def counter(layer: int):  # noqa: ANN202  (a hook)
@@ -149,7 +151,7 @@ def test_layers_up_to_the_steered_one_are_not_run(family: str) -> None:
     handles = [
         inner(block).register_forward_pre_hook(counter(i)) for i, block in enumerate(blocks_of(backend.model._module))
     ]
-    steered_logits(pasts, packed, torch.zeros_like(packed.residual()))
+    model.logits(batch, torch.zeros_like(batch.residual()))
     for handle in handles:
         handle.remove()
     assert run == [3]
@@ -161,10 +163,10 @@ def test_steering_a_half_precision_model_gives_float32_logits_and_gradients() ->
         backend = LocalBackend(backend.model._module.to(dtype).requires_grad_(False), backend.tokenizer)
         rows = rows_of_tokens()
         segments = some_segments(rows)
-        pasts = Pasts(backend, rows, 1)
-        (packed,) = pack(pasts, segments)
+        model = LocalSteeredModel(backend, rows, 1)
+        (batch,) = model.batches(segments)
         directions = directions_of(segments).requires_grad_()
-        logits = steered_logits(pasts, packed, steering_of(packed, directions))
+        logits = model.logits(batch, steering_of(batch, directions))
         assert logits.dtype == torch.float32 and logits.isfinite().all()
-        logits[packed.real].log_softmax(-1).square().mean().backward()
+        logits[batch.real].log_softmax(-1).square().mean().backward()
         assert directions.grad.dtype == torch.float32 and directions.grad.isfinite().all() and directions.grad.any()

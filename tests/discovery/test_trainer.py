@@ -13,65 +13,65 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from lm_eval_hybrid.discovery.vectors.descent import Descent, Losses, Point, Rules, Task
-from lm_eval_hybrid.discovery.vectors.pasts import Pasts
-from lm_eval_hybrid.discovery.vectors.segments import Pack, Segment, pack, steered_logits
-from tests.discovery.steered import LATENTS, WIDTH, backend_of, rows_of_tokens, some_segments
+from lm_eval_hybrid.discovery.vectors.segments import Segment
+from lm_eval_hybrid.discovery.vectors.steered_model import LocalBatch, LocalSteeredModel
+from lm_eval_hybrid.discovery.vectors.trainer import EpochMetrics, LossFunction, TrainConfig, TrainTask, VectorTrainer
+from tests.discovery.naive_steering import LATENTS, WIDTH, backend_of, rows_of_tokens, some_segments
 
-RULES = Rules(epochs=4, batch=1, patience=10, seed=3)
-Loss = Callable[[Tensor, Pack], Tensor]
+CONFIG = TrainConfig(epochs=4, batch=1, patience=10, seed=3)
+Loss = Callable[[Tensor, LocalBatch], Tensor]
 
 
 class Interrupted(Exception):
     pass
 
 
-def cross_entropy(logits: Tensor, packed: Pack) -> Tensor:
-    return F.cross_entropy(logits, packed.layout.target[packed.real], reduction="none")
+def cross_entropy(logits: Tensor, batch: LocalBatch) -> Tensor:
+    return F.cross_entropy(logits, batch.segments.target[batch.real], reduction="none")
 
 
-def losses_of(steering: Callable[[Pack], Tensor], loss: Loss) -> Losses:
+def losses_of(steering: Callable[[LocalBatch], Tensor], loss: Loss) -> LossFunction:
     """Of the rows of tokens, with `steering` of a pass added in a llama."""
-    base = backend_of("llama")
-    base.model._module.requires_grad_(False)
-    pasts = Pasts(base, rows_of_tokens(), 1)
+    model = LocalSteeredModel(backend_of("llama"), rows_of_tokens(), 1)
 
     def losses(segments: Sequence[Segment]) -> Iterator[Tensor]:
-        for packed in pack(pasts, segments):
-            yield loss(steered_logits(pasts, packed, steering(packed))[packed.real], packed).sum()
+        for batch in model.batches(segments):
+            yield loss(model.logits(batch, steering(batch))[batch.real], batch).sum()
 
     return losses
 
 
-def task_of(loss: Loss = cross_entropy, rate: float = 0.05) -> Task:
+def task_of(loss: Loss = cross_entropy, rate: float = 0.05) -> TrainTask:
     """A vector for each category and a shift that all share; the last row with several tokens is held out."""
     vectors, shift = (torch.zeros(size, requires_grad=True) for size in ((LATENTS, WIDTH), (WIDTH,)))
     segments = some_segments(rows_of_tokens())
-    return Task(
+    return TrainTask(
         name="both",
         parameters={"vectors": vectors, "shift": shift},
         rates={"shift": rate / 10, "vectors": rate},
-        learned=[segment for segment in segments if segment.row != 2],
+        train=[segment for segment in segments if segment.row != 2],
         held_out=[segment for segment in segments if segment.row == 2],
-        losses=losses_of(lambda packed: F.embedding(packed.category, vectors) + shift, loss),
+        loss=losses_of(lambda batch: F.embedding(batch.category, vectors) + shift, loss),
     )
 
 
-def run(folder: Path, loss: Loss = cross_entropy, rules: Rules = RULES, rate: float = 0.05) -> tuple[list[Point], Task]:
+def run(
+    folder: Path, loss: Loss = cross_entropy, config: TrainConfig = CONFIG, rate: float = 0.05
+) -> tuple[list[EpochMetrics], TrainTask]:
     """In a process's own objects: nothing is shared with another run but the folder."""
     task = task_of(loss, rate)
-    return Descent(task, rules, folder).run(), task
+    return VectorTrainer(task, config, folder).run(), task
 
 
 def after(calls: int, end: Callable[[], None], of: Loss = cross_entropy) -> Loss:
     """A loss that ends at its n-th call."""
     made: list[int] = []
 
-    def loss(logits: Tensor, packed: Pack) -> Tensor:
+    def loss(logits: Tensor, batch: LocalBatch) -> Tensor:
         made.append(1)
         if len(made) > calls:
             end()
-        return of(logits, packed)
+        return of(logits, batch)
 
     return loss
 
@@ -84,11 +84,11 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def values(task: Task) -> list[Tensor]:
+def values(task: TrainTask) -> list[Tensor]:
     return [tensor.detach() for tensor in task.parameters.values()]
 
 
-def assert_same(one: tuple[list[Point], Task], other: tuple[list[Point], Task]) -> None:
+def assert_same(one: tuple[list[EpochMetrics], TrainTask], other: tuple[list[EpochMetrics], TrainTask]) -> None:
     assert one[0] == other[0]
     assert all(torch.equal(a, b) for a, b in zip(values(one[1]), values(other[1]), strict=True))
 
@@ -100,7 +100,7 @@ def test_a_descent_lowers_both_losses_and_tells_its_curve(tmp_path: Path) -> Non
     assert curve[4].loss < curve[1].loss
     assert min(point.held_out for point in curve) < curve[0].held_out
     assert all(point.norm > 0 for point in curve[1:])
-    assert [path.name for path in tmp_path.iterdir()] == ["both.descent.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["both.checkpoint.safetensors"]
     assert values(task)[0].norm() > values(task)[1].norm() > 0  # by name, whatever the order, go the rates
 
 
@@ -127,7 +127,7 @@ def test_a_descent_that_was_killed_time_and_again_ends_in_the_same_bits(tmp_path
 
 def test_no_kept_past_is_needed_for_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(tmp_path / "whole")
-    monkeypatch.setattr("lm_eval_hybrid.discovery.vectors.pasts.ROOM", 0)
+    monkeypatch.setattr("lm_eval_hybrid.discovery.vectors.prefix_cache.CACHE_BYTES", 0)
     assert_same(run(tmp_path / "bare"), whole)
 
 
@@ -137,7 +137,7 @@ def test_a_finished_descent_is_read_and_not_run(tmp_path: Path) -> None:
 
 
 def test_the_order_is_the_seeds(tmp_path: Path) -> None:
-    one, other = (run(tmp_path / str(seed), rules=replace(RULES, seed=seed)) for seed in (3, 4))
+    one, other = (run(tmp_path / str(seed), config=replace(CONFIG, seed=seed)) for seed in (3, 4))
     assert one[0][0] == other[0][0] and one[0][1:] != other[0][1:]
 
 
@@ -145,8 +145,8 @@ def scripted(held_out: list[float]) -> Loss:
     """Learns as ever, but is measured as written here."""
     values = iter(held_out)
 
-    def loss(logits: Tensor, packed: Pack) -> Tensor:
-        found = cross_entropy(logits, packed)
+    def loss(logits: Tensor, batch: LocalBatch) -> Tensor:
+        found = cross_entropy(logits, batch)
         return found if torch.is_grad_enabled() else torch.full_like(found, next(values))
 
     return loss
@@ -161,21 +161,21 @@ def scripted(held_out: list[float]) -> Loss:
     ],
 )
 def test_the_best_epoch_counts_and_patience_ends_a_descent(tmp_path: Path, held_out: list[float], best: int) -> None:
-    rules = replace(RULES, epochs=12, patience=2)
-    curve, task = run(tmp_path / "a", scripted(held_out), rules)
+    config = replace(CONFIG, epochs=12, patience=2)
+    curve, task = run(tmp_path / "a", scripted(held_out), config)
     assert [point.held_out for point in curve] == pytest.approx(held_out, nan_ok=True)
     with pytest.raises(Interrupted):  # in the epoch after the best one
-        run(tmp_path / "b", after(4 * best + 2, interrupt, scripted(held_out)), rules)
-    kept = load_file(tmp_path / "b" / "both.descent.safetensors")
+        run(tmp_path / "b", after(4 * best + 2, interrupt, scripted(held_out)), config)
+    kept = load_file(tmp_path / "b" / "both.checkpoint.safetensors")
     for name, tensor in task.parameters.items():
         assert torch.equal(tensor, kept[name]) and torch.equal(tensor, kept[f"best.{name}"])
 
 
 def test_no_epochs_leave_everything_at_its_start(tmp_path: Path) -> None:
-    curve, task = run(tmp_path, rules=replace(RULES, epochs=0))
+    curve, task = run(tmp_path, config=replace(CONFIG, epochs=0))
     assert [(point.epoch, point.loss) for point in curve] == [(0, None)]
     assert not any(tensor.any() for tensor in values(task))
-    assert_same(run(tmp_path, rules=replace(RULES, epochs=0)), (curve, task))
+    assert_same(run(tmp_path, config=replace(CONFIG, epochs=0)), (curve, task))
 
 
 def test_steps_follow_a_cosine(tmp_path: Path) -> None:
@@ -183,24 +183,24 @@ def test_steps_follow_a_cosine(tmp_path: Path) -> None:
     at: list[float] = []
     shift = torch.zeros(WIDTH, requires_grad=True)
 
-    def pull(logits: Tensor, packed: Pack) -> Tensor:
+    def pull(logits: Tensor, batch: LocalBatch) -> Tensor:
         at.append(float(shift.detach()[0]))
-        return 1000 * shift.sum().expand(int(packed.real.sum())) + 0 * logits.sum()
+        return 1000 * shift.sum().expand(int(batch.real.sum())) + 0 * logits.sum()
 
     task = task_of(pull)
-    losses = losses_of(lambda packed: shift.expand(*packed.layout.target.shape, -1), pull)
-    task = replace(task, parameters={"shift": shift}, losses=losses)
-    Descent(task, RULES, tmp_path).run()
+    losses = losses_of(lambda batch: shift.expand(*batch.segments.target.shape, -1), pull)
+    task = replace(task, parameters={"shift": shift}, loss=losses)
+    VectorTrainer(task, CONFIG, tmp_path).run()
     steps = [a - b for a, b in pairwise(at) if a != b]
     expected = [0.005 * (1 + math.cos(math.pi * step / 12)) / 2 for step in range(12)]
     torch.testing.assert_close(torch.tensor(steps), torch.tensor(expected), rtol=1e-3, atol=1e-7)
 
 
 def test_several_passes_of_a_step_give_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rules = replace(RULES, epochs=1, batch=3)
-    one = run(tmp_path / "one", rules=rules)
+    config = replace(CONFIG, epochs=1, batch=3)
+    one = run(tmp_path / "one", config=config)
     monkeypatch.setattr("lm_eval_hybrid.discovery.vectors.segments.TOKENS", 5)
-    several = run(tmp_path / "several", rules=rules)
+    several = run(tmp_path / "several", config=config)
     assert several[0][1].held_out == pytest.approx(one[0][1].held_out, rel=1e-5) != one[0][0].held_out
     assert several[0][1].loss == pytest.approx(one[0][1].loss, rel=1e-5)
 
@@ -232,9 +232,9 @@ def test_what_is_not_this_descents_is_left_alone_and_replaced(
 ) -> None:
     from safetensors import safe_open
 
-    rules = replace(RULES, epochs=1)
-    whole = run(tmp_path, rules=rules)
-    path = tmp_path / "both.descent.safetensors"
+    config = replace(CONFIG, epochs=1)
+    whole = run(tmp_path, config=config)
+    path = tmp_path / "both.checkpoint.safetensors"
     with safe_open(path, framework="pt") as file:
         curve = file.metadata()["curve"]
     content = spoiled(path.read_bytes(), load_file(path), curve)[what]
@@ -243,8 +243,8 @@ def test_what_is_not_this_descents_is_left_alone_and_replaced(
     else:
         tensors, metadata = content
         save_file(tensors, path, metadata)
-    assert_same(run(tmp_path, rules=rules), whole)
-    assert "it begins anew" in caplog.text
+    assert_same(run(tmp_path, config=config), whole)
+    assert "training starts over" in caplog.text
     caplog.clear()
-    assert_same(run(tmp_path, after(0, interrupt), rules), whole)
+    assert_same(run(tmp_path, after(0, interrupt), config), whole)
     assert not caplog.text

@@ -13,19 +13,20 @@ from transformers import PreTrainedModel
 
 from lm_eval_hybrid.decoding.steering import SparseEncoder
 from lm_eval_hybrid.discovery.activations import disagreements
+from lm_eval_hybrid.discovery.vectors.fitted import FittedVectors, VectorEffects, measure_effects
+from lm_eval_hybrid.discovery.vectors.fitting import FitData
 from lm_eval_hybrid.discovery.vectors.segments import Segment
-from lm_eval_hybrid.discovery.vectors.steered import SteeredHere
-from lm_eval_hybrid.discovery.vectors.vectors import Material
+from lm_eval_hybrid.discovery.vectors.steered_model import LocalSteeredModel
 from lm_eval_hybrid.models.local import LocalBackend
 from tests.discovery.conftest import Studied
 from tests.oracle import models
 from tests.oracle.naive import blocks_of
 
 LAYER, WIDTH, LATENTS = 1, 32, 4
-DEAF = 3  # the latent that is never the strongest
+SILENT = 3  # the latent that is never the strongest
 
 
-def naively(model: PreTrainedModel, layer: int, row: Sequence[int], begin: int, steering: Tensor) -> Tensor:
+def naive_logits(model: PreTrainedModel, layer: int, row: Sequence[int], begin: int, steering: Tensor) -> Tensor:
     """Logits [n, vocab] after the columns from `begin` on, with steering [n, d] added there after a layer."""
     end = begin + len(steering)
 
@@ -39,7 +40,7 @@ def naively(model: PreTrainedModel, layer: int, row: Sequence[int], begin: int, 
         handle.remove()
 
 
-def unsteered(model: PreTrainedModel, layer: int, row: Sequence[int]) -> Tensor:
+def naive_residual(model: PreTrainedModel, layer: int, row: Sequence[int]) -> Tensor:
     """[n, d]: the residual stream after a layer."""
     seen: list[Tensor] = []
     handle = blocks_of(model)[layer].register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
@@ -70,11 +71,11 @@ def some_segments(rows: Sequence[Sequence[int]]) -> list[Segment]:
     return found
 
 
-def material_of(studied: Studied, folder: Path) -> Material:
+def fit_data_of(studied: Studied, folder: Path) -> FitData:
     """Gates and sentences of the tiny pair's traces under a random encoder; the last three traces are held out."""
     generator = torch.Generator().manual_seed(2)
     bias = torch.zeros(LATENTS)
-    bias[DEAF] = -1e9
+    bias[SILENT] = -1e9
     encoder = SparseEncoder(
         torch.zeros(WIDTH), torch.zeros(WIDTH), torch.randn(LATENTS, WIDTH, generator=generator), bias
     )
@@ -82,15 +83,20 @@ def material_of(studied: Studied, folder: Path) -> Material:
     encoded = [studied.pair.encode(trace) for trace in studied.traces]
     spans = [(trace, s.begin - 1, s.end - 1, s.text) for trace, one in enumerate(encoded) for s in one.sentences]
     sentences = [
-        Segment(trace, begin, tuple(encoded[trace].base[begin + 1 : end + 1]), _kind(text), number)
-        for number, (trace, begin, end, text) in enumerate(spans)
+        Segment(trace, begin, tuple(encoded[trace].base[begin + 1 : end + 1]), _kind(text), index)
+        for index, (trace, begin, end, text) in enumerate(spans)
     ]
     activation = torch.rand(len(sentences), generator=generator)
     held_out = torch.arange(len(encoded)) >= len(encoded) - 3
-    base = SteeredHere(studied.base, [one.base for one in encoded], LAYER)
-    return Material(base, disagreements.load(folder, len(encoded)), sentences, activation, held_out, LATENTS)
+    base = LocalSteeredModel(studied.base, [one.base for one in encoded], LAYER)
+    return FitData(base, disagreements.load(folder, len(encoded)), sentences, activation, held_out, LATENTS)
 
 
 def _kind(text: str) -> int:
     """A category that says what a sentence has more of, so that one can be learned for others."""
     return 0 if "%" in text else 1 if "F" in text else 2
+
+
+def effects_of(data: FitData, fitted: FittedVectors) -> VectorEffects:
+    """At the held-out gates."""
+    return measure_effects(data.model, data.gate_segments(held_out=True), fitted)

@@ -5,19 +5,19 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicCache
 
-from lm_eval_hybrid.discovery.vectors import pasts as module
-from lm_eval_hybrid.discovery.vectors.pasts import Past, Pasts
+from lm_eval_hybrid.discovery.vectors import prefix_cache as module
+from lm_eval_hybrid.discovery.vectors.prefix_cache import Prefix, PrefixCache
 from lm_eval_hybrid.models.local import LocalBackend
-from tests.discovery.steered import backend_of, rows_of_tokens, unsteered
+from tests.discovery.naive_steering import backend_of, naive_residual, rows_of_tokens
 
 LAYER = 1
 
 
-def tensors(past: Past) -> tuple[torch.Tensor, ...]:
-    return past.residual, *past.keys, *past.values
+def tensors(prefix: Prefix) -> tuple[torch.Tensor, ...]:
+    return prefix.residual, *prefix.keys, *prefix.values
 
 
-def same(one: Past, other: Past) -> bool:
+def same(one: Prefix, other: Prefix) -> bool:
     return all(torch.equal(a, b) for a, b in zip(tensors(one), tensors(other), strict=True))
 
 
@@ -34,29 +34,29 @@ def counted(backend: LocalBackend) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt2", "gpt_neox"])
-def test_a_past_is_what_the_plain_model_makes_of_each_row(family: str) -> None:
+def test_a_prefix_is_what_the_plain_model_makes_of_each_row(family: str) -> None:
     backend, rows = backend_of(family), rows_of_tokens()
     longest = max(map(len, rows))
-    past = Pasts(backend, rows, LAYER).read(range(len(rows)), longest)
-    assert len(past.keys) == len(past.values) == 2
+    prefix = PrefixCache(backend, rows, LAYER).read(range(len(rows)), longest)
+    assert len(prefix.keys) == len(prefix.values) == 2
     for row, tokens in enumerate(rows):
         n, cache = len(tokens), DynamicCache()
         with torch.no_grad():
             backend.model._module(input_ids=torch.tensor([tokens]), use_cache=True, **{backend.cache_argument: cache})
-        residual = unsteered(backend.model._module, LAYER, tokens)
-        torch.testing.assert_close(past.residual[row, :n], residual, rtol=1e-5, atol=1e-5)
+        residual = naive_residual(backend.model._module, LAYER, tokens)
+        torch.testing.assert_close(prefix.residual[row, :n], residual, rtol=1e-5, atol=1e-5)
         for i, layer in enumerate(cache.layers[LAYER + 1 :]):
-            torch.testing.assert_close(past.keys[i][row, :, :n], layer.keys[0], rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(past.values[i][row, :, :n], layer.values[0], rtol=1e-5, atol=1e-5)
-        assert not past.residual[row, n:].any()
-        assert not any(t[row, :, n:].any() for t in (*past.keys, *past.values))
+            torch.testing.assert_close(prefix.keys[i][row, :, :n], layer.keys[0], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(prefix.values[i][row, :, :n], layer.values[0], rtol=1e-5, atol=1e-5)
+        assert not prefix.residual[row, n:].any()
+        assert not any(t[row, :, n:].any() for t in (*prefix.keys, *prefix.values))
 
 
 def test_kept_and_recomputed_are_the_same_bits_in_any_company(monkeypatch: pytest.MonkeyPatch) -> None:
     backend, rows = backend_of("llama"), rows_of_tokens()
-    kept = Pasts(backend, rows, LAYER)
-    monkeypatch.setattr(module, "ROOM", 0)
-    computed = Pasts(backend, rows, LAYER)
+    kept = PrefixCache(backend, rows, LAYER)
+    monkeypatch.setattr(module, "CACHE_BYTES", 0)
+    computed = PrefixCache(backend, rows, LAYER)
     kept.read([3, 1, 0, 2], 30)
     for some in ([0], [2, 1], [3, 0], [1, 1, 2], [0, 1, 2, 3]):
         columns = max(len(rows[row]) for row in some)
@@ -68,44 +68,44 @@ def test_kept_and_recomputed_are_the_same_bits_in_any_company(monkeypatch: pytes
 def test_what_is_kept_takes_no_more_than_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = backend_of("llama")
     rows = [[7] * 10, [8] * 11, [9] * 12, [10] * 10]
-    sizes = [Pasts(backend, rows, LAYER).read([row], len(rows[row])).nbytes for row in range(4)]
+    sizes = [PrefixCache(backend, rows, LAYER).read([row], len(rows[row])).nbytes for row in range(4)]
     # A row of 10 tokens, 32 numbers each in the residual and 16 in the keys and values of each of two layers.
     assert sizes[0] == 4 * 10 * (32 + 2 * 2 * 16)
     for room, kept in ((sizes[0] + sizes[1], {0, 1}), (sizes[0] + sizes[3], {0, 3}), (sizes[0] - 1, set())):
-        monkeypatch.setattr(module, "ROOM", room)
-        pasts = Pasts(backend, rows, LAYER)
+        monkeypatch.setattr(module, "CACHE_BYTES", room)
+        cache = PrefixCache(backend, rows, LAYER)
         for row in (0, 1, 2, 3):
-            pasts.read([row], 10)
+            cache.read([row], 10)
         with counted(backend) as widths:
             for row in (0, 1, 2, 3):
-                pasts.read([row], 10)
+                cache.read([row], 10)
         assert widths == [len(rows[row]) for row in range(4) if row not in kept]
 
 
 def test_a_row_that_is_read_again_at_once_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ROOM", 0)
+    monkeypatch.setattr(module, "CACHE_BYTES", 0)
     backend, rows = backend_of("llama"), rows_of_tokens()
-    pasts = Pasts(backend, rows, LAYER)
+    cache = PrefixCache(backend, rows, LAYER)
     with counted(backend) as widths:
         for some in ([0, 1, 1], [1, 2], [2], [2, 0]):
-            pasts.read(some, 5)
+            cache.read(some, 5)
     assert widths == [len(rows[row]) for row in (0, 1, 2, 0)]
 
 
-def test_a_past_can_be_read_through_nnsight_too() -> None:
+def test_a_prefix_can_be_read_through_nnsight_too() -> None:
     from lm_eval_hybrid.models.forward import traced
 
     backend, rows = backend_of("gemma2"), rows_of_tokens()
     other = LocalBackend(backend.model._module, backend.tokenizer, traced)
-    assert same(Pasts(backend, rows, LAYER).read([0, 1], 9), Pasts(other, rows, LAYER).read([0, 1], 9))
+    assert same(PrefixCache(backend, rows, LAYER).read([0, 1], 9), PrefixCache(other, rows, LAYER).read([0, 1], 9))
 
 
-def test_a_cache_of_a_past_keeps_nothing_of_a_pass() -> None:
-    past = Pasts(backend_of("llama"), rows_of_tokens(), LAYER).read([0], 4)
-    cache = past.cache(LAYER + 1)
+def test_a_cache_of_a_prefix_keeps_nothing_of_a_pass() -> None:
+    prefix = PrefixCache(backend_of("llama"), rows_of_tokens(), LAYER).read([0], 4)
+    cache = prefix.kv_cache(LAYER + 1)
     assert len(cache.layers) == 4
     new = torch.ones(1, 2, 3, 8)
     for _ in range(2):
         keys, values = cache.layers[2].update(new, 2 * new)
-        assert torch.equal(keys, torch.cat([past.keys[0], new], 2))
-        assert torch.equal(values, torch.cat([past.values[0], 2 * new], 2))
+        assert torch.equal(keys, torch.cat([prefix.keys[0], new], 2))
+        assert torch.equal(values, torch.cat([prefix.values[0], 2 * new], 2))

@@ -1,0 +1,202 @@
+"""Trains a few vectors by gradient descent with the base frozen, and keeps the best epoch.
+
+Adam with a cosine learning-rate schedule. Each epoch ends with the loss on held-out data; training stops when that has
+not improved for some epochs. The order of each epoch is drawn from its number and every epoch is saved, so that an
+interrupted training ends in the same bits as one that was not.
+"""
+
+import json
+import logging
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from tqdm import tqdm
+
+from lm_eval_hybrid.common.files import write_file
+from lm_eval_hybrid.discovery.vectors.segments import Segment
+
+log = logging.getLogger(__name__)
+_ADAM = ("step", "exp_avg", "exp_avg_sq")  # Adam's state of a parameter
+
+LossFunction = Callable[[Sequence[Segment]], Iterator[Tensor]]
+"""Segments -> the sum of their tokens' losses, [] float32, batch by batch, with gradients to the parameters."""
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """Metrics after an epoch.
+
+    Attributes:
+        epoch: from 1; 0 is the initialization.
+        loss: mean loss per token on the training data during the epoch, in nats; None for epoch 0.
+        held_out: mean loss per token on held-out data.
+        norm: mean norm of the trained vectors.
+    """
+
+    epoch: int
+    loss: float | None
+    held_out: float
+    norm: float
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Hyperparameters of a training.
+
+    Attributes:
+        epochs: maximum number of epochs.
+        batch: rows (traces) in a step.
+        patience: epochs without a better held-out loss after which training stops.
+        seed: of the order of the rows.
+    """
+
+    epochs: int
+    batch: int
+    patience: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """The parameters to train, and the data.
+
+    Attributes:
+        name: also names the checkpoint, `NAME.checkpoint.safetensors`.
+        parameters: by name; trained in place. `EpochMetrics.norm` is the first one's.
+        rates: learning rate of each.
+        train, held_out: segments.
+    """
+
+    name: str
+    parameters: Mapping[str, Tensor]
+    rates: Mapping[str, float]
+    train: Sequence[Segment]
+    held_out: Sequence[Segment]
+    loss: LossFunction
+
+
+class VectorTrainer:
+    """One training, resumed from its checkpoint in `folder` if there is one."""
+
+    def __init__(self, task: TrainTask, config: TrainConfig, folder: Path) -> None:
+        self._task, self._config = task, config
+        self._path = folder / f"{task.name}.checkpoint.safetensors"
+        groups = [{"params": [tensor], "name": name} for name, tensor in task.parameters.items()]
+        self._optimizer = torch.optim.Adam(groups)
+        self._best = self._values()
+        self.curve: list[EpochMetrics] = []
+
+    def run(self) -> list[EpochMetrics]:
+        """Train, and leave the best epoch's values in the parameters."""
+        if not self._restore():
+            self._record(0, None)
+        with tqdm(total=self._config.epochs, initial=len(self.curve) - 1, desc=self._task.name, unit="epoch") as bar:
+            while not self._finished():
+                loss = self._train_epoch(len(self.curve))
+                self._record(len(self.curve), loss)
+                bar.set_postfix(loss=f"{loss:.4f}", held_out=f"{self.curve[-1].held_out:.4f}", refresh=False)
+                bar.update()
+        with torch.no_grad():
+            for name, tensor in self._task.parameters.items():
+                tensor.copy_(self._best[name])
+        return self.curve
+
+    def _finished(self) -> bool:
+        done = len(self.curve) - 1
+        return done >= self._config.epochs or done - self._best_epoch() >= self._config.patience
+
+    def _best_epoch(self) -> int:
+        return min(self.curve, key=lambda metrics: metrics.held_out).epoch
+
+    def _values(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self._task.parameters.items()}
+
+    def _batches(self, epoch: int) -> list[list[Segment]]:
+        by_row: dict[int, list[Segment]] = {}
+        for segment in self._task.train:
+            by_row.setdefault(segment.row, []).append(segment)
+        rows = list(by_row)
+        random.Random(f"{self._config.seed}:{self._task.name}:{epoch}").shuffle(rows)
+        size = self._config.batch
+        return [[s for row in rows[i : i + size] for s in by_row[row]] for i in range(0, len(rows), size)]
+
+    def _train_epoch(self, epoch: int) -> float:
+        """One pass over the training data. Returns the mean loss per token on the way."""
+        batches = self._batches(epoch)
+        total = count = 0.0
+        for number, batch in enumerate(batches):
+            tokens = sum(len(segment.targets) for segment in batch)
+            self._optimizer.zero_grad()
+            for loss_sum in self._task.loss(batch):
+                loss = loss_sum / tokens
+                loss.backward()
+                total += loss.item() * tokens
+            count += tokens
+            progress = ((epoch - 1) * len(batches) + number) / (self._config.epochs * len(batches))
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._task.rates[group["name"]] * (1 + math.cos(math.pi * progress)) / 2
+            self._optimizer.step()
+        return total / count
+
+    @torch.no_grad()
+    def _held_out_loss(self) -> float:
+        tokens = sum(len(segment.targets) for segment in self._task.held_out)
+        return sum(loss_sum.item() for loss_sum in self._task.loss(self._task.held_out)) / tokens
+
+    def _record(self, epoch: int, loss: float | None) -> None:
+        first = next(iter(self._task.parameters.values())).detach()
+        norm = first.reshape(-1, first.shape[-1]).norm(dim=-1).mean().item()
+        self.curve.append(EpochMetrics(epoch, loss, self._held_out_loss(), norm))
+        if self._best_epoch() == epoch:
+            self._best = self._values()
+        self._save()
+
+    def _save(self) -> None:
+        tensors = {f"best.{name}": tensor for name, tensor in self._best.items()}
+        for name, tensor in self._task.parameters.items():
+            tensors[name] = tensor.detach()
+            for key, value in self._optimizer.state[tensor].items():
+                tensors[f"adam.{name}.{key}"] = value
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        write_file(self._path, save(tensors, {"curve": json.dumps([asdict(metrics) for metrics in self.curve])}))
+
+    def _restore(self) -> bool:
+        """Continue from the checkpoint. False, with nothing changed, if there is none or it is not this training's."""
+        try:
+            with safe_open(self._path, framework="pt") as file:
+                curve = [EpochMetrics(**metrics) for metrics in json.loads(file.metadata()["curve"])]
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        except FileNotFoundError:
+            return False
+        except (OSError, SafetensorError, TypeError, KeyError, ValueError):
+            curve, tensors = [], {}
+        complete = curve and [metrics.epoch for metrics in curve] == list(range(len(curve)))
+        if not complete or {name: tensor.shape for name, tensor in tensors.items()} != self._shapes(len(curve) > 1):
+            log.warning("%s: not a checkpoint of this training; training starts over", self._path)
+            return False
+        self.curve = curve
+        with torch.no_grad():
+            for name, tensor in self._task.parameters.items():
+                tensor.copy_(tensors[name])
+                self._best[name] = tensors[f"best.{name}"].to(tensor.device)
+                if len(curve) > 1:
+                    state = {key: tensors[f"adam.{name}.{key}"] for key in _ADAM}
+                    moved = {k: v if k == "step" else v.to(tensor.device) for k, v in state.items()}
+                    self._optimizer.state[tensor].update(moved)
+        return True
+
+    def _shapes(self, stepped: bool) -> dict[str, torch.Size]:
+        """The shapes that `_save` writes, before or after Adam's first step."""
+        shapes: dict[str, torch.Size] = {}
+        for name, tensor in self._task.parameters.items():
+            shapes |= {name: tensor.shape, f"best.{name}": tensor.shape}
+            if stepped:
+                shapes |= {f"adam.{name}.{key}": torch.Size() if key == "step" else tensor.shape for key in _ADAM}
+        return shapes
