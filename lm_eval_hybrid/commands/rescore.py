@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from lm_eval_hybrid.common.files import write_file
-    from lm_eval_hybrid.judging.recorded import agreements
+    from lm_eval_hybrid.judging.verdicts import agreements
     from lm_eval_hybrid.report import agreement
     from lm_eval_hybrid.results import recordings
     from lm_eval_hybrid.results.recordings import scores
@@ -97,11 +97,11 @@ def _judged(args: argparse.Namespace, read: "Sequence[Recording]") -> "tuple[str
     import logging
 
     from lm_eval_hybrid.judging import recipe
-    from lm_eval_hybrid.judging.recorded import verdicts
+    from lm_eval_hybrid.judging.verdicts import judge_recordings
 
     # What it costs is said before anything is asked.
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    return verdicts(read, recipe.read(args.judge), args.repeats, args.judge.parent)
+    return judge_recordings(read, recipe.read(args.judge), args.repeats, args.judge.parent)
 
 
 def table(recording: "Recording", found: "Sequence[Score]") -> "RenderableType":

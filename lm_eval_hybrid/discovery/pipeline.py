@@ -173,11 +173,11 @@ class Run:
 
         def ask(folder: Path) -> None:
             from lm_eval_hybrid.discovery.taxonomy import grading
-            from lm_eval_hybrid.judging import judge
             from lm_eval_hybrid.judging.cache import CachedJudge
+            from lm_eval_hybrid.judging.load import load
 
             # Beside the stages: a reply serves all that ask the same.
-            asked = CachedJudge(judge.load(self._recipe.judge), self._plan.workshop.folder)
+            asked = CachedJudge(load(self._recipe.judge), self._plan.workshop.folder)
             (codes, others), (texts, unseen) = (self.codes[side] for side in self.sides), map(self._texts, self.sides)
             category, count = codes.argmax(-1), self._recipe.judge.examples
             shown = {c: naming.exemplars(texts, codes, c, count) for c in category.unique().tolist()}

@@ -1,1 +1,1 @@
-"""A model as a judge: how it is asked, what it says of answers, and how far another scorer agrees with it."""
+"""A chat model that judges: which one, how it is asked, and its verdicts on answers."""

@@ -1,211 +1,151 @@
-"""A judge behind an OpenAI-compatible endpoint: plain chat completions over the standard library.
+"""A chat model behind an OpenAI-compatible endpoint, asked through the harness's client.
 
-A request is tried again where that may help: status 408, 409, 425, 429 or 5xx, silence, a connection that breaks. No
-redirect is followed, for it would take the key along.
+The harness makes the payload and the session and keeps the requests concurrent; each request is sent here. The
+harness's own would log the request's headers, with the key, follow redirects, try again after a refusal, and take a
+body that is no chat completion for an empty reply.
 """
 
-from __future__ import annotations
-
+import asyncio
+import contextlib
+import itertools
 import json
 import logging
 import os
-import socket
-import ssl
-import threading
-import time
-from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from http.client import HTTPException, HTTPResponse, IncompleteRead
+from collections.abc import Sequence
 from typing import Any
-from urllib import request
-from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-from tqdm import tqdm
+from aiohttp import ClientConnectorError, ClientError, ClientSession
+from lm_eval.api.instance import Instance
+from lm_eval.models.openai_completions import LocalChatCompletion, OpenAIChatCompletion
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from lm_eval_hybrid import __version__
-from lm_eval_hybrid.bundles.store.download import brief
-from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.judging.judge import Judge
+from lm_eval_hybrid.common.errors import HybridError, one_line
 from lm_eval_hybrid.judging.recipe import JudgeRecipe
 
-BACKOFF = 1.0  # seconds before the first retry; doubled for each that follows
-LONGEST = 60.0  # seconds between two tries, whatever the server asks for
-MAX_BYTES = 4 << 20  # of a reply
-_CHUNK = 1 << 16
-_AGAIN = (408, 409, 425, 429)
-# What some models refuse to be told, and what they are told instead.
-_OTHERWISE = {"max_tokens": "max_completion_tokens", "temperature": None}
+WAIT = wait_exponential(max=60)  # seconds before another try: 1, 2, 4, ...
+_RETRIED = (408, 409, 425, 429)
+_MALFORMED = (ValueError, LookupError, TypeError, RecursionError)
+_CHECK = "check judge.url, which usually ends in /v1, and judge.model"
 log = logging.getLogger(__name__)
+logging.getLogger("lm_eval.models.api_models").setLevel(logging.WARNING)  # or it tells its default settings
 
 
-class _Later(Exception):
-    """A failure that may pass; `seconds` is how long the server asked us to wait."""
-
-    def __init__(self, found: str, seconds: float = 0.0) -> None:
-        super().__init__(found)
-        self.seconds = seconds
+class _Temporary(HybridError):
+    """A failure that another try may cure."""
 
 
-class EndpointJudge(Judge):
-    """A model at an endpoint, asked at temperature 0, several requests at once."""
+class EndpointModel(OpenAIChatCompletion):
+    """The harness's chat model at a recipe's endpoint.
+
+    Raises:
+        HybridError: the key holds characters that no header can.
+    """
 
     def __init__(self, recipe: JudgeRecipe) -> None:
-        self.identity = f"{recipe.model} at {recipe.url}, up to {recipe.max_tokens} tokens"
-        self._recipe = recipe
-        self._address = f"{str(recipe.url).rstrip('/')}/chat/completions"
-        self._key = _key(recipe.key_variable)
-        self._settings: dict[str, Any] = {"max_tokens": recipe.max_tokens, "temperature": 0}
+        self._variable = recipe.key_variable
+        self._key = os.environ.get(self._variable, "").strip()
+        if not (self._key.isascii() and self._key.isprintable() and " " not in self._key):
+            raise HybridError(f"{self._variable} holds characters that are not printable ASCII; set the key again")
         if self._key:
-            log.info("the judge at %s is sent the key in %s", recipe.url, recipe.key_variable)
-        self._opener = request.OpenerDirector()
-        for handler in (
-            request.ProxyHandler(),
-            request.HTTPHandler(),
-            request.HTTPSHandler(context=ssl.create_default_context()),
-        ):
-            self._opener.add_handler(handler)
+            log.info("the judge at %s is sent the key in %s", recipe.url, self._variable)
+        super().__init__(
+            base_url=f"{str(recipe.url).rstrip('/')}/chat/completions",
+            model=recipe.model,
+            # Without any header the harness would send the key in OPENAI_API_KEY.
+            header={"User-Agent": "lm-eval-hybrid"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
+            num_concurrent=recipe.concurrency,
+        )
+        self.timeout = recipe.timeout  # the harness's argument is in whole seconds
+        self._tries = recipe.retries + 1
+        self._error: Exception | None = None
+        address = urlsplit(self.base_url)
+        self._proxy = None if proxy_bypass(str(address.hostname)) else getproxies().get(address.scheme)
+        # OpenAI's own models take other parameters, and the harness knows which.
+        self._dialect = OpenAIChatCompletion if address.hostname == "api.openai.com" else LocalChatCompletion
 
-    def replies(self, prompts: Sequence[str]) -> Generator[tuple[int, str], None, None]:
-        failure: BaseException | None = None
-        stopped = threading.Event()
-        with ThreadPoolExecutor(self._recipe.concurrency) as pool:
-            asked = {pool.submit(self._reply, prompt, stopped): i for i, prompt in enumerate(prompts)}
-            try:
-                for future in tqdm(as_completed(asked), total=len(asked), desc="judge", disable=len(asked) < 2):
-                    if future.cancelled():
-                        continue
-                    if failure is None and (failure := future.exception()) is not None:
-                        # Nothing new is asked; what is under way is still waited for, and yielded.
-                        stopped.set()
-                        for other in asked:
-                            other.cancel()
-                    if future.exception() is None:
-                        yield asked[future], future.result()
-            finally:
-                stopped.set()
-                for other in asked:
-                    other.cancel()
-        if failure is not None:
-            raise failure
-
-    def _reply(self, prompt: str, stopped: threading.Event) -> str:
-        tries = self._recipe.retries + 1
-        for attempt in range(tries):
-            try:
-                return self._once(prompt)
-            except _Later as failure:
-                found = failure
-            wait = max(found.seconds, BACKOFF * 2**attempt)
-            if attempt + 1 == tries or stopped.wait(min(wait, LONGEST)):
-                break
-        raise self._failure("answer", f"{found}, after {attempt + 1} tries", "try again later: what came is kept")
-
-    def _once(self, prompt: str) -> str:
-        """The reply to one request, without what the endpoint says it must not be told.
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+        """The replies in the order of `requests`, several of which are sent at once.
 
         Raises:
-            _Later: where it is worth another try.
-            HybridError: where it is not.
+            HybridError: a request was refused, or each of its tries failed. No other was sent after it.
         """
-        settings = self._settings
-        status, data, wait = self._send(settings | _message(self._recipe.model, prompt))
+        contexts, settings = zip(*(request.args for request in requests), strict=True)
+        keys = [request.args for request in requests]
+        self._error = None
+        replies = asyncio.run(self.get_batched_requests(list(contexts), keys, gen_kwargs=settings[0]))
+        if self._error is not None:
+            raise self._error
+        return list(itertools.chain.from_iterable(replies))
+
+    async def amodel_call(
+        self,
+        session: ClientSession,
+        sem: asyncio.Semaphore,
+        messages: list[Any],
+        *,
+        gen_kwargs: dict[str, Any],
+        cache_keys: list[Any],
+        **_: Any,
+    ) -> list[str]:
+        """The reply to one request, or none after an error, which `generate_until` raises at the end."""
+        payload = self._dialect._create_payload(self, self.create_message(messages), gen_kwargs=dict(gen_kwargs))
+        plain = {name: value for name, value in payload.items() if name not in ("stop", "seed")}  # some servers refuse
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(self._tries), wait=WAIT, retry=retry_if_exception_type(_Temporary), reraise=True
+        )
+        async with sem:
+            if self._error is not None:
+                return []
+            try:
+                reply: str = await retrying(self._reply, session, plain)
+                self.cache_hook.add_partial("generate_until", cache_keys[0], reply)
+                return [reply]
+            except Exception as error:
+                self._error = self._error or error
+                return []
+
+    async def _reply(self, session: ClientSession, payload: dict[str, Any]) -> str:
+        try:
+            async with session.post(
+                self.base_url, json=payload, headers=self.header, proxy=self._proxy, allow_redirects=False
+            ) as response:
+                status, body = response.status, (await response.read()).decode(errors="replace")
+        except ClientConnectorError as error:
+            raise self._failure(self._shown(error), "start it, or fix judge.url") from error
+        except asyncio.TimeoutError as error:
+            raise self._failure(f"no whole answer within {self.timeout:g} seconds") from error
+        except (ClientError, OSError) as error:
+            raise self._failure(f"a broken connection ({self._shown(error)})") from error
         if status == 200:
-            return self._completion(data)
-        parameter, said = _error(data)
-        if status == 400 and parameter in _OTHERWISE and parameter in settings:
-            self._settings = _without(settings, parameter)  # from now on, for all requests
-            log.warning("the judge takes no %s like ours: %s", parameter, brief(said))
-            return self._once(prompt)
-        found = f"status {status}" + (f" ({self._hidden(said)})" if said else "")
-        if status in _AGAIN or status >= 500:
-            raise _Later(found, wait)
+            return self._content(body)
+        with contextlib.suppress(*_MALFORMED):
+            body = json.loads(body)["error"]["message"]
+        found = f"status {status} ({self._shown(body)})"
+        if status in _RETRIED or status >= 500:
+            raise self._failure(found)
         if status in (401, 403):
-            held = "the key in it is refused" if self._key else "it is not set"
-            raise self._failure("accept the key", found, f"set {self._recipe.key_variable}: {held}")
-        raise self._failure("answer", found, "check judge.url, which usually ends in /v1, and judge.model")
+            key = "the key in it is refused" if self._key else "it is not set"
+            raise self._failure(found, f"set {self._variable}: {key}")
+        raise self._failure(found, _CHECK)
 
-    def _send(self, content: dict[str, Any]) -> tuple[int, bytes, float]:
-        """Status and body of the answer to a request, and how many seconds it asks us to wait."""
-        headers = {"Content-Type": "application/json", "User-Agent": f"lm-eval-hybrid/{__version__}"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        message = request.Request(self._address, json.dumps(content).encode(), headers, method="POST")
-        deadline = time.monotonic() + self._recipe.timeout
-        try:
-            with self._opener.open(message, timeout=self._recipe.timeout) as response:
-                return response.status, self._body(response, deadline), _seconds(response.headers.get("Retry-After"))
-        except URLError as error:  # before there was an answer
-            reason = error.reason
-            if isinstance(reason, (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)):
-                raise self._failure("be reachable", brief(reason), "start it, or mend judge.url") from error
-            raise _Later(brief(reason)) from error
-        except TimeoutError as error:
-            raise _Later(f"no whole answer within {self._recipe.timeout:g} seconds") from error
-        except (HTTPException, OSError) as error:
-            raise _Later(f"a broken connection ({brief(error)})") from error
+    def _content(self, body: str) -> str:
+        with contextlib.suppress(*_MALFORMED):
+            content = json.loads(body)["choices"][0]["message"]["content"]
+            if isinstance(content, str | None):
+                return content or ""  # None: all of max_tokens went into thoughts, or it refuses
+        raise self._failure(f"no chat completion but {self._shown(body[:100])}", _CHECK)
 
-    def _body(self, response: HTTPResponse, deadline: float) -> bytes:
-        data = bytearray()
-        while chunk := response.read1(_CHUNK):
-            data += chunk
-            if len(data) > MAX_BYTES:
-                raise self._failure("answer in at most 4 MiB", "more", "check judge.url and judge.max_tokens")
-            if time.monotonic() > deadline:
-                raise TimeoutError
-        if response.length:
-            raise IncompleteRead(b"", response.length)
-        return bytes(data)
+    def _failure(self, found: str, advice: str | None = None) -> HybridError:
+        """A failure for good, or, without advice, one that may pass."""
+        if advice is not None:
+            return HybridError(f"judge at {self.base_url}: {found}; {advice}")
+        return _Temporary(
+            f"judge at {self.base_url}: {found}, after {self._tries} tries; try again later: replies that came are kept"
+        )
 
-    def _completion(self, data: bytes) -> str:
-        try:
-            content = json.loads(data)["choices"][0]["message"]["content"]
-            if content is None:  # all of max_tokens went into thoughts, or it refuses
-                return ""
-            if not isinstance(content, str):
-                raise TypeError
-        except (ValueError, LookupError, TypeError, RecursionError):
-            found = self._hidden(data[:100].decode(errors="replace")) or "an empty body"
-            raise self._failure(
-                "answer with a chat completion", found, "check judge.url, which usually ends in /v1"
-            ) from None
-        return content
-
-    def _hidden(self, text: str) -> str:
-        """What the endpoint says, on one line, without our key, which it may repeat."""
-        hidden = text.replace(self._key, "***") if self._key else text
-        return brief(hidden) if hidden.strip() else ""
-
-    def _failure(self, must: str, found: str, cure: str) -> HybridError:
-        return HybridError(f"the judge at {self._address} must {must}; found {found}; {cure}")
-
-
-def _key(variable: str) -> str:
-    key = os.environ.get(variable, "").strip()
-    if not (key.isascii() and key.isprintable() and " " not in key):
-        raise HybridError(f"{variable} must hold a key in printable ASCII; found other characters; set it anew")
-    return key
-
-
-def _message(model: str, prompt: str) -> dict[str, Any]:
-    return {"model": model, "messages": [{"role": "user", "content": prompt}]}
-
-
-def _without(settings: dict[str, Any], parameter: str) -> dict[str, Any]:
-    others = {name: value for name, value in settings.items() if name != parameter}
-    instead = _OTHERWISE[parameter]
-    return others if instead is None else others | {instead: settings[parameter]}
-
-
-def _error(data: bytes) -> tuple[str | None, str]:
-    """The parameter that an endpoint's error is about, if any, and what it says."""
-    try:
-        error = json.loads(data)["error"]
-        parameter, said = error.get("param"), error.get("message")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return None, data[:300].decode(errors="replace")
-    return parameter if isinstance(parameter, str) else None, said if isinstance(said, str) else ""
-
-
-def _seconds(header: str | None) -> float:
-    """Of a Retry-After that counts seconds; a date is not waited for."""
-    return float(header) if header and header.isascii() and header.isdigit() else 0.0
+    def _shown(self, words: object) -> str:
+        """A server's words as part of one line, without our key, which it may repeat."""
+        text = one_line(str(words).replace(self._key, "***") if self._key else str(words))
+        return f"{text[:300]}..." if len(text) > 300 else text or "nothing"

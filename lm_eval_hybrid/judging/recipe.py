@@ -1,6 +1,9 @@
-"""What says which model judges: fields of a discovery's recipe, or a YAML file of their own."""
+"""Which model judges, and what asking it costs: fields of a discovery recipe, or a YAML file of their own."""
 
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -12,6 +15,7 @@ from lm_eval_hybrid.bundles.manifest import Count, Words, first_problem
 from lm_eval_hybrid.common import strict_yaml
 from lm_eval_hybrid.common.errors import HybridError
 
+TOKEN_BYTES = 4  # of a prompt, about
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -24,11 +28,11 @@ class JudgeRecipe:
         model: its name at the endpoint, or the harness's model type, such as hf or vllm.
         url: of the endpoint, without /chat/completions: https://host/v1. None for `harness`.
         arguments: the harness's model_args, such as pretrained=FOLDER. Empty for `endpoint`.
-        key_variable: environment variable that holds the endpoint's key; none is sent where it is not set. The key is
-            written nowhere.
-        max_tokens: of each reply, the judge's own thoughts included.
+        key_variable: environment variable that holds the endpoint's key; without it no key is sent. The key is never
+            written anywhere.
+        max_tokens: of each reply, including the judge's own thoughts.
         timeout: seconds until a request counts as failed.
-        retries: how often a request is tried again where the endpoint is overloaded, failing or silent.
+        retries: of a request, if the endpoint is overloaded, failing or silent.
         concurrency: requests at once; the batch size of a model of the harness.
         price_in, price_out: per million tokens, for the estimate of the cost.
     """
@@ -58,34 +62,72 @@ class JudgeRecipe:
         return self
 
 
+@dataclass(frozen=True)
+class JudgeCost:
+    """An upper bound on what asking a judge costs.
+
+    Attributes:
+        tokens_in: of all prompts, about.
+        tokens_out: of all replies, if each used max_tokens.
+        price: in the currency of the recipe's prices; None without them.
+    """
+
+    requests: int
+    tokens_in: int
+    tokens_out: int
+    price: float | None
+
+    def __str__(self) -> str:
+        price = "no prices given" if self.price is None else f"at most {self.price:,.2f} by the prices given"
+        return (
+            f"at most {self.requests:,} requests, about {self.tokens_in:,} tokens in and at most "
+            f"{self.tokens_out:,} out; {price}"
+        )
+
+
+def cost(prompts: Iterable[tuple[int, str]], recipe: JudgeRecipe) -> JudgeCost:
+    """What sending prompts costs at most.
+
+    Args:
+        prompts: each as (times it is sent, prompt).
+    """
+    requests = tokens_in = 0
+    for count, prompt in prompts:
+        requests += count
+        tokens_in += count * ceil(len(prompt.encode()) / TOKEN_BYTES)
+    tokens_out = requests * recipe.max_tokens
+    price = None
+    if recipe.price_in is not None and recipe.price_out is not None:
+        price = (tokens_in * recipe.price_in + tokens_out * recipe.price_out) / 1e6
+    return JudgeCost(requests, tokens_in, tokens_out, price)
+
+
 def read(path: Path) -> JudgeRecipe:
-    """The recipe in a YAML file of its fields.
+    """Read a YAML file of a recipe's fields.
 
     Raises:
-        HybridError: where it cannot be read, or is none.
+        HybridError: it cannot be read, or is no recipe.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise HybridError(
-            f"{path}: a judge must be a readable YAML file; found {error.strerror}; name another"
-        ) from None
-    fields = strict_yaml.load(data, f"{path}: a judge", "mend it, such as kind: endpoint, url: ..., model: ...")
+        raise HybridError(f"{path}: cannot be read ({error.strerror}); name a judge's YAML file") from None
+    fields = strict_yaml.load(data, f"{path}: a judge", "fix it, such as kind: endpoint, url: ..., model: ...")
     try:
-        # By name, so that a problem is said to be of judge.retries, as in a discovery's recipe.
+        # Under the name that a discovery recipe has, so that errors name the field alike: judge.retries.
         return pydantic.TypeAdapter(dict[str, JudgeRecipe]).validate_python({"judge": fields})["judge"]
     except pydantic.ValidationError as error:
-        raise HybridError(f"{path}: {first_problem(error)}; mend it") from None
+        raise HybridError(f"{path}: {first_problem(error)}; fix it") from None
 
 
 def _check_url(url: str | None) -> None:
-    wanted = "url must be http(s)://host[:port]/path in ASCII, without a user, query or fragment"
+    form = "url must be http(s)://host[:port]/path in ASCII, without a user, query or fragment"
     plain = url is not None and re.fullmatch(r"[!-~]+", url) is not None
     try:
         parts = urlsplit(url or "")
         sound = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
     except ValueError:
-        raise ValueError(f"{wanted}; found another form") from None
-    # What is wrong is not repeated: it may be a password.
+        raise ValueError(f"{form}; found another form") from None
+    # The url is not repeated: it may hold a password.
     if not plain or not sound or "@" in parts.netloc or parts.query or parts.fragment:
-        raise ValueError(f"{wanted}; found {'none' if url is None else 'another form'}")
+        raise ValueError(f"{form}; found {'none' if url is None else 'another form'}")

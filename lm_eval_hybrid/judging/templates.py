@@ -1,7 +1,7 @@
-"""Prompts from jinja2 templates, in which what is from outside is data.
+"""Prompts from jinja2 templates into which foreign text goes as data.
 
-Through the filter `quoted` a value is one line, a JSON string or object, so it cannot end its place in the prompt, be
-taken for a line of ours, or hold a chat template's marks.
+The filter `quoted` makes a value one line, a JSON string or object, so it cannot end its place in the prompt, pass for
+a line of ours, or hold a chat template's markers.
 """
 
 import functools
@@ -20,7 +20,7 @@ def rendered(template: Path, **values: Any) -> str:
 
 
 def quoted(value: Any) -> str:
-    """JSON in one line without what a terminal or a tokenizer might obey: `<` opens a chat template's marks."""
+    """JSON in one line that neither a terminal nor a tokenizer obeys: `<` opens a chat template's markers."""
     text = json.dumps(value, ensure_ascii=False)
     text = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
     return re.sub(r"<(?![\s=\d])", r"\\u003c", text)

@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lm_eval_hybrid.judging.agreement import Agreement
+from lm_eval_hybrid.judging.verdicts import Agreement
 from lm_eval_hybrid.report.figures import ABSENT
 
 _NUMBERS = ("rule right", "judge right", "agree", "kappa", "only rule", "only judge", "unclear")

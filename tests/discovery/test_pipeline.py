@@ -21,10 +21,9 @@ from lm_eval_hybrid.discovery.recipe import Recipe
 from lm_eval_hybrid.discovery.stages import DONE_FILE, Workshop
 from lm_eval_hybrid.discovery.traces.pair import Pair
 from lm_eval_hybrid.discovery.traces.traces import Trace, digest
-from lm_eval_hybrid.judging import endpoint
 from lm_eval_hybrid.models.local import LocalBackend
 from tests.discovery.conftest import RAW, Studied
-from tests.judging.judge_server import JudgeServer
+from tests.judging.judge_server import JudgeServer, never_wait
 from tests.tiny_system import tiny_model, tiny_tokenizer
 
 FIELDS: dict[str, Any] = {
@@ -308,7 +307,7 @@ def judged(place: Path, url: str, **changes: Any) -> Recipe:
 def test_a_judge_names_the_behaviors_and_reruns_alone(
     studied: Studied, found: Found, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint, "BACKOFF", 0.01)
+    never_wait(monkeypatch)
 
     def grader(prompt: str) -> str:
         if '"title"' in prompt:

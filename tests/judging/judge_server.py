@@ -14,6 +14,15 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
+from tenacity import wait_none
+
+
+def never_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try again at once."""
+    monkeypatch.setattr("lm_eval_hybrid.judging.endpoint.WAIT", wait_none())
+
+
 RULES = ("plan", "compute", "check", "answer")  # the words
 
 

@@ -15,11 +15,11 @@ def test_a_judge_is_read_from_a_file_of_its_fields(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("kind: endpoint\nmodel: m\n", r"judge\.yaml: judge: url must be http.*found none; mend it"),
+        ("kind: endpoint\nmodel: m\n", r"judge\.yaml: judge: url must be http.*found none; fix it"),
         ("model: m\n", r"judge\.yaml: judge\.kind: "),
         ("kind: harness\nmodel: hf\nretries: -1\n", r"judge\.yaml: judge\.retries: "),
         ("kind: harness\nmodel: hf\nsentences: 5\n", r"judge\.yaml: judge\.sentences: "),
-        ("- kind\n", r"judge\.yaml: a judge must be a mapping; found list; mend it, such as kind: endpoint"),
+        ("- kind\n", r"judge\.yaml: a judge must be a mapping; found list; fix it, such as kind: endpoint"),
         ("a: *b\n", r"judge\.yaml: a judge must be plain YAML"),
     ],
 )
@@ -30,5 +30,5 @@ def test_what_is_no_judge_is_one_line(text: str, said: str, tmp_path: Path) -> N
 
 
 def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(HybridError, match=r"none\.yaml: a judge must be a readable YAML file; found No such file"):
+    with pytest.raises(HybridError, match=r"none\.yaml: cannot be read \(No such file"):
         read(tmp_path / "none.yaml")

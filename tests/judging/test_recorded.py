@@ -6,9 +6,8 @@ import pytest
 
 from lm_eval_hybrid.commands.main import main
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.judging.agreement import Agreement
 from lm_eval_hybrid.judging.recipe import JudgeRecipe
-from lm_eval_hybrid.judging.recorded import agreements, verdicts
+from lm_eval_hybrid.judging.verdicts import Agreement, agreements, judge_recordings
 from lm_eval_hybrid.results import recordings
 from lm_eval_hybrid.results.recordings import scores
 from tests.judging.judge_server import JudgeServer
@@ -36,9 +35,9 @@ def test_each_answer_has_its_verdict_beside_its_score(tmp_path: Path, caplog: py
     other = recording(tmp_path / "other.json", "What is 1 + 3?", "What is 12 - 4?")
     with JudgeServer(grader=lenient) as server:
         recipe = JudgeRecipe("endpoint", "lenient", server.url, price_in=1.0, price_out=1.0)
-        identity, found = verdicts([one, other], recipe, 3, tmp_path)
+        identity, found = judge_recordings([one, other], recipe, 3, tmp_path)
         assert len(server.asked) == 18 and sum("What is 2 * 4?" in prompt for prompt in server.prompts) == 3
-        assert verdicts([other], recipe, 3, tmp_path)[1] == found[1:] and len(server.asked) == 18
+        assert judge_recordings([other], recipe, 3, tmp_path)[1] == found[1:] and len(server.asked) == 18
     assert [[verdict.right for verdict in of] for of in found] == [[False, True, True]] * 2
     assert "lenient at http" in identity and "lenient" in caplog.text and "at most 18 requests" in caplog.text
     scored = list(scores(one))
@@ -65,13 +64,13 @@ def test_the_command_shows_the_judge_beside_the_rule(tmp_path: Path, capsys: pyt
     assert [json.loads(line)["judge"] for line in out.read_text().splitlines()] == [False, True, True]
     assert len((tmp_path / "judge.jsonl").read_text().splitlines()) == 6
     assert main(["rescore", str(path), "--judge", str(tmp_path / "none.yaml")]) == 2
-    assert "none.yaml: a judge must be a readable YAML file" in capsys.readouterr().err
+    assert "none.yaml: cannot be read" in capsys.readouterr().err
 
 
 def test_without_a_question_nothing_is_asked(tmp_path: Path) -> None:
     path = tmp_path / "none.json"
     path.write_text(json.dumps({"tasks": [{"correct_answer": "4", "model_answers": {"base_model": "4"}}]}))
     with JudgeServer() as server:
-        with pytest.raises(HybridError, match=r"none\.json, task 0: a judge needs the question; found none"):
-            verdicts([recordings.read(path)], JudgeRecipe("endpoint", "m", server.url), 3, tmp_path)
+        with pytest.raises(HybridError, match=r"none\.json, task 0: has no question recorded"):
+            judge_recordings([recordings.read(path)], JudgeRecipe("endpoint", "m", server.url), 3, tmp_path)
         assert not server.asked

@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from lm_eval_hybrid.judging.agreement import Agreement
+from lm_eval_hybrid.judging.verdicts import Agreement
 from lm_eval_hybrid.report.agreement import render
 
 

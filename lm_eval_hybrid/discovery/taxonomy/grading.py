@@ -33,9 +33,8 @@ from torch import Tensor
 from lm_eval_hybrid.bundles.manifest import Count, first_problem
 from lm_eval_hybrid.common.errors import HybridError, one_line
 from lm_eval_hybrid.discovery.taxonomy import questions
-from lm_eval_hybrid.judging.cost import Estimate, cost
-from lm_eval_hybrid.judging.judge import Judge
-from lm_eval_hybrid.judging.recipe import JudgeRecipe
+from lm_eval_hybrid.judging.load import Judge
+from lm_eval_hybrid.judging.recipe import JudgeCost, JudgeRecipe, cost
 from lm_eval_hybrid.results.statistics import Accuracy, accuracy
 
 SCHEMA = 1
@@ -126,7 +125,7 @@ class Grades:
             raise HybridError(f"grades: {first_problem(error)}; grade again") from None
 
 
-def estimate(categories: int, recipe: TaxonomyJudge, characters: int = 120) -> Estimate:
+def estimate(categories: int, recipe: TaxonomyJudge, characters: int = 120) -> JudgeCost:
     """What grading takes at most, before anything is asked or even found.
 
     Args:
