@@ -1,4 +1,4 @@
-"""What a discovery run would do, and what that takes: a table, made from configurations alone."""
+"""The table of `discover --dry-run`: a run's stages and an estimate of their cost, from configurations alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,26 +14,26 @@ from lm_eval_hybrid.discovery.taxonomy import grading
 from lm_eval_hybrid.discovery.vectors.fitting import LikelihoodRecipe
 
 if TYPE_CHECKING:
-    from lm_eval_hybrid.discovery.plan import Plan
+    from lm_eval_hybrid.discovery.plan import DiscoveryPlan
 
-CHARACTERS = 3.5  # of English and formulas in a token
+CHARACTERS = 3.5  # in a token of English text with formulas
 PROMPT = 120  # tokens
 SENTENCE = 22  # tokens
-GATES = 0.12  # share of places at which the models differ, as in the paper's example
-GATE = 150  # bytes that are kept of one
-SPEEDS = ((1e11, "two cores"), (2e14, "an H100 in bfloat16, half used"))  # FLOP a second
+GATES = 0.12  # share of positions at which the models disagree, as in the paper's example
+GATE = 150  # bytes on disk of a disagreement
+SPEEDS = ((1e11, "two cores"), (2e14, "an H100 in bfloat16 at half its peak"))  # FLOP a second
 
 
 @dataclass(frozen=True)
-class Model:
-    """A model's sizes, from its configuration."""
+class ModelSize:
+    """A model's size, from its configuration."""
 
     parameters: int
     layers: int
     width: int
 
     @classmethod
-    def of(cls, config: PretrainedConfig) -> "Model":
+    def of(cls, config: PretrainedConfig) -> "ModelSize":
         from accelerate import init_empty_weights
 
         text = config.get_text_config()
@@ -41,45 +41,41 @@ class Model:
             parameters = AutoModelForCausalLM.from_config(config).num_parameters()
         return cls(parameters, text.num_hidden_layers, text.hidden_size)
 
-    def reading(self, tokens: float, layers: int | None = None) -> float:
-        """FLOP of a forward pass: two a parameter and token (Kaplan et al. 2020), of the first `layers` only."""
+    def forward_flop(self, tokens: float, layers: int | None = None) -> float:
+        """FLOP of a forward pass through the first `layers`, or all: 2 per parameter and token (Kaplan et al. 2020)."""
         return 2 * self.parameters * tokens * (1 if layers is None else layers / self.layers)
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Of one stage: what is done, how much is computed, and what stays on the disk."""
+class StageCost:
+    """The cost of one stage: a description of its work, FLOP, and bytes on disk."""
 
     work: str
     flop: float = 0.0
-    disk: float = 0.0  # bytes
+    disk: float = 0.0
 
 
-def render(plan: "Plan", models: Mapping[str, Model]) -> RenderableType:
-    """The table of stages, with what is there already, and what all of the rest takes."""
+def render(plan: "DiscoveryPlan", models: Mapping[str, ModelSize]) -> RenderableType:
+    """The table of stages and their states, and the total of those to do."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name, justify in (
-        ("stage", "left"),
-        ("state", "left"),
-        ("work", "left"),
-        ("TFLOP", "right"),
-        ("disk", "right"),
-    ):
-        table.add_column(name, justify=justify)
-    left = room = 0.0
-    of = costs(plan, models)
+    for name in ("stage", "state", "work"):
+        table.add_column(name)
+    for name in ("TFLOP", "disk"):
+        table.add_column(name, justify="right")
+    flop = disk = 0.0
+    cost_of = costs(plan, models)
     for stage in plan.stages:
-        cost = of[stage.name]
-        state = "there" if stage.done else "begun" if stage.begun else "to do"
+        cost = cost_of[stage.name]
+        state = "done" if stage.done else "started" if stage.started else "to do"
         table.add_row(stage.name, state, cost.work, f"{cost.flop / 1e12:,.3g}", _bytes(cost.disk))
         if not stage.done:
-            left, room = left + cost.flop, room + cost.disk
+            flop, disk = flop + cost.flop, disk + cost.disk
     weights = sum(model.parameters for model in models.values())
-    times = "; ".join(f"{_time(left / speed)} at {speed / 1e12:g} TFLOP/s ({what})" for speed, what in SPEEDS)
+    times = "; ".join(f"{_time(flop / speed)} at {speed / 1e12:g} TFLOP/s ({what})" for speed, what in SPEEDS)
     lines = [
-        f"left to do: {left / 1e12:,.3g} TFLOP, {_bytes(room)} on the disk, in {plan.workshop.folder}",
-        f"about {times}; decoding is slower than its FLOP say where few answers go on at once",
-        f"models: {weights:,} parameters, {_bytes(4 * weights)} in float32, {_bytes(2 * weights)} in bfloat16",
+        f"to do: {flop / 1e12:,.3g} TFLOP, {_bytes(disk)} of disk in {plan.work.folder}",
+        f"time: about {times}; more where traces or answers are generated in small batches",
+        f"weights: {weights:,} parameters, {_bytes(4 * weights)} in float32, {_bytes(2 * weights)} in bfloat16",
     ]
     judge = plan.recipe.judge
     if judge is not None:
@@ -87,47 +83,54 @@ def render(plan: "Plan", models: Mapping[str, Model]) -> RenderableType:
     return Group(table, *(Text(line) for line in lines))
 
 
-def costs(plan: "Plan", models: Mapping[str, Model]) -> dict[str, Cost]:
-    """Of each stage that a run makes, by name: bounds where lengths are not known, else estimates."""
+def costs(plan: "DiscoveryPlan", models: Mapping[str, ModelSize]) -> dict[str, StageCost]:
+    """The cost of each stage by name. Token counts are upper bounds, the rest are estimates."""
     recipe, base, thinking = plan.recipe, models["base"], models["thinking"]
     count, tokens = _traces(plan)
-    sentences, read = tokens / SENTENCE, tokens + count * PROMPT
+    sentences, with_prompts = tokens / SENTENCE, tokens + count * PROMPT
     sae, vectors, calibration = recipe.sae, recipe.vectors, recipe.calibration
-    found = {
-        "traces": Cost(f"{count:,} traces, at most {tokens:,.0f} tokens", thinking.reading(tokens), tokens * CHARACTERS)
+    given = f"{count:,} traces, " if plan.samples else ""
+    by_name = {
+        "traces": StageCost(
+            f"{count:,} traces, at most {tokens:,.0f} tokens", thinking.forward_flop(tokens), tokens * CHARACTERS
+        ),
+        "activations": StageCost(
+            f"layers: {_list(sae.layers)}; {given}about {sentences:,.0f} sentences",
+            thinking.forward_flop(tokens, max(sae.layers) + 1),
+            sentences * thinking.width * 4 * 2 * len(sae.layers),
+        ),
+        "taxonomy": StageCost("titles and grades by a judge"),
+        "gates": StageCost(
+            "both models read all traces",
+            base.forward_flop(with_prompts) + thinking.forward_flop(with_prompts),
+            GATES * tokens * GATE,
+        ),
     }
-    of = f"{count:,} traces, about {sentences:,.0f} sentences" if plan.samples else f"about {sentences:,.0f} sentences"
-    found["activations"] = Cost(
-        f"layers: {_list(sae.layers)}; {of}",
-        thinking.reading(tokens, max(sae.layers) + 1),
-        sentences * thinking.width * 4 * 2 * len(sae.layers),
-    )
     weights = sum(sae.sizes) * thinking.width
-    # Encoder and decoder, forward and backward: 12 a weight and row.
+    # Encoder and decoder, forward and backward: 12 FLOP per weight and row.
     training = 12.0 * weights * sae.seeds * sae.steps * min(sae.batch, sentences)
-    sizes = f"sizes: {_list(sae.sizes)}; starts: {sae.seeds}"
-    found |= {stage.name: Cost(sizes, training, 8 * weights) for stage in plan.saes}
-    found["taxonomy"] = Cost("titles and grades by a judge")
-    both = base.reading(read) + thinking.reading(read)
-    found["gates"] = Cost("both models over all traces", both, GATES * tokens * GATE)
+    sizes = f"sizes: {_list(sae.sizes)}; initializations: {sae.seeds}"
+    by_name |= {stage.name: StageCost(sizes, training, 8 * weights) for stage in plan.saes}
     steered = tokens if isinstance(vectors, LikelihoodRecipe) else GATES * tokens
-    above = base.reading(steered) * (1 - (vectors.layer + 1) / base.layers)
+    above = base.forward_flop(steered) * (1 - (vectors.layer + 1) / base.layers)
     epochs = vectors.bias_epochs + vectors.epochs
-    fit = Cost(
+    fit = StageCost(
         f"{vectors.recipe}, up to {epochs} epochs",
-        base.reading(read) + 2 * above * epochs,
+        base.forward_flop(with_prompts) + 2 * above * epochs,
         16 * max(sae.sizes) * base.width,
     )
-    found |= {stage.name: fit for stage in plan.vectors}
+    by_name |= {stage.name: fit for stage in plan.vectors}
     arms = 2 + vectors.seeds + len(calibration.settings) - 1
     answered = arms * calibration.problems * (calibration.max_new_tokens + PROMPT)
-    work = f"{arms} times {calibration.problems} problems"
-    found["calibration"] = Cost(work, base.reading(answered) + thinking.reading(answered))
-    return {stage.name: found[stage.name] for stage in plan.stages}
+    by_name["calibration"] = StageCost(
+        f"{calibration.problems} problems, {arms} times",
+        base.forward_flop(answered) + thinking.forward_flop(answered),
+    )
+    return {stage.name: by_name[stage.name] for stage in plan.stages}
 
 
-def _traces(plan: "Plan") -> tuple[int, float]:
-    """How many traces, and tokens of them: of samples about, else at most."""
+def _traces(plan: "DiscoveryPlan") -> tuple[int, float]:
+    """Number of traces, and of their tokens: an estimate for given samples, else an upper bound."""
     if plan.samples:
         return len(plan.samples), sum(len(trace.text) for trace in plan.samples) / CHARACTERS
     recipe = plan.recipe.traces

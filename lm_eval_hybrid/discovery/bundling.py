@@ -1,4 +1,4 @@
-"""What a run found, as a bundle."""
+"""Makes a bundle of a discovery result."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,76 +19,96 @@ from lm_eval_hybrid.bundles.manifest import (
     first_problem,
 )
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.discovery.calibration import Setting
-from lm_eval_hybrid.discovery.found import Found
-from lm_eval_hybrid.discovery.recipe import Recipe
+from lm_eval_hybrid.discovery.calibration import SteeringSetting
+from lm_eval_hybrid.discovery.recipe import DiscoveryRecipe
+from lm_eval_hybrid.discovery.result import DiscoveryResult
 from lm_eval_hybrid.discovery.traces.pair import Pair
 from lm_eval_hybrid.discovery.traces.traces import digest
-from lm_eval_hybrid.models.local import LocalBackend
+from lm_eval_hybrid.models.protocol import LanguageModel
 
-_UNKNOWN = Behavior(key="latent-0", latent=0, title="Latent 0", description="", examples=(), tensor="vector.latent-0")
+_PLACEHOLDER = Behavior(
+    key="latent-0", latent=0, title="Latent 0", description="", examples=(), tensor="vector.latent-0"
+)
 
 
-def check(pair: Pair, recipe: Recipe, name: str, version: str) -> None:
-    """That a bundle of any of the recipe's layers can have that name: to be asked before the long work.
+def check_manifest(pair: Pair, recipe: DiscoveryRecipe, name: str, version: str) -> None:
+    """Check before the long work that the recipe can end in a valid bundle of this name, whichever layer is chosen.
 
     Raises:
-        HybridError: it cannot, or a model lacks a layer.
+        HybridError: the name or version is invalid, a model lacks a layer, or a setting is invalid.
     """
     for layer in recipe.sae.layers:
         sae = SaeSpec(layer=layer, latents=max(recipe.sae.sizes), k=recipe.sae.k)
-        training = Training(recipe="none yet", code_version=__version__, data="none yet", holdout={})
+        training = Training(recipe="pending", code_version=__version__, data="pending", holdout={})
         for setting in recipe.calibration.settings:
-            _manifest(pair, recipe, name, version, sae, (_UNKNOWN,), training, setting, 0.0)
+            _manifest(pair, recipe, name, version, sae, (_PLACEHOLDER,), training, setting, 0.0)
 
 
-def bundle(found: Found, pair: Pair, recipe: Recipe, name: str, version: str, samples: Sequence[Path] = ()) -> Bundle:
+def make_bundle(
+    result: DiscoveryResult,
+    pair: Pair,
+    recipe: DiscoveryRecipe,
+    name: str,
+    version: str,
+    samples: Sequence[Path] = (),
+) -> Bundle:
     """The bundle, not yet saved.
 
     Args:
-        samples: files that the traces are from, where they were given.
+        samples: the files of the traces, if they were given.
     """
-    effects = found.effects
-    unseen = found.activations[found.held_out.nonzero()[:, 0]].float()
-    holdout = {
-        "explained_variance": found.chosen.sae.explained(unseen),
-        "gate_rate": found.held_out_gates.rate,
+    chosen, calibration = result.chosen, result.calibration
+    training = Training(
+        recipe=recipe.model_dump_json(),
+        seed=recipe.seed + calibration.fit,
+        code_version=__version__,
+        data=_data(result, recipe, samples),
+        data_sha256=digest(result.traces),
+        holdout=_holdout(result),
+    )
+    sae = SaeSpec(layer=chosen.layer, latents=chosen.size, k=chosen.sae.k)
+    rate = training.holdout["gate_rate"]
+    manifest = _manifest(pair, recipe, name, version, sae, result.behaviors, training, calibration.setting, rate)
+    return Bundle(manifest, _tensors(result))
+
+
+def _data(result: DiscoveryResult, recipe: DiscoveryRecipe, samples: Sequence[Path]) -> str:
+    """The training data in words."""
+    if samples:
+        source = f"in {', '.join(path.name for path in samples)}"
+    else:
+        source = f"on problems of {', '.join(dict.fromkeys(source.data for source in recipe.problems))}"
+    return f"{len(result.traces)} traces of {recipe.thinking} {source}"
+
+
+def _holdout(result: DiscoveryResult) -> dict[str, float]:
+    """Metrics on held-out data, by their names in the manifest."""
+    effects = result.effects
+    activations = result.activations[result.held_out.nonzero()[:, 0]].float()
+    metrics = {
+        "explained_variance": result.chosen.sae.explained(activations),
+        "gate_rate": result.held_out_gates.rate,
         "hit_rate_bias_only": effects.bias_hit_rate,
         "hit_rate": effects.hit_rate,
         "loss_unsteered": effects.base_loss,
         "loss_bias_only": effects.bias_loss,
         "loss": effects.loss,
     }
-    for gap, row in zip(found.calibration.gaps, found.calibration.tried, strict=True):
-        if (row.fit, row.setting) == (found.calibration.fit, found.calibration.setting) and gap.recovered is not None:
-            holdout["gap_recovered"] = gap.recovered
-    data = ", ".join(dict.fromkeys(source.data for source in recipe.problems))
-    source = f"in {', '.join(path.name for path in samples)}" if samples else f"on problems of {data}"
-    holdout = {key: round(value, 4) for key, value in holdout.items()}
-    training = Training(
-        recipe=recipe.model_dump_json(),
-        seed=recipe.seed + found.calibration.fit,
-        code_version=__version__,
-        data=f"{len(found.traces)} traces of {recipe.thinking} {source}",
-        data_sha256=digest(found.traces),
-        holdout=holdout,
-    )
-    entry = found.chosen
-    sae = SaeSpec(layer=entry.layer, latents=entry.size, k=entry.sae.k)
-    rate = holdout["gate_rate"]
-    card = _manifest(pair, recipe, name, version, sae, found.behaviors, training, found.calibration.setting, rate)
-    return Bundle(card, _tensors(found))
+    for trial in result.calibration.trials:
+        if result.calibration.is_chosen(trial) and trial.gap.recovered is not None:
+            metrics["gap_recovered"] = trial.gap.recovered
+    return {name: round(value, 4) for name, value in metrics.items()}
 
 
 def _manifest(
     pair: Pair,
-    recipe: Recipe,
+    recipe: DiscoveryRecipe,
     name: str,
     version: str,
     sae: SaeSpec,
     behaviors: tuple[Behavior, ...],
     training: Training,
-    setting: Setting,
+    setting: SteeringSetting,
     gate_rate: float,
 ) -> Manifest:
     try:
@@ -99,8 +119,8 @@ def _manifest(
             license=recipe.license,
             authors=recipe.authors,
             citation=recipe.citation,
-            base=_model(recipe.base, pair.base),
-            thinking=_model(recipe.thinking, pair.thinking),
+            base=_model_card(recipe.base, pair.base),
+            thinking=_model_card(recipe.thinking, pair.thinking),
             steering=SteeringSpec(
                 layer=recipe.vectors.layer,
                 coefficients=setting.coefficients,
@@ -114,24 +134,26 @@ def _manifest(
             training=training,
         )
     except ValidationError as error:
-        raise HybridError(f"{name}/{version}: {first_problem(error)}; mend the recipe, or --out NAME/VERSION") from None
+        raise HybridError(
+            f"{name}/{version}: {first_problem(error)}; correct the recipe, or --out NAME/VERSION"
+        ) from None
 
 
-def _model(id: str, backend: LocalBackend) -> ModelCard:
-    revision = getattr(backend.config, "_commit_hash", None)  # of a model from the hub
-    return model_card(id, backend.config, backend.tokenizer, revision)
+def _model_card(id: str, model: LanguageModel) -> ModelCard:
+    revision = getattr(model.config, "_commit_hash", None)  # of a model from the hub
+    return model_card(id, model.config, model.tokenizer, revision)
 
 
-def _tensors(found: Found) -> dict[str, Tensor]:
-    encoder, fitted = found.chosen.sae.encoder, found.fitted
+def _tensors(result: DiscoveryResult) -> dict[str, Tensor]:
+    sae, fitted = result.chosen.sae, result.fitted
     tensors = {
         "bias": fitted.bias,
-        **{behavior.tensor: fitted.vectors[behavior.latent] for behavior in found.behaviors},
-        "sae.encoder.weight": encoder.weight,
-        "sae.encoder.bias": encoder.bias,
-        "sae.decoder.weight": found.chosen.sae.decoder,
-        "sae.decoder.bias": encoder.decoder_bias,
-        "sae.mean": encoder.mean,
+        **{behavior.tensor: fitted.vectors[behavior.latent] for behavior in result.behaviors},
+        "sae.encoder.weight": sae.encoder.weight,
+        "sae.encoder.bias": sae.encoder.bias,
+        "sae.decoder.weight": sae.decoder,
+        "sae.decoder.bias": sae.encoder.decoder_bias,
+        "sae.mean": sae.encoder.mean,
     }
     if fitted.network is not None:
         tensors |= {

@@ -1,14 +1,14 @@
-"""Which fit, coefficients, windows and selector a bundle names: by the signed gap recovered on held-out problems.
+"""Calibration: chooses a bundle's fit, coefficients, windows and selector by the signed gap recovered.
 
-The problems are neither those that the traces are of nor any task's documents. Base and thinking model answer them
-once, the hybrid once a setting; all are scored as the tasks are.
+The problems are neither those of the traces nor documents of a task. Base and thinking model answer them once, the
+hybrid once per candidate setting, and the answers are scored as in the tasks.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeAlias
 
 import pydantic
 from pydantic import Field
@@ -31,13 +31,13 @@ from lm_eval_hybrid.results.statistics import Gap, gap
 from lm_eval_hybrid.scoring.metrics import is_right
 from lm_eval_hybrid.scoring.reader.answers import same_expression, same_number
 
-_CLOSED = {"frozen": True, "config": pydantic.ConfigDict(extra="forbid")}
-ROWS_FILE = "rows.jsonl"
+_CLOSED = pydantic.ConfigDict(extra="forbid")
+SCORES_FILE = "rows.jsonl"
 
 
-@pydantic.dataclasses.dataclass(**_CLOSED)
-class Setting:
-    """One way to steer; see `bundles.manifest.SteeringSpec`."""
+@pydantic.dataclasses.dataclass(frozen=True, config=_CLOSED)
+class SteeringSetting:
+    """One candidate for the bundle's policy; see `bundles.manifest.SteeringSpec`."""
 
     select: Select = "guardrail"
     coefficients: Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Field(min_length=1)] = (1.0,)
@@ -45,54 +45,45 @@ class Setting:
 
     @property
     def candidates(self) -> int:
-        """How many next tokens the base is asked for at a steered place."""
+        """Number of steered passes of the base at an open gate."""
         return len(self.windows) * (1 if self.select == "mlp" else len(self.coefficients))
 
     def policy(self) -> Policy:
         return Policy(select=self.select, coefficients=self.coefficients, windows=self.windows)
 
 
-@pydantic.dataclasses.dataclass(**_CLOSED)
+@pydantic.dataclasses.dataclass(frozen=True, config=_CLOSED)
 class CalibrationRecipe:
-    """What is tried, on what.
+    """The candidate settings, and the problems to compare them on.
 
     Attributes:
-        problems: how many; 0 tries nothing, and takes the first setting and the fit with the smallest held-out loss.
-        settings: in the order of preference among equals.
+        problems: number of problems; 0 skips calibration, and takes the first setting and the fit with the smallest
+            held-out loss.
+        settings: of equals, the first is preferred.
         max_new_tokens: of an answer.
-        stop: strings that end an answer: base models run on.
-        batch: answers at once.
+        stop: strings that end an answer, since base models do not stop by themselves.
+        batch: answers generated at once.
     """
 
     problems: Index = 100
-    settings: Annotated[tuple[Setting, ...], Field(min_length=1)] = (Setting(),)
+    settings: Annotated[tuple[SteeringSetting, ...], Field(min_length=1)] = (SteeringSetting(),)
     max_new_tokens: Count = 2048
     stop: tuple[str, ...] = ()
     batch: Count = 32
 
 
 @dataclass(frozen=True)
-class Row:
-    """How an arm, or the hybrid with one setting of one fit, did.
+class ArmScores:
+    """How one arm answered the problems.
 
     Attributes:
-        arm: `base`, `thinking` or `hybrid`.
-        fit: number of the fit; None of base and thinking.
-        setting: None of base and thinking.
-        scores: of each problem, 0 or 1.
-        steered, changed: share of all tokens.
+        scores: 0 or 1 for each problem.
+        steered, changed: shares of all tokens.
     """
 
-    arm: str
-    fit: int | None
-    setting: Setting | None
     scores: tuple[int, ...]
     steered: float
     changed: float
-
-    @property
-    def key(self) -> tuple[str, int | None, Setting | None]:
-        return self.arm, self.fit, self.setting
 
     @property
     def accuracy(self) -> float:
@@ -100,23 +91,37 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """All that was tried, and what was taken.
+class CalibrationTrial:
+    """How the hybrid answered the problems with one setting of one fit.
 
     Attributes:
-        rows: base and thinking first; empty where nothing was tried.
-        gaps: of each row of the hybrid, with its interval.
+        fit: index of the fit.
     """
 
     fit: int
-    setting: Setting
-    rows: tuple[Row, ...] = ()
-    gaps: tuple[Gap, ...] = ()
+    setting: SteeringSetting
+    result: ArmScores
+    gap: Gap
 
-    @property
-    def tried(self) -> tuple[Row, ...]:
-        """The hybrid's rows, as `gaps` has them."""
-        return self.rows[2:]
+
+@dataclass(frozen=True)
+class CalibrationResult:
+    """The fit and setting that calibration chose.
+
+    Attributes:
+        fit: index of the fit.
+        base, thinking: their answers; None if calibration was skipped.
+        trials: of the hybrid, in the order of evaluation; empty if calibration was skipped.
+    """
+
+    fit: int
+    setting: SteeringSetting
+    base: ArmScores | None = None
+    thinking: ArmScores | None = None
+    trials: tuple[CalibrationTrial, ...] = ()
+
+    def is_chosen(self, trial: CalibrationTrial) -> bool:
+        return (trial.fit, trial.setting) == (self.fit, self.setting)
 
 
 def calibrate(
@@ -126,57 +131,69 @@ def calibrate(
     recipe: CalibrationRecipe,
     seed: int,
     folder: Path,
-) -> Calibration:
-    """Tries the first setting with every fit, then the others with the best fit; the one that is most often right wins.
+) -> CalibrationResult:
+    """Evaluate the first setting with every fit, then the other settings with the best fit; most right answers win.
 
-    Among equals the one that steers fewer tokens, then the one with fewer candidates, then the first. What `folder` has
-    is not tried again.
+    Of equals, the trial that steers fewer tokens wins, then the one with fewer candidates, then the first. Scores that
+    `folder` holds are not computed again.
 
     Raises:
-        HybridError: where a problem has no answer.
+        HybridError: a problem has no answer.
     """
     if not all(problem.answer for problem in problems):
-        raise HybridError("calibration needs problems with answers; found some without; name the field in the recipe")
-    run = _Run(pair, problems, recipe, folder)
+        raise HybridError("some calibration problems have no answer; name the field of the answer in the recipe")
+    evaluator = _Evaluator(pair, problems, recipe, folder)
+    base, thinking = evaluator.scores("base"), evaluator.scores("thinking")
+
+    def trial(fit: int, setting: SteeringSetting) -> CalibrationTrial:
+        result = evaluator.scores("hybrid", fit, setting, fits[fit])
+        return CalibrationTrial(fit, setting, result, gap(base.scores, result.scores, thinking.scores, seed))
+
     first, *others = recipe.settings
-    rows = [run.row("base", None, None, None), run.row("thinking", None, None, None)]
-    rows += [run.row("hybrid", fit, first, steering) for fit, steering in enumerate(fits)]
-    best = min(rows[2:], key=_worse)
-    rows += [run.row("hybrid", best.fit, setting, fits[best.fit]) for setting in others]
-    best = min(rows[2:], key=_worse)
-    base, thinking = (row.scores for row in rows[:2])
-    gaps = tuple(gap(base, row.scores, thinking, seed) for row in rows[2:])
-    return Calibration(best.fit, best.setting, tuple(rows), gaps)
+    trials = [trial(fit, first) for fit in range(len(fits))]
+    best = min(trials, key=_rank)
+    trials += [trial(best.fit, setting) for setting in others]
+    best = min(trials, key=_rank)
+    return CalibrationResult(best.fit, best.setting, base, thinking, tuple(trials))
 
 
-def _worse(row: Row) -> tuple[float, float, int]:
-    return -sum(row.scores), row.steered, row.setting.candidates
+def _rank(trial: CalibrationTrial) -> tuple[int, float, int]:
+    """The smaller, the better."""
+    return -sum(trial.result.scores), trial.result.steered, trial.setting.candidates
 
 
-class _Run:
-    """Answers problems, an arm at a time; finished ones are kept in a file."""
+class _Evaluator:
+    """Answers the problems with one arm at a time, and keeps the scores in a file."""
 
     def __init__(self, pair: Pair, problems: Sequence[Problem], recipe: CalibrationRecipe, folder: Path) -> None:
         self._pair, self._problems, self._recipe = pair, problems, recipe
-        self._path = folder / ROWS_FILE
-        known = jsonl.rows(self._path, torn=True) if self._path.is_file() else ()
-        rows = [_row(value) for _, value in known]
-        self._known = {row.key: row for row in rows}
+        self._path = folder / SCORES_FILE
+        rows = jsonl.rows(self._path, torn=True) if self._path.is_file() else ()
+        self._known = dict(_from_json(row) for _, row in rows)
 
-    def row(self, arm: str, fit: int | None, setting: Setting | None, steering: Steering | None) -> Row:
+    def scores(
+        self,
+        arm: str,
+        fit: int | None = None,
+        setting: SteeringSetting | None = None,
+        steering: Steering | None = None,
+    ) -> ArmScores:
+        """The scores of base or thinking, or of the hybrid with a setting of a fit."""
         key = arm, fit, setting
         if key not in self._known:
-            answers = self._answers(policy_for(arm, (setting or self._recipe.settings[0]).policy()), steering, arm)
-            records = [record for answer in answers for record in answer.records]
-            shares = [sum(getattr(record, name) for record in records) / max(1, len(records)) for name in _SHARES]
-            pairs = zip(self._problems, answers, strict=True)
-            scores = (self._score(arm, problem, answer) for problem, answer in pairs)
-            self._known[key] = Row(arm, fit, setting, tuple(scores), *shares)
-            lines = [json.dumps(asdict(row)) + "\n" for row in self._known.values()]
+            policy = policy_for(arm, (setting or self._recipe.settings[0]).policy())
+            answers = self._answers(policy, steering, arm)
+            tokens = [record for answer in answers for record in answer.records]
+            self._known[key] = ArmScores(
+                tuple(self._score(arm, *pair) for pair in zip(self._problems, answers, strict=True)),
+                steered=sum(token.steered for token in tokens) / max(1, len(tokens)),
+                changed=sum(token.changed for token in tokens) / max(1, len(tokens)),
+            )
+            lines = [json.dumps(_to_json(key, scores)) + "\n" for key, scores in self._known.items()]
             write_file(self._path, "".join(lines).encode())
         return self._known[key]
 
-    def _answers(self, policy: Policy, steering: Steering | None, name: str) -> list[Generation]:
+    def _answers(self, policy: Policy, steering: Steering | None, arm: str) -> list[Generation]:
         pair, recipe = self._pair, self._recipe
         decoder = HybridDecoder(pair.base, pair.thinking, steering, policy)
         requests = []
@@ -185,7 +202,7 @@ class _Run:
             longest = max(len(prompts.base_ids), len(prompts.thinking_ids))
             room = min(pair.base.context_length, pair.thinking.context_length) - longest
             requests.append(Request(prompts, min(recipe.max_new_tokens, room), recipe.stop))
-        bar = tqdm(decoder.stream(requests, recipe.batch), total=len(requests), desc=f"calibration: {name}")
+        bar = tqdm(decoder.stream(requests, recipe.batch), total=len(requests), desc=f"calibration: {arm}")
         answers = dict(bar)
         return [answers[i] for i in range(len(requests))]
 
@@ -195,9 +212,16 @@ class _Run:
         return int(is_right(answer.text, problem.answer, same, problem.question, answer.finish, opened))
 
 
-_SHARES = ("steered", "changed")
+_Key: TypeAlias = tuple[str, int | None, SteeringSetting | None]
+"""(arm, fit, setting)."""
 
 
-def _row(value: dict) -> Row:
-    setting = value.pop("setting")
-    return Row(**value | {"scores": tuple(value["scores"])}, setting=setting and Setting(**setting))
+def _to_json(key: _Key, scores: ArmScores) -> dict[str, Any]:
+    arm, fit, setting = key
+    return {"arm": arm, "fit": fit, "setting": None if setting is None else asdict(setting), **asdict(scores)}
+
+
+def _from_json(row: dict[str, Any]) -> tuple[_Key, ArmScores]:
+    setting = None if row["setting"] is None else SteeringSetting(**row["setting"])
+    scores = ArmScores(tuple(row["scores"]), row["steered"], row["changed"])
+    return (row["arm"], row["fit"], setting), scores

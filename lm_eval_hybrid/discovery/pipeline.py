@@ -1,4 +1,4 @@
-"""A discovery run: the stages of a plan made, as far as they are not there yet, and what is found in them."""
+"""A discovery run: makes the stages of a plan that are not done yet, and reads what they hold."""
 
 import logging
 from collections.abc import Callable
@@ -13,46 +13,44 @@ from lm_eval_hybrid.common.distributed import Ranks
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.common.files import write_file
 from lm_eval_hybrid.decoding.steering import Steering
-from lm_eval_hybrid.discovery import calibration
 from lm_eval_hybrid.discovery.activations import disagreements, store
 from lm_eval_hybrid.discovery.activations.disagreements import Disagreements
 from lm_eval_hybrid.discovery.activations.shards import Shards
-from lm_eval_hybrid.discovery.calibration import Calibration
-from lm_eval_hybrid.discovery.found import Found
-from lm_eval_hybrid.discovery.plan import Plan
+from lm_eval_hybrid.discovery.calibration import CalibrationResult, calibrate
+from lm_eval_hybrid.discovery.plan import DiscoveryPlan
+from lm_eval_hybrid.discovery.result import DiscoveryResult
 from lm_eval_hybrid.discovery.taxonomy import naming
-from lm_eval_hybrid.discovery.taxonomy.grading import Grades
+from lm_eval_hybrid.discovery.taxonomy.grading import Grades, TaxonomyJudge
 from lm_eval_hybrid.discovery.taxonomy.sweep import Entry, LayerSweep, Sweep, sweep_layer
 from lm_eval_hybrid.discovery.traces import generating, sources
 from lm_eval_hybrid.discovery.traces.pair import Encoded, Pair
 from lm_eval_hybrid.discovery.traces.traces import Trace
-from lm_eval_hybrid.discovery.vectors import fitting
 from lm_eval_hybrid.discovery.vectors.fitted import FittedVectors, measure_effects
-from lm_eval_hybrid.discovery.vectors.fitting import FitData
+from lm_eval_hybrid.discovery.vectors.fitting import FitData, fit
 from lm_eval_hybrid.discovery.vectors.segments import Segment
 from lm_eval_hybrid.discovery.vectors.steered_model_remote import steered_model
 
 log = logging.getLogger(__name__)
-READ = 8192  # sentences' activations that are encoded at once
+BATCH = 8192  # sentences encoded at once
 TRACES_FILE, GRADES_FILE = "traces.jsonl", "grades.json"
 
 
-class Run:
-    """Makes the stages of a plan.
+class DiscoveryRun:
+    """Makes the stages of a plan, each when it is first needed.
 
     Args:
-        ranks: the processes that work side by side.
+        ranks: this process among those that share the work.
     """
 
-    def __init__(self, plan: Plan, pair: Pair, ranks: Ranks = Ranks()) -> None:  # noqa: B008  (frozen)
+    def __init__(self, plan: DiscoveryPlan, pair: Pair, ranks: Ranks = Ranks()) -> None:  # noqa: B008  (frozen)
         self._plan, self.pair, self._ranks = plan, pair, ranks
         self._recipe = plan.recipe
 
-    def run(self, until: str | None = None) -> Found | None:
-        """Makes all stages, or those up to the one of this name. None for the latter, and in all processes but one.
+    def run(self, until: str | None = None) -> DiscoveryResult | None:
+        """Make all stages, or those up to `until`. Returns None with `until`, and in all processes but the first.
 
         Raises:
-            HybridError: where traces, sentences or disagreements are too few to learn from and to measure on.
+            HybridError: there are too few traces, sentences or disagreements to train on and to hold out.
         """
         steps: dict[str, Callable[[], object]] = {
             "traces": lambda: self.traces,
@@ -68,42 +66,43 @@ class Run:
             self._ranks.wait()
             if name == until:
                 return None
-        return self._found() if self._ranks.first else None
+        return self._result() if self._ranks.first else None
 
     @cached_property
     def traces(self) -> list[Trace]:
-        plan, recipe = self._plan, self._recipe
+        plan = self._plan
         if plan.samples:
-            found = list(plan.samples)
+            traces = list(plan.samples)
         else:
-
-            def decode(folder: Path) -> None:
-                prompts = [problem.prompt for problem in plan.problems[0]]
-                generating.generate(folder / TRACES_FILE, self.pair, prompts, recipe.traces.max_new_tokens)
-
             if self._ranks.first:
-                plan.traces.run(decode)
+                plan.traces.run(self._generate)
             self._ranks.wait()
-            found = sources.read([plan.traces.folder / TRACES_FILE])
-        if len(found) < 2:
-            raise HybridError(f"discovery needs traces to learn from and to measure on; found {len(found)}; give more")
-        return found
+            traces = sources.read([plan.traces.folder / TRACES_FILE])
+        if len(traces) < 2:
+            raise HybridError(
+                f"too few traces ({len(traces)}); one is needed to train on and one to hold out; give more"
+            )
+        return traces
+
+    def _generate(self, folder: Path) -> None:
+        prompts = [problem.prompt for problem in self._plan.problems[0]]
+        generating.generate(folder / TRACES_FILE, self.pair, prompts, self._recipe.traces.max_new_tokens)
 
     @cached_property
     def held_out_traces(self) -> Tensor:
-        """[traces] bool: the last ones, at least one, not all."""
+        """[traces] bool: the last ones, at least one and not all."""
         count = len(self.traces)
-        kept = count - min(max(1, round(self._recipe.traces.holdout * count)), count - 1)
-        return torch.arange(count) >= kept
+        first = count - min(max(1, round(self._recipe.traces.holdout * count)), count - 1)
+        return torch.arange(count) >= first
 
     @cached_property
     def encoded(self) -> list[Encoded]:
-        found = [self.pair.encode(trace) for trace in self.traces]
-        if cut := sum(one.cut for one in found):
-            log.warning("%d traces go on beyond the models' contexts; what is beyond is left out", cut)
-        if silent := sum(not one.sentences for one in found):
-            log.warning("%d of %d traces have no thought, or none with a sentence in it", silent, len(found))
-        return found
+        encoded = [self.pair.encode(trace) for trace in self.traces]
+        if cut := sum(one.cut for one in encoded):
+            log.warning("%d traces exceed a model's context; they are cut", cut)
+        if silent := sum(not one.sentences for one in encoded):
+            log.warning("%d of %d traces have no thought, or none with a sentence in it", silent, len(encoded))
+        return encoded
 
     @cached_property
     def sentences(self) -> list[str]:
@@ -118,38 +117,38 @@ class Run:
         return store.Store(Shards(self._plan.activations.run(collect), len(self.traces)))
 
     @cached_property
-    def owner(self) -> Tensor:
-        """[sentences] int64: the trace of each."""
-        owner = self.store.sentences()[:, 0]
-        for side, wanted, least in (("learn from", False, max(self._recipe.sae.sizes)), ("measure on", True, 2)):
-            count = int((self.held_out_traces[owner] == wanted).sum())
+    def trace_index(self) -> Tensor:
+        """[sentences] int64: the trace of each sentence."""
+        index = self.store.sentences()[:, 0]
+        for side, held_out, least in (("training", False, max(self._recipe.sae.sizes)), ("held-out", True, 2)):
+            count = int((self.held_out_traces[index] == held_out).sum())
             if count < least:
                 raise HybridError(
-                    f"the traces to {side} must have at least {least} sentences; found {count}; give more or longer "
-                    "traces, or other sizes"
+                    f"the {side} traces have {count} sentences, but at least {least} are needed; give more or longer "
+                    "traces, or smaller sae.sizes"
                 )
-        return owner
+        return index
 
     @cached_property
-    def sides(self) -> tuple[Tensor, Tensor]:
-        """Numbers of the sentences to learn from, and of those held out, int64."""
-        held_out = self.held_out_traces[self.owner]
+    def split(self) -> tuple[Tensor, Tensor]:
+        """Indices of the training sentences and of the held-out ones, int64."""
+        held_out = self.held_out_traces[self.trace_index]
         return (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
 
-    def _texts(self, numbers: Tensor) -> list[str]:
-        return [self.sentences[i] for i in numbers.tolist()]
+    def _texts(self, indices: Tensor) -> list[str]:
+        return [self.sentences[i] for i in indices.tolist()]
 
     @cached_property
     def sweep(self) -> Sweep:
-        recipe = self._recipe
+        recipe, (train, held_out) = self._recipe, self.split
 
         def make(layer: int) -> Callable[[Path], None]:
-            def train(folder: Path) -> None:
-                learned, held_out = (self.store.rows(recipe.activation, layer, side) for side in self.sides)
-                texts = tuple(map(self._texts, self.sides))
-                sweep_layer(layer, learned, held_out, recipe.sae, recipe.seed, texts).save(folder)
+            def sweep(folder: Path) -> None:
+                learned, others = (self.store.rows(recipe.activation, layer, side) for side in (train, held_out))
+                texts = self._texts(train), self._texts(held_out)
+                sweep_layer(layer, learned, others, recipe.sae, recipe.seed, texts).save(folder)
 
-            return train
+            return sweep
 
         stages = zip(self._plan.saes, recipe.sae.layers, strict=True)
         return Sweep(tuple(LayerSweep.load(stage.run(make(layer))) for stage, layer in stages))
@@ -164,63 +163,57 @@ class Run:
     def codes(self) -> Tensor:
         """[sentences, latents] float32."""
         rows = self.store.rows(self._recipe.activation, self.chosen.layer)
-        return torch.cat([self.chosen.sae.codes(rows[i : i + READ].float()) for i in range(0, len(rows), READ)])
+        return torch.cat([self.chosen.sae.codes(rows[i : i + BATCH].float()) for i in range(0, len(rows), BATCH)])
 
     @cached_property
     def grades(self) -> Grades | None:
-        if self._recipe.judge is None:
+        recipe = self._recipe.judge
+        if recipe is None:
             return None
+        folder = self._plan.taxonomy.run(lambda folder: self._grade(recipe, folder))
+        return Grades.from_json((folder / GRADES_FILE).read_bytes())
 
-        def ask(folder: Path) -> None:
-            from lm_eval_hybrid.discovery.taxonomy import grading
-            from lm_eval_hybrid.judging.cache import CachedJudge
-            from lm_eval_hybrid.judging.load import load
+    def _grade(self, recipe: TaxonomyJudge, folder: Path) -> None:
+        from lm_eval_hybrid.discovery.taxonomy import grading
+        from lm_eval_hybrid.judging.cache import CachedJudge
+        from lm_eval_hybrid.judging.load import load
 
-            # Beside the stages: a reply serves all that ask the same.
-            asked = CachedJudge(load(self._recipe.judge), self._plan.workshop.folder)
-            (codes, others), (texts, unseen) = (self.codes[side] for side in self.sides), map(self._texts, self.sides)
-            category, count = codes.argmax(-1), self._recipe.judge.examples
-            shown = {c: naming.exemplars(texts, codes, c, count) for c in category.unique().tolist()}
-            found = grading.grade(
-                asked,
-                texts,
-                category,
-                unseen,
-                others.argmax(-1),
-                shown,
-                self._recipe.judge,
-                self._recipe.seed,
-            )
-            write_file(folder / GRADES_FILE, found.to_json().encode())
-
-        return Grades.from_json((self._plan.taxonomy.run(ask) / GRADES_FILE).read_bytes())
+        # The cache lies beside the stages: another stage that asks the same questions gets the same replies.
+        cached = CachedJudge(load(recipe), self._plan.work.folder)
+        train, held_out = self.split
+        texts, codes = self._texts(train), self.codes[train]
+        category = codes.argmax(-1)
+        examples = {c: naming.exemplars(texts, codes, c, recipe.examples) for c in category.unique().tolist()}
+        others = self.codes[held_out].argmax(-1)
+        grades = grading.grade(
+            cached, texts, category, self._texts(held_out), others, examples, recipe, self._recipe.seed
+        )
+        write_file(folder / GRADES_FILE, grades.to_json().encode())
 
     @cached_property
     def gates(self) -> Disagreements:
-        entry = self.chosen
-        told = self._plan.gates.digest  # of the autoencoder as well
+        sae, layer = self.chosen.sae, self.chosen.layer
+        digest = self._plan.gates.digest  # covers the autoencoder, too
 
         def collect(folder: Path) -> None:
-            disagreements.fill(folder, self.pair, self.traces, entry.sae.encoder, entry.layer, told, self._ranks)
+            disagreements.fill(folder, self.pair, self.traces, sae.encoder, layer, digest, self._ranks)
             self._ranks.wait()
 
         return disagreements.load(self._plan.gates.run(collect), len(self.traces))
 
     @cached_property
-    def material(self) -> FitData:
-        for side, wanted in (("learn from", False), ("measure on", True)):
-            if not bool((self.held_out_traces[self.gates.trace] == wanted).any()):
+    def fit_data(self) -> FitData:
+        for side, held_out in (("training", False), ("held-out", True)):
+            if not bool((self.held_out_traces[self.gates.trace] == held_out).any()):
                 raise HybridError(
-                    f"the two models must disagree somewhere in the traces to {side}; found no disagreement; choose "
-                    "another pair, or give more traces"
+                    f"the two models never disagree in the {side} traces; choose another pair, or give more traces"
                 )
         strongest = self.codes.max(-1)
         spans = ((trace, *span) for trace, one in enumerate(self.encoded) for span in one.base_spans())
+        categories = strongest.indices.tolist()
         segments = [
-            Segment(trace, begin, targets, category, number)
-            for number, ((trace, begin, targets), category) in enumerate(
-                zip(spans, strongest.indices.tolist(), strict=True)
-            )
+            Segment(trace, begin, targets, category, index)
+            for index, ((trace, begin, targets), category) in enumerate(zip(spans, categories, strict=True))
         ]
         model = steered_model(self.pair.base, [one.base for one in self.encoded], self._recipe.vectors.layer)
         latents = self.codes.shape[1]
@@ -229,50 +222,50 @@ class Run:
     @cached_property
     def fits(self) -> tuple[FittedVectors, ...]:
         def make(seed: int) -> Callable[[Path], None]:
-            return lambda folder: fitting.fit(self.material, self._recipe.vectors, seed, folder).save(folder)
+            return lambda folder: fit(self.fit_data, self._recipe.vectors, seed, folder).save(folder)
 
-        return tuple(
-            FittedVectors.load(stage.run(make(self._recipe.seed + i))) for i, stage in enumerate(self._plan.vectors)
-        )
+        first = self._recipe.seed
+        return tuple(FittedVectors.load(stage.run(make(first + i))) for i, stage in enumerate(self._plan.vectors))
 
     @cached_property
     def behaviors(self) -> tuple[Behavior, ...]:
-        learned, _ = self.sides
-        return naming.name(self._texts(learned), self.codes[learned], self.grades)
+        train, _ = self.split
+        return naming.name(self._texts(train), self.codes[train], self.grades)
 
     def steering(self, fitted: FittedVectors) -> Steering:
-        """A fit as decoding takes it; a latent without a behavior steers by the bias alone, as in the bundle."""
+        """A fit in the form that decoding takes; as in the bundle, latents without a behavior have a zero vector."""
         keys = [f"latent-{latent}" for latent in range(len(fitted.vectors))]
-        rows = torch.zeros_like(fitted.vectors)
+        vectors = torch.zeros_like(fitted.vectors)
         for behavior in self.behaviors:
             keys[behavior.latent] = behavior.key
-            rows[behavior.latent] = fitted.vectors[behavior.latent]
-        layer, entry = self._recipe.vectors.layer, self.chosen
-        return Steering(layer, fitted.bias, rows, tuple(keys), entry.layer, entry.sae.encoder, fitted.network)
+            vectors[behavior.latent] = fitted.vectors[behavior.latent]
+        layer, chosen = self._recipe.vectors.layer, self.chosen
+        return Steering(layer, fitted.bias, vectors, tuple(keys), chosen.layer, chosen.sae.encoder, fitted.network)
 
     @cached_property
-    def calibration(self) -> Calibration:
+    def calibration(self) -> CalibrationResult:
         recipe = self._recipe.calibration
         if not recipe.problems:
-            best = min(range(len(self.fits)), key=lambda i: min(p.held_out for p in self.fits[i].curves["vectors"]))
-            return Calibration(best, recipe.settings[0])
+            best = min(range(len(self.fits)), key=lambda i: self.fits[i].best_loss)
+            return CalibrationResult(best, recipe.settings[0])
+
         problems = self._plan.problems[1]
         fits = [self.steering(fitted) for fitted in self.fits]
 
-        def attempt(folder: Path) -> None:
-            calibration.calibrate(self.pair, fits, problems, recipe, self._recipe.seed, folder)
+        def run(folder: Path) -> CalibrationResult:
+            return calibrate(self.pair, fits, problems, recipe, self._recipe.seed, folder)
 
-        folder = self._plan.calibration.run(attempt)
-        found = calibration.calibrate(self.pair, fits, problems, recipe, self._recipe.seed, folder)
-        if found.gaps[0].recovered is None:
-            log.warning("calibration: %s; what is chosen is the setting that is most often right", found.gaps[0].reason)
-        return found
+        result = run(self._plan.calibration.run(run))  # the second time, the scores are read from the folder
+        gap = result.trials[0].gap
+        if gap.recovered is None:
+            log.warning("calibration: %s; the setting with the most right answers is chosen", gap.reason)
+        return result
 
-    def _found(self) -> Found:
-        calibrated = self.calibration
-        return Found(
+    def _result(self) -> DiscoveryResult:
+        calibration, data = self.calibration, self.fit_data
+        return DiscoveryResult(
             traces=self.traces,
-            owner=self.owner,
+            trace_index=self.trace_index,
             sentences=self.sentences,
             held_out_traces=self.held_out_traces,
             activations=self.store.rows(self._recipe.activation, self.chosen.layer),
@@ -283,8 +276,6 @@ class Run:
             behaviors=self.behaviors,
             gates=self.gates,
             fits=self.fits,
-            calibration=calibrated,
-            effects=measure_effects(
-                self.material.model, self.material.gate_segments(held_out=True), self.fits[calibrated.fit]
-            ),
+            calibration=calibration,
+            effects=measure_effects(data.model, data.gate_segments(held_out=True), self.fits[calibration.fit]),
         )

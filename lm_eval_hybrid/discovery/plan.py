@@ -1,6 +1,6 @@
-"""The stages of a discovery run, in their order: traces, activations, SAEs, taxonomy, gates, vectors, calibration.
+"""The stages of a discovery run and their settings: traces, activations, SAEs, taxonomy, gates, vectors, calibration.
 
-What decides each is said here, without models. Whoever changes what a stage makes of the same raises its version.
+Planning loads no model. Whoever changes what a stage computes from the same settings must increase its version here.
 """
 
 from collections.abc import Mapping
@@ -8,67 +8,70 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from lm_eval_hybrid.discovery.recipe import Recipe
-from lm_eval_hybrid.discovery.stages import Stage, Workshop
+from lm_eval_hybrid.discovery.recipe import DiscoveryRecipe
+from lm_eval_hybrid.discovery.stages import Stage, WorkFolder
 from lm_eval_hybrid.discovery.traces.problems import Problem, draw
 from lm_eval_hybrid.discovery.traces.traces import Trace, digest
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Which stages a run has.
+class DiscoveryPlan:
+    """The stages of one run.
 
     Attributes:
-        models: what identifies base and thinking model, by role.
-        samples: the traces given, where none are decoded.
+        models: an identity of each model's weights, by role.
+        samples: the traces to read; if empty, the thinking model generates traces.
     """
 
-    recipe: Recipe
-    workshop: Workshop
+    recipe: DiscoveryRecipe
+    work: WorkFolder
     models: Mapping[str, str]
     samples: tuple[Trace, ...] = ()
 
     @cached_property
     def problems(self) -> tuple[list[Problem], list[Problem]]:
-        """Those that traces are to be decoded of, none where samples are given; and those of calibration.
+        """The problems to generate traces for, none with `samples`, and those of calibration.
 
         Raises:
-            HybridError: where they cannot be read, or are too few.
+            HybridError: they cannot be read, or are too few.
         """
-        recipe, count = self.recipe, self._decoded
+        recipe, count = self.recipe, self._generated
         seen = {trace.prompt for trace in self.samples}
-        found = draw(recipe.problems, count + recipe.calibration.problems, recipe.seed, seen)
-        return found[:count], found[count:]
+        drawn = draw(recipe.problems, count + recipe.calibration.problems, recipe.seed, seen)
+        return drawn[:count], drawn[count:]
 
     def check(self) -> None:
-        """Reads the problems that are yet to be answered: what is wrong with them shows before the long work.
+        """Read the problems of unfinished stages, so that their errors show before the long work.
 
         Raises:
-            HybridError: as `problems`.
+            HybridError: see `problems`.
         """
         if not ((self.samples or self.traces.done) and self.calibration.done):
             _ = self.problems
 
     @property
-    def _decoded(self) -> int:
+    def _generated(self) -> int:
         return 0 if self.samples else self.recipe.traces.count
 
     @cached_property
     def traces(self) -> Stage:
         recipe = self.recipe
-        decides: dict[str, Any] = {"samples": digest(self.samples)}
+        settings: dict[str, Any] = {"samples": digest(self.samples)}
         if not self.samples:
-            problems = [source.content() for source in recipe.problems]
-            settings = {"count": recipe.traces.count, "max_new_tokens": recipe.traces.max_new_tokens}
-            prompt = recipe.prompt.model_dump()
-            thinking = self.models["thinking"]
-            decides = {"thinking": thinking, "prompt": prompt, "problems": problems, "seed": recipe.seed, **settings}
-        return self.workshop.stage("traces", 1, decides)
+            settings = {
+                "thinking": self.models["thinking"],
+                "prompt": recipe.prompt.model_dump(),
+                "problems": [source.content() for source in recipe.problems],
+                "seed": recipe.seed,
+                "count": recipe.traces.count,
+                "max_new_tokens": recipe.traces.max_new_tokens,
+            }
+        return self.work.stage("traces", 1, settings)
 
     @cached_property
     def activations(self) -> Stage:
-        decides = {"layers": self.recipe.sae.layers, "models": self.models, "prompt": self.recipe.prompt.model_dump()}
-        return self.workshop.stage("activations", 1, decides, self.traces)
+        settings = {"layers": self.recipe.sae.layers, "models": self.models, "prompt": self.recipe.prompt.model_dump()}
+        return self.work.stage("activations", 1, settings, self.traces)
 
     @cached_property
     def saes(self) -> tuple[Stage, ...]:
@@ -77,20 +80,20 @@ class Plan:
         del settings["layers"]
         settings |= {"seed": self.recipe.seed, "holdout": self.recipe.traces.holdout, "of": self.recipe.activation}
         return tuple(
-            self.workshop.stage(f"sae-{layer}", 1, {"layer": layer, **settings}, self.activations)
+            self.work.stage(f"sae-{layer}", 1, {"layer": layer, **settings}, self.activations)
             for layer in self.recipe.sae.layers
         )
 
     @cached_property
     def taxonomy(self) -> Stage:
-        # Not what only says how replies are fetched.
-        how = {"timeout", "retries", "concurrency", "key_variable", "price_in", "price_out"}
-        judge = self.recipe.judge and {k: v for k, v in asdict(self.recipe.judge).items() if k not in how}
-        return self.workshop.stage("taxonomy", 1, {"judge": judge, "seed": self.recipe.seed}, *self.saes)
+        # How replies are fetched does not change them.
+        fetching = {"timeout", "retries", "concurrency", "key_variable", "price_in", "price_out"}
+        judge = self.recipe.judge and {k: v for k, v in asdict(self.recipe.judge).items() if k not in fetching}
+        return self.work.stage("taxonomy", 1, {"judge": judge, "seed": self.recipe.seed}, *self.saes)
 
     @cached_property
     def gates(self) -> Stage:
-        return self.workshop.stage("gates", 1, {"models": self.models}, *self.saes)
+        return self.work.stage("gates", 1, {"models": self.models}, *self.saes)
 
     @cached_property
     def vectors(self) -> tuple[Stage, ...]:
@@ -98,20 +101,18 @@ class Plan:
         settings = asdict(self.recipe.vectors)
         del settings["seeds"]
         seeds = range(self.recipe.seed, self.recipe.seed + self.recipe.vectors.seeds)
-        return tuple(
-            self.workshop.stage(f"vectors-{seed}", 1, {"seed": seed, **settings}, self.gates) for seed in seeds
-        )
+        return tuple(self.work.stage(f"vectors-{seed}", 1, {"seed": seed, **settings}, self.gates) for seed in seeds)
 
     @cached_property
     def calibration(self) -> Stage:
         recipe = self.recipe
         problems = [source.content() for source in recipe.problems] if recipe.calibration.problems else []
-        decides = {**asdict(recipe.calibration), "seed": recipe.seed, "from": problems, "traces": self._decoded}
-        return self.workshop.stage("calibration", 2, decides, *self.vectors)
+        settings = {**asdict(recipe.calibration), "seed": recipe.seed, "from": problems, "traces": self._generated}
+        return self.work.stage("calibration", 2, settings, *self.vectors)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """Those that a run makes, in their order."""
+        """The stages that a run makes, in order."""
         return (
             *(() if self.samples else (self.traces,)),
             self.activations,

@@ -1,4 +1,4 @@
-"""What a discovery run is made of: a YAML file, checked."""
+"""The recipe of a discovery run: a YAML file, validated."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,12 +20,12 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
 class TracesRecipe:
-    """What is decoded, where no samples are given.
+    """How many traces to generate, unless samples are given.
 
     Attributes:
-        count: traces.
-        max_new_tokens: of each.
-        holdout: share of the traces kept out of all training, on which the manifest's figures are measured.
+        count: number of traces.
+        max_new_tokens: of each trace.
+        holdout: share of the traces to hold out of all training; the metrics in the manifest are measured on them.
     """
 
     count: Count
@@ -33,16 +33,16 @@ class TracesRecipe:
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
 
-class Recipe(BaseModel):
-    """Everything that decides a bundle's content, but for the models' weights.
+class DiscoveryRecipe(BaseModel):
+    """Everything that determines a bundle's content, apart from the models' weights.
 
     Attributes:
         base, thinking: hub ids, folders, or `embedded:base` and `embedded:thinking`.
-        prompt: how the thinking model is given what the base reads as it stands.
-        problems: what the traces, and the problems of calibration, are drawn from.
-        activation: what of a sentence the autoencoder reads: the residual at its `onset`, before its first token, where
-            decoding asks for a behavior; or, as the paper does, the `mean` over its tokens.
-        judge: a model that names the behaviors and grades the taxonomy; without one they are named after words.
+        prompt: the form in which the thinking model gets a prompt; the base gets it verbatim.
+        problems: sources of the problems for traces and calibration.
+        activation: the activation of a sentence that the SAEs read: the residual at its `onset`, just before its first
+            token, where decoding chooses a behavior; or the `mean` over its tokens, as in the paper.
+        judge: a model that names the behaviors and grades the taxonomy; without one they are named after keywords.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,7 +56,7 @@ class Recipe(BaseModel):
     prompt: PromptSpec
     problems: Annotated[tuple[Source, ...], Field(min_length=1)]
     traces: TracesRecipe
-    seed: Annotated[int, Field(ge=0, lt=2**31)]  # scikit-learn takes no others
+    seed: Annotated[int, Field(ge=0, lt=2**31)]  # the range of scikit-learn's seeds
     activation: Literal["onset", "mean"] = "onset"
     sae: SaeRecipe
     judge: TaxonomyJudge | None = None
@@ -64,33 +64,34 @@ class Recipe(BaseModel):
     calibration: CalibrationRecipe
 
     @pydantic.model_validator(mode="after")
-    def _check(self) -> "Recipe":
+    def _check(self) -> "DiscoveryRecipe":
         networks = [setting for setting in self.calibration.settings if setting.select == "mlp"]
         if networks and isinstance(self.vectors, LikelihoodRecipe):
             raise ValueError(
-                "select 'mlp' needs vectors.recipe 'disagreement', which makes its network; found likelihood"
+                "vectors.recipe 'likelihood' fits no coefficient network, which select 'mlp' needs; use recipe "
+                "'disagreement' or another select"
             )
         if self.calibration.problems and not all(source.answer for source in self.problems):
             raise ValueError("calibration needs problems with an `answer`; name the field, or set its problems to 0")
         return self
 
 
-def load(name: str, **changes: Any) -> Recipe:
-    """The recipe that comes with the package under `name`, or the file `name`, with some fields changed.
+def load(name: str, **changes: Any) -> DiscoveryRecipe:
+    """The package's recipe `name`, or that of a YAML file, with some fields changed.
 
     Raises:
-        HybridError: where there is none, or it is not a recipe.
+        HybridError: there is no such recipe, or it is invalid.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
-        raise HybridError(f"a recipe must be one of {known}, or a YAML file; found {name!r}; name one") from None
+        raise HybridError(f"no recipe {name!r}; give a YAML file or one of {known}") from None
     except OSError as error:
-        raise HybridError(f"{path}: a recipe must be a readable file; found {error.strerror}; name another") from None
-    fields = strict_yaml.load(data, f"{path}: a recipe", f"mend it; {RECIPES} has examples")
+        raise HybridError(f"{path}: the recipe cannot be read ({error.strerror}); give another file") from None
+    fields = strict_yaml.load(data, f"{path}: a recipe", f"correct it; {RECIPES} has examples")
     try:
-        return Recipe.model_validate(fields | changes)
+        return DiscoveryRecipe.model_validate(fields | changes)
     except ValidationError as error:
-        raise HybridError(f"{path}: {first_problem(error)}; mend it") from None
+        raise HybridError(f"{path}: {first_problem(error)}; correct the recipe") from None

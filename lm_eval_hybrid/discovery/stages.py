@@ -1,7 +1,7 @@
-"""Stages of a discovery run: each in a folder of its own, named after what decides its content.
+"""Stages of a discovery run, each in a folder named after a digest of everything that determines its content.
 
-So nothing is done twice, whatever ended the run before; and after a change of the recipe only that which depends on it
-is done again, beside what was there. What a stage is not finished with, it goes on with.
+So finished work is reused whatever ended the last run, a changed recipe redoes only the stages that depend on the
+change, in new folders, and an unfinished stage continues where it stopped.
 """
 
 import hashlib
@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the work.
+    """One step of a run.
 
     Attributes:
-        name: what it makes.
-        folder: where it is made.
-        digest: sha256 (hex) of all that decides its content.
+        name: such as `traces` or `sae-4`.
+        folder: holds its files.
+        digest: sha256 (hex) of its name, code version and settings, and of the stages that it reads.
     """
 
     name: str
@@ -39,47 +39,54 @@ class Stage:
         return (self.folder / DONE_FILE).is_file()
 
     @property
-    def begun(self) -> bool:
+    def started(self) -> bool:
         return self.folder.is_dir()
 
-    def run(self, make: Callable[[Path], None]) -> Path:
-        """Its folder, made by `make` unless it is there; `make` finds in it what a former run has left."""
+    def run(self, make: Callable[[Path], object]) -> Path:
+        """Run the stage unless it is done, and return its folder.
+
+        Args:
+            make: fills the folder, which may hold files of an interrupted run.
+
+        Raises:
+            HybridError: the disk is full, or the folder cannot be written.
+        """
         if self.done:
-            log.info("%s: there already (%s)", self.name, self.folder.name)
+            log.info("%s: done already (%s)", self.name, self.folder.name)
             return self.folder
-        log.info("%s: %s %s", self.name, "going on in" if self.begun else "begins in", self.folder.name)
+        log.info("%s: %s %s", self.name, "resuming in" if self.started else "starting in", self.folder.name)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             make(self.folder)
             write_file(self.folder / DONE_FILE, json.dumps({"stage": self.name, "digest": self.digest}).encode())
         except OSError as error:
-            where = self.folder if error.filename is None else error.filename
+            path = self.folder if error.filename is None else error.filename
             raise HybridError(
-                f"{where}: {self.name} needs room to be written; found {error.strerror or error}; make some and run "
-                "the same command again, it goes on from there"
+                f"{path}: {self.name} cannot be written ({error.strerror or error}); free some space and run the same "
+                "command again, which resumes"
             ) from None
         return self.folder
 
 
 @dataclass(frozen=True)
-class Workshop:
-    """A folder of stages."""
+class WorkFolder:
+    """A folder that holds the stages of one run or of several."""
 
     folder: Path
 
-    def stage(self, name: str, version: int, decides: Mapping[str, Any], *after: Stage) -> Stage:
+    def stage(self, name: str, version: int, settings: Mapping[str, Any], *inputs: Stage) -> Stage:
         """A stage.
 
         Args:
-            version: of the code that makes it, raised whenever it makes something else of the same.
-            decides: its settings, as JSON can hold them.
-            after: the stages that it reads.
+            version: of the code that runs it; increased when the same settings give another result.
+            settings: JSON data.
+            inputs: the stages that it reads.
         """
-        content = [name, version, decides, [stage.digest for stage in after]]
+        content = [name, version, settings, [stage.digest for stage in inputs]]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return Stage(name, self.folder / f"{name}-{digest[:12]}", digest)
 
-    def held(self) -> AbstractContextManager[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Keep other runs out of the folder.
 
         Raises:

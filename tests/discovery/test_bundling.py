@@ -30,9 +30,9 @@ def test_mistakes_are_found_before_the_work(
     studied: Studied, tmp_path: Path, named: tuple[str, str], change: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(HybridError, match=said) as error:
-        bundling.check(studied.pair, recipe(tmp_path, **change), *named)
+        bundling.check_manifest(studied.pair, recipe(tmp_path, **change), *named)
     assert "\n" not in str(error.value)
 
 
 def test_a_sound_recipe_passes(studied: Studied, tmp_path: Path) -> None:
-    bundling.check(studied.pair, recipe(tmp_path), "mine", "1.0.0")
+    bundling.check_manifest(studied.pair, recipe(tmp_path), "mine", "1.0.0")

@@ -20,7 +20,13 @@ from lm_eval_hybrid.decoding import request
 from lm_eval_hybrid.decoding.arms import policy_for
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.steering import Steering
-from lm_eval_hybrid.discovery.calibration import ROWS_FILE, Calibration, CalibrationRecipe, Setting, calibrate
+from lm_eval_hybrid.discovery.calibration import (
+    SCORES_FILE,
+    CalibrationRecipe,
+    CalibrationResult,
+    SteeringSetting,
+    calibrate,
+)
 from lm_eval_hybrid.discovery.traces.pair import Pair
 from lm_eval_hybrid.discovery.traces.problems import Problem, Source, draw
 from lm_eval_hybrid.harness.hybrid_lm import HybridLM
@@ -31,9 +37,9 @@ from lm_eval_hybrid.scoring.reader.answers import final_answer
 from tests.discovery.conftest import RAW, Studied
 from tests.tiny_system import CHAT_TEMPLATE, TinySystem, write_system
 
-STRONG = Setting(coefficients=(0.5, 1.0))
-OWN = Setting(coefficients=(0.5, 1.0), windows=(1, 0))  # of the tiny system's bundle
-WEAK = Setting(coefficients=(0.01,))
+STRONG = SteeringSetting(coefficients=(0.5, 1.0))
+OWN = SteeringSetting(coefficients=(0.5, 1.0), windows=(1, 0))  # of the tiny system's bundle
+WEAK = SteeringSetting(coefficients=(0.01,))
 TOKENS, DOCUMENTS = 40, 10
 STOPS = ("n", "P", "I", "u", "e")  # an answer that is cut by its length gives no number
 OPEN = PromptSpec(thinking="chat", prefix="<think>\n")
@@ -108,15 +114,15 @@ def test_scores_are_those_of_the_harness(
     problems = [drawn[form.replace("{question}", f"{n} and {n}?")] for n in range(DOCUMENTS)]
     recipe = CalibrationRecipe(settings=(OWN,), max_new_tokens=TOKENS, stop=STOPS, batch=4)
     found = calibrate(loaded(system, prompt), [steering_of(system.bundle)], problems, recipe, 0, tmp_path)
-    for arm, row in zip(arms, found.rows, strict=True):
+    results = [found.base, found.thinking, *(trial.result for trial in found.trials)]
+    for arm, row in zip(arms, results, strict=True):
         samples = evaluated(system, tmp_path, task, arm)
-        assert row.arm == arm
         assert list(row.scores) == [sample["exact_match"] for sample in samples]
         totals = [sample["resps"][0][0].generation.records for sample in samples]
         records = [record for some in totals for record in some]
         assert row.steered == sum(record.steered for record in records) / len(records)
         assert row.changed == sum(record.changed for record in records) / len(records)
-    assert any(sum(row.scores) for row in found.rows)
+    assert any(sum(row.scores) for row in results)
 
 
 def _said(response: HybridAnswer) -> str | None:
@@ -152,8 +158,8 @@ def fits(tmp_path_factory: pytest.TempPathFactory) -> list[Steering]:
 
 
 def found_with(
-    studied: Studied, fits: list[Steering], problems: list[Problem], folder: Path, *settings: Setting
-) -> Calibration:
+    studied: Studied, fits: list[Steering], problems: list[Problem], folder: Path, *settings: SteeringSetting
+) -> CalibrationResult:
     recipe = CalibrationRecipe(settings=settings, max_new_tokens=TOKENS, stop=STOPS, batch=5)
     return calibrate(studied.pair, fits, problems, recipe, 0, folder)
 
@@ -162,16 +168,16 @@ def test_the_first_setting_is_tried_with_all_fits_the_others_with_the_best(
     studied: Studied, fits: list[Steering], problems: list[Problem], tmp_path: Path
 ) -> None:
     found = found_with(studied, fits, problems, tmp_path, STRONG, WEAK)
-    assert [row.arm for row in found.rows[:2]] == ["base", "thinking"]
-    assert [(row.fit, row.setting) for row in found.tried[:2]] == [(0, STRONG), (1, STRONG)]
-    first = min(found.tried[:2], key=lambda row: (-sum(row.scores), row.steered))
-    assert [(row.fit, row.setting) for row in found.tried[2:]] == [(first.fit, WEAK)]
-    base, thinking = found.rows[:2]
+    assert [(trial.fit, trial.setting) for trial in found.trials[:2]] == [(0, STRONG), (1, STRONG)]
+    first = min(found.trials[:2], key=lambda trial: (-sum(trial.result.scores), trial.result.steered))
+    assert [(trial.fit, trial.setting) for trial in found.trials[2:]] == [(first.fit, WEAK)]
+    base, thinking = found.base, found.thinking
     assert 0 <= sum(base.scores) < sum(thinking.scores), "the right answers are the thinking model's"
-    assert found.gaps == tuple(gap(base.scores, row.scores, thinking.scores, 0) for row in found.tried)
-    best = max(sum(row.scores) for row in found.tried)
-    assert best == max(sum(row.scores) for row in found.tried if (row.fit, row.setting) == (found.fit, found.setting))
-    assert all(0 <= row.changed <= row.steered <= 1 for row in found.tried)
+    for trial in found.trials:
+        assert trial.gap == gap(base.scores, trial.result.scores, thinking.scores, 0)
+        assert 0 <= trial.result.changed <= trial.result.steered <= 1
+    (chosen,) = (trial for trial in found.trials if found.is_chosen(trial))
+    assert sum(chosen.result.scores) == max(sum(trial.result.scores) for trial in found.trials)
 
 
 def test_answers_that_are_right_count_before_anything_else(
@@ -181,17 +187,17 @@ def test_answers_that_are_right_count_before_anything_else(
     still = replace(fits[0], vectors=torch.zeros_like(fits[0].vectors), bias=torch.zeros_like(fits[0].bias))
     problems = answers_of(studied, 6, "base")
     found = found_with(studied, [fits[0], still, fits[1]], problems, tmp_path, STRONG)
-    base = found.rows[0]
-    assert found.fit == 1 and found.tried[1].scores == base.scores and sum(base.scores) > 0
-    assert found.tried[1].changed == 0
+    base, hybrid = found.base, found.trials[1].result
+    assert found.fit == 1 and hybrid.scores == base.scores and sum(base.scores) > 0
+    assert hybrid.changed == 0
 
 
-def tried(tmp_path: Path, rows: Sequence[tuple[int, Setting, int, float]]) -> None:
+def tried(tmp_path: Path, rows: Sequence[tuple[int, SteeringSetting, int, float]]) -> None:
     """A folder as a run leaves it that tried everything."""
     fixed = [("base", None, None, 0, 0.0), ("thinking", None, None, 4, 1.0)]
     lines = [(arm, fit, setting, right, steered) for arm, fit, setting, right, steered in fixed]
     lines += [("hybrid", *row) for row in rows]
-    with (tmp_path / ROWS_FILE).open("w") as file:
+    with (tmp_path / SCORES_FILE).open("w") as file:
         for arm, fit, setting, right, steered in lines:
             kept = None if setting is None else {name: getattr(setting, name) for name in setting.__dataclass_fields__}
             scores = [1] * right + [0] * (4 - right)
@@ -199,9 +205,9 @@ def tried(tmp_path: Path, rows: Sequence[tuple[int, Setting, int, float]]) -> No
             file.write(json.dumps(row) + "\n")
 
 
-SMALL = Setting(coefficients=(1.0,))
-WIDE = Setting(coefficients=(1.0,), windows=(1, 2))
-MLP = Setting(select="mlp", coefficients=(1.0, 2.0, 3.0), windows=(2,))
+SMALL = SteeringSetting(coefficients=(1.0,))
+WIDE = SteeringSetting(coefficients=(1.0,), windows=(1, 2))
+MLP = SteeringSetting(select="mlp", coefficients=(1.0, 2.0, 3.0), windows=(2,))
 
 
 @pytest.mark.parametrize(
@@ -216,13 +222,13 @@ MLP = Setting(select="mlp", coefficients=(1.0, 2.0, 3.0), windows=(2,))
     ids=["right answers", "fewer steered", "fewer candidates", "the first", "the first fit"],
 )
 def test_among_equals_less_steering_wins(
-    studied: Studied, fits: list[Steering], tmp_path: Path, rows: list, best: tuple[int, Setting]
+    studied: Studied, fits: list[Steering], tmp_path: Path, rows: list, best: tuple[int, SteeringSetting]
 ) -> None:
     tried(tmp_path, rows)
     settings = list(dict.fromkeys(row[1] for row in rows))
     found = found_with(studied, fits, [Problem(str(i), "1") for i in range(4)], tmp_path, *settings)
     assert (found.fit, found.setting) == best
-    assert len(found.rows) == 2 + len(rows)
+    assert len(found.trials) == len(rows)
 
 
 def test_what_was_tried_is_not_tried_again(
@@ -242,10 +248,10 @@ def test_what_was_tried_is_not_tried_again(
         with pytest.raises(KeyboardInterrupt):
             found_with(studied, fits, problems, tmp_path / "some", STRONG, WEAK)
     assert found_with(studied, fits, problems, tmp_path / "some", STRONG, WEAK) == whole
-    assert len(begun) == 3 + len(whole.rows)
+    assert len(begun) == 3 + 2 + len(whole.trials)
     assert found_with(studied, fits, problems, tmp_path / "some", STRONG, WEAK) == whole
-    assert len(begun) == 3 + len(whole.rows)
-    files = [(tmp_path / name / ROWS_FILE).read_bytes() for name in ("whole", "some")]
+    assert len(begun) == 3 + 2 + len(whole.trials)
+    files = [(tmp_path / name / SCORES_FILE).read_bytes() for name in ("whole", "some")]
     assert files[0] == files[1]
 
 
@@ -253,7 +259,7 @@ def test_a_torn_line_is_tried_again(
     studied: Studied, fits: list[Steering], problems: list[Problem], tmp_path: Path
 ) -> None:
     whole = found_with(studied, fits, problems, tmp_path, STRONG)
-    path = tmp_path / ROWS_FILE
+    path = tmp_path / SCORES_FILE
     content = path.read_bytes()
     path.write_bytes(content[:-20])
     assert found_with(studied, fits, problems, tmp_path, STRONG) == whole
@@ -265,12 +271,14 @@ def test_without_a_gap_what_is_right_most_often_is_taken(
 ) -> None:
     problems = answers_of(studied, 6, "base")
     found = found_with(studied, fits, problems, tmp_path, STRONG)
-    assert sum(found.rows[0].scores) >= sum(found.rows[1].scores)
-    assert {g.recovered for g in found.gaps} == {None} and found.gaps[0].reason == "thinking is not above base"
+    assert sum(found.base.scores) >= sum(found.thinking.scores)
+    assert {trial.gap.recovered for trial in found.trials} == {None} and found.trials[
+        0
+    ].gap.reason == "thinking is not above base"
 
 
 def test_problems_without_answers_are_refused(studied: Studied, fits: list[Steering], tmp_path: Path) -> None:
-    with pytest.raises(HybridError, match="problems with answers; found some without"):
+    with pytest.raises(HybridError, match="some calibration problems have no answer"):
         found_with(studied, fits, [Problem("one", "1"), Problem("two")], tmp_path, STRONG)
 
 
@@ -279,7 +287,9 @@ def test_a_problem_beyond_the_context_is_answered_by_nobody(fits: list[Steering]
     problems = [Problem("x" * length, "1") for length in (5, 39, 40, 41, 100)]
     recipe = CalibrationRecipe(settings=(STRONG,), max_new_tokens=TOKENS)
     found = calibrate(short, fits, problems, recipe, 0, tmp_path)
-    assert all(row.scores[2:] == (0, 0, 0) for row in found.rows)
+    assert all(
+        r.scores[2:] == (0, 0, 0) for r in (found.base, found.thinking, *(trial.result for trial in found.trials))
+    )
 
 
 @pytest.mark.parametrize(
@@ -302,4 +312,4 @@ def test_an_unfinished_answer_is_none(
     problems = [Problem(text, final_answer(answer.text)) for text, answer in kept]
     recipe = CalibrationRecipe(settings=(STRONG,), max_new_tokens=TOKENS, stop=stops)
     found = calibrate(pair, [steering_of(system.bundle)], problems, recipe, 0, tmp_path)
-    assert set(found.rows[1].scores) == {int(right)}
+    assert set(found.thinking.scores) == {int(right)}

@@ -137,11 +137,11 @@ def test_a_dry_run_shows_every_stage_and_does_nothing(here: Path, capsys: pytest
         (["--out", "mine/1.0.0", "--work", "mine.yaml"], "cannot be written (File exists); name another --work folder"),
         (["--out", "mine/1.0.0", "--device", "cuda:9"], "the base model"),
         (["--out", "mine/1.0.0", "--device", "toaster"], "the base model"),
-        (["--out", "mine.yaml/1.0.0"], "mine.yaml: must be a folder to write to, for the bundle"),
-        (["--out", "mine/1.0.0", "--recipe", "absent"], "a recipe must be one of embedded"),
-        (["--out", "mine/1.0.0", "--recipe", "absent.yaml"], "a recipe must be one of embedded"),
-        (["--out", "mine/1.0.0", "--recipe", "traces.jsonl"], "a recipe must be one of embedded"),
-        (["--out", "mine/1.0.0", "--recipe", "."], "a recipe must be one of embedded"),
+        (["--out", "mine.yaml/1.0.0"], "mine.yaml: not a writable folder"),
+        (["--out", "mine/1.0.0", "--recipe", "absent"], "give a YAML file or one of embedded"),
+        (["--out", "mine/1.0.0", "--recipe", "absent.yaml"], "give a YAML file or one of embedded"),
+        (["--out", "mine/1.0.0", "--recipe", "traces.jsonl"], "give a YAML file or one of embedded"),
+        (["--out", "mine/1.0.0", "--recipe", "."], "give a YAML file or one of embedded"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(

@@ -13,12 +13,12 @@ from lm_eval_hybrid.bundles import contents
 from lm_eval_hybrid.commands.discover import STEPS
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.discovery import bundling
-from lm_eval_hybrid.discovery.calibration import ROWS_FILE
-from lm_eval_hybrid.discovery.found import Found
-from lm_eval_hybrid.discovery.pipeline import GRADES_FILE, TRACES_FILE, Run
-from lm_eval_hybrid.discovery.plan import Plan
-from lm_eval_hybrid.discovery.recipe import Recipe
-from lm_eval_hybrid.discovery.stages import DONE_FILE, Workshop
+from lm_eval_hybrid.discovery.calibration import SCORES_FILE
+from lm_eval_hybrid.discovery.pipeline import GRADES_FILE, TRACES_FILE, DiscoveryRun
+from lm_eval_hybrid.discovery.plan import DiscoveryPlan
+from lm_eval_hybrid.discovery.recipe import DiscoveryRecipe
+from lm_eval_hybrid.discovery.result import DiscoveryResult
+from lm_eval_hybrid.discovery.stages import DONE_FILE, WorkFolder
 from lm_eval_hybrid.discovery.traces.pair import Pair
 from lm_eval_hybrid.discovery.traces.traces import Trace, digest
 from lm_eval_hybrid.models.local import LocalBackend
@@ -27,7 +27,7 @@ from tests.judging.judge_server import JudgeServer, never_wait
 from tests.tiny_system import tiny_model, tiny_tokenizer
 
 FIELDS: dict[str, Any] = {
-    "description": "Found in noise.",
+    "description": "DiscoveryResult in noise.",
     "license": "MIT",
     "authors": ("tests",),
     "citation": "",
@@ -53,7 +53,7 @@ def write_problems(path: Path, count: int = 20) -> Path:
     return path
 
 
-def recipe(folder: Path, **changes: Any) -> Recipe:
+def recipe(folder: Path, **changes: Any) -> DiscoveryRecipe:
     """A recipe of a tiny pair, on problems in `folder`; a change of a part changes its fields that it names."""
     path = folder / "problems.jsonl"
     if not path.exists():
@@ -62,15 +62,15 @@ def recipe(folder: Path, **changes: Any) -> Recipe:
     for name, change in changes.items():
         whole = isinstance(change, dict) and isinstance(fields.get(name), dict)
         fields[name] = {**fields[name], **change} if whole else change
-    return Recipe.model_validate(fields)
+    return DiscoveryRecipe.model_validate(fields)
 
 
-def plan(made: Recipe, work: Path, samples: Sequence[Trace] = ()) -> Plan:
-    return Plan(made, Workshop(work), MODELS, tuple(samples))
+def plan(made: DiscoveryRecipe, work: Path, samples: Sequence[Trace] = ()) -> DiscoveryPlan:
+    return DiscoveryPlan(made, WorkFolder(work), MODELS, tuple(samples))
 
 
-def found_by(made: Recipe, pair: Pair, work: Path, samples: Sequence[Trace] = ()) -> Found:
-    found = Run(plan(made, work, samples), pair).run()
+def found_by(made: DiscoveryRecipe, pair: Pair, work: Path, samples: Sequence[Trace] = ()) -> DiscoveryResult:
+    found = DiscoveryRun(plan(made, work, samples), pair).run()
     assert found is not None
     return found
 
@@ -94,22 +94,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(studied: Studied, place: Path) -> Found:
+def found(studied: Studied, place: Path) -> DiscoveryResult:
     return found_by(recipe(place), studied.pair, place / "work")
 
 
 def test_the_bundle_says_where_it_is_from(
-    studied: Studied, found: Found, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    studied: Studied, found: DiscoveryResult, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(studied.thinking.config, "_commit_hash", "c0ffee", raising=False)
     made = recipe(place)
-    card = bundling.bundle(found, studied.pair, made, "mine", "0.1.0").save(tmp_path / "mine" / "0.1.0").manifest
+    card = bundling.make_bundle(found, studied.pair, made, "mine", "0.1.0").save(tmp_path / "mine" / "0.1.0").manifest
     assert not contents.faults(tmp_path / "mine" / "0.1.0")
     assert (card.name, card.version, card.base.revision, card.thinking.revision) == ("mine", "0.1.0", None, "c0ffee")
     assert (card.base.id, card.thinking.id) == ("the/base", "the/thinking")
     assert card.training.data == f"12 traces of the/thinking on problems of {place / 'problems.jsonl'}"
     assert card.training.data_sha256 == digest(found.traces) and card.training.code_version == __version__
-    assert Recipe.model_validate_json(card.training.recipe) == made
+    assert DiscoveryRecipe.model_validate_json(card.training.recipe) == made
     assert card.training.seed == found.calibration.fit
     chosen = found.calibration.setting
     assert (card.steering.select, card.steering.coefficients, card.steering.windows) == (
@@ -120,14 +120,14 @@ def test_the_bundle_says_where_it_is_from(
     assert (card.steering.layer, card.sae.layer, card.sae.latents, card.sae.k) == (1, found.chosen.layer, 3, 1)
     assert card.prompt == RAW
     files = (Path("far/samples_a.jsonl"), Path("samples_b.jsonl"))
-    card = bundling.bundle(found, studied.pair, made, "mine", "0.1.0", files).manifest
+    card = bundling.make_bundle(found, studied.pair, made, "mine", "0.1.0", files).manifest
     assert card.training.data == "12 traces of the/thinking in samples_a.jsonl, samples_b.jsonl"
 
 
 @torch.no_grad()
-def test_its_figures_are_those_of_a_plain_loop(studied: Studied, found: Found, place: Path) -> None:
+def test_its_figures_are_those_of_a_plain_loop(studied: Studied, found: DiscoveryResult, place: Path) -> None:
     """Every model runs over every prefix by itself, and every steered token is computed from the start."""
-    bundle = bundling.bundle(found, studied.pair, recipe(place), "mine", "0.1.0")
+    bundle = bundling.make_bundle(found, studied.pair, recipe(place), "mine", "0.1.0")
     holdout, fitted = bundle.manifest.training.holdout, found.fitted
     base, thinking = (b.model._module for b in (studied.base, studied.thinking))
     network, places, opened = fitted.network, 0, 0
@@ -178,24 +178,26 @@ def steered(model: torch.nn.Module, ids: list[int], layer: int, added: torch.Ten
         handle.remove()
 
 
-def test_the_gap_is_that_of_the_setting_chosen(studied: Studied, found: Found, place: Path) -> None:
-    gaps = tuple(replace(gap, recovered=0.25 * number) for number, gap in enumerate(found.calibration.gaps))
-    known = replace(found, calibration=replace(found.calibration, gaps=gaps))
-    rows = [(row.fit, row.setting) for row in found.calibration.tried]
-    chosen = rows.index((found.calibration.fit, found.calibration.setting))
-    holdout = bundling.bundle(known, studied.pair, recipe(place), "mine", "0.1.0").manifest.training.holdout
+def test_the_gap_is_that_of_the_setting_chosen(studied: Studied, found: DiscoveryResult, place: Path) -> None:
+    trials = tuple(
+        replace(trial, gap=replace(trial.gap, recovered=0.25 * index))
+        for index, trial in enumerate(found.calibration.trials)
+    )
+    known = replace(found, calibration=replace(found.calibration, trials=trials))
+    chosen = [known.calibration.is_chosen(trial) for trial in trials].index(True)
+    holdout = bundling.make_bundle(known, studied.pair, recipe(place), "mine", "0.1.0").manifest.training.holdout
     assert holdout["gap_recovered"] == 0.25 * chosen
 
 
-def test_a_second_run_makes_nothing(studied: Studied, found: Found, place: Path, tmp_path: Path) -> None:
+def test_a_second_run_makes_nothing(studied: Studied, found: DiscoveryResult, place: Path, tmp_path: Path) -> None:
     before = times_of(place / "work")
     again = found_by(recipe(place), studied.pair, place / "work")
     assert times_of(place / "work") == before
-    first, second = (bundling.bundle(f, studied.pair, recipe(place), "mine", "0.1.0") for f in (found, again))
+    first, second = (bundling.make_bundle(f, studied.pair, recipe(place), "mine", "0.1.0") for f in (found, again))
     assert first.save(tmp_path / "a").identity == second.save(tmp_path / "b").identity
 
 
-def test_another_folder_finds_the_same(studied: Studied, found: Found, place: Path, tmp_path: Path) -> None:
+def test_another_folder_finds_the_same(studied: Studied, found: DiscoveryResult, place: Path, tmp_path: Path) -> None:
     found_by(recipe(place), studied.pair, tmp_path)
     assert bytes_of(tmp_path) == bytes_of(place / "work")
 
@@ -221,7 +223,7 @@ ALL = ["activations", "calibration", "gates", "sae-1", "sae-2", "traces", "vecto
     ids=["vectors", "seeds", "calibration", "none", "layers", "sae", "activation", "holdout", "words", "seed", "name"],
 )
 def test_a_change_makes_only_what_depends_on_it(
-    found: Found, place: Path, change: dict[str, Any], new: list[str]
+    found: DiscoveryResult, place: Path, change: dict[str, Any], new: list[str]
 ) -> None:
     """By the plans alone; what they say is done in the next test."""
     former = {stage.folder for stage in plan(recipe(place), place / "work").stages}
@@ -229,7 +231,7 @@ def test_a_change_makes_only_what_depends_on_it(
     assert sorted(stage.name for stage in changed.stages if stage.folder not in former) == sorted(new)
 
 
-def test_only_vectors_are_fitted_anew(studied: Studied, found: Found, place: Path) -> None:
+def test_only_vectors_are_fitted_anew(studied: Studied, found: DiscoveryResult, place: Path) -> None:
     before = times_of(place / "work")
     found_by(recipe(place, vectors={"rate": 0.01}), studied.pair, place / "work")
     after = times_of(place / "work")
@@ -251,7 +253,7 @@ def test_a_changed_file_of_problems_is_another_one(place: Path, tmp_path: Path) 
 @pytest.mark.parametrize(("number", "until"), list(enumerate(STEPS)))
 def test_a_run_can_end_after_each_step(studied: Studied, place: Path, tmp_path: Path, number: int, until: str) -> None:
     made = recipe(place, vectors={"seeds": 1})
-    assert Run(plan(made, tmp_path), studied.pair).run(until) is None
+    assert DiscoveryRun(plan(made, tmp_path), studied.pair).run(until) is None
     kinds = {
         "traces": ["traces"],
         "activations": ["activations"],
@@ -264,12 +266,12 @@ def test_a_run_can_end_after_each_step(studied: Studied, place: Path, tmp_path: 
     assert stages_in(tmp_path) == sorted(name for step in STEPS[: number + 1] for name in kinds[step])
 
 
-def test_samples_stand_in_for_decoding(studied: Studied, found: Found, place: Path, tmp_path: Path) -> None:
+def test_samples_stand_in_for_decoding(studied: Studied, found: DiscoveryResult, place: Path, tmp_path: Path) -> None:
     """And calibration has problems that none of them is of, though fewer than traces.count are left."""
     texts = {trace.prompt for trace in studied.traces}
     given = found_by(recipe(place, traces={"count": 2000}), studied.pair, tmp_path, studied.traces)
     assert given.traces == studied.traces and "traces" not in stages_in(tmp_path)
-    assert len(given.calibration.rows[0].scores) == 3
+    assert len(given.calibration.base.scores) == 3
     with pytest.raises(HybridError, match="9 different ones are needed for traces and calibration; found 8"):
         # Of the 20 problems the 12 traces are of the first 12.
         assert len(texts) == 12
@@ -278,34 +280,34 @@ def test_samples_stand_in_for_decoding(studied: Studied, found: Found, place: Pa
 
 @pytest.mark.parametrize("holdout", [0.01, 0.5, 0.99])
 def test_both_sides_of_a_split_have_a_trace(studied: Studied, place: Path, tmp_path: Path, holdout: float) -> None:
-    run = Run(plan(recipe(place, traces={"holdout": holdout}), tmp_path, studied.traces[:2]), studied.pair)
+    run = DiscoveryRun(plan(recipe(place, traces={"holdout": holdout}), tmp_path, studied.traces[:2]), studied.pair)
     assert run.held_out_traces.tolist() == [False, True]
 
 
 def test_without_calibration_the_fit_with_the_smallest_loss_is_taken(
-    studied: Studied, found: Found, place: Path
+    studied: Studied, found: DiscoveryResult, place: Path
 ) -> None:
     plain = found_by(recipe(place, calibration={"problems": 0}), studied.pair, place / "work")
     losses = [min(point.held_out for point in fitted.curves["vectors"]) for fitted in plain.fits]
-    assert plain.calibration.fit == losses.index(min(losses)) and not plain.calibration.rows
+    assert plain.calibration.fit == losses.index(min(losses)) and not plain.calibration.trials
     assert plain.calibration.setting.select == "mlp"
 
 
 def test_what_cannot_be_compared_is_said_once_and_goes_on(
-    studied: Studied, found: Found, place: Path, caplog: pytest.LogCaptureFixture
+    studied: Studied, found: DiscoveryResult, place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
         found_by(recipe(place), studied.pair, place / "work")
-    assert caplog.text.count("thinking is not above base; what is chosen is the setting that is most often right") == 1
+    assert caplog.text.count("thinking is not above base; the setting with the most right answers is chosen") == 1
 
 
-def judged(place: Path, url: str, **changes: Any) -> Recipe:
+def judged(place: Path, url: str, **changes: Any) -> DiscoveryRecipe:
     asked = {"kind": "endpoint", "model": "grader", "url": url, "sentences": 3, "examples": 2}
     return recipe(place, judge={**asked, **changes})
 
 
 def test_a_judge_names_the_behaviors_and_reruns_alone(
-    studied: Studied, found: Found, place: Path, monkeypatch: pytest.MonkeyPatch
+    studied: Studied, found: DiscoveryResult, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     never_wait(monkeypatch)
 
@@ -334,18 +336,18 @@ def test_a_judge_names_the_behaviors_and_reruns_alone(
     assert torch.equal(named.fitted.vectors, found.fitted.vectors)
 
 
-def test_a_judge_that_cannot_be_reached_leaves_the_work(studied: Studied, found: Found, place: Path) -> None:
+def test_a_judge_that_cannot_be_reached_leaves_the_work(studied: Studied, found: DiscoveryResult, place: Path) -> None:
     before = times_of(place / "work")
     lonely = judged(place, "http://127.0.0.1:9/v1", retries=0, timeout=1)
     with pytest.raises(HybridError) as error:
         found_by(lonely, studied.pair, place / "work")
-    assert "\n" not in str(error.value) and "room to be written" not in str(error.value)
+    assert "\n" not in str(error.value) and "cannot be written" not in str(error.value)
     assert {name: time for name, time in times_of(place / "work").items() if name in before} == before
 
 
 def test_models_that_agree_are_refused(studied: Studied, place: Path, tmp_path: Path) -> None:
     agreeing = Pair(studied.thinking, studied.thinking, RAW)
-    with pytest.raises(HybridError, match="must disagree somewhere in the traces to learn from; found no disagreement"):
+    with pytest.raises(HybridError, match="never disagree in the training traces"):
         found_by(recipe(place), agreeing, tmp_path, studied.traces)
     assert stages_in(tmp_path) == ["activations", "gates", "sae-1", "sae-2"], "finished work stays"
 
@@ -353,12 +355,12 @@ def test_models_that_agree_are_refused(studied: Studied, place: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("choose", "said"),
     [
-        (lambda traces: [*traces, *(Trace(f"Q{i}:", "<think></think> 1") for i in range(4))], "measure on must have at "
-         "least 2 sentences; found 0"),
-        (lambda traces: [Trace(f"Q{i}:", "<think></think> 1") for i in range(4)], "learn from must have at least 3 "
-         "sentences; found 0"),
-        (lambda traces: [Trace(f"Q{i}:", "Only this.") for i in range(3)], "must have at least 3 sentences; found 2"),
-        (lambda traces: traces[:1], "found 1; give more"),
+        (lambda traces: [*traces, *(Trace(f"Q{i}:", "<think></think> 1") for i in range(4))], "the held-out traces "
+         "have 0 sentences, but at least 2"),
+        (lambda traces: [Trace(f"Q{i}:", "<think></think> 1") for i in range(4)], "the training traces "
+         "have 0 sentences, but at least 3"),
+        (lambda traces: [Trace(f"Q{i}:", "Only this.") for i in range(3)], "have 2 sentences, but at least 3"),
+        (lambda traces: traces[:1], "too few traces .1."),
     ],
     ids=["held-out silent", "all silent", "one sentence each", "one trace"],
 )  # fmt: skip
@@ -375,9 +377,9 @@ def test_traces_without_thoughts_are_a_warning(
 ) -> None:
     silent = [Trace(f"Q{i}:", "<think></think> 1") for i in range(3)]
     with caplog.at_level(logging.WARNING):
-        run = Run(plan(recipe(place), tmp_path, [*silent, *studied.traces]), studied.pair)
+        run = DiscoveryRun(plan(recipe(place), tmp_path, [*silent, *studied.traces]), studied.pair)
         assert run.run("gates") is None
-        assert len(run.sentences) == len(run.owner)
+        assert len(run.sentences) == len(run.trace_index)
     assert "3 of 15 traces have no thought, or none with a sentence in it" in caplog.text
 
 
@@ -423,8 +425,8 @@ def test_problems_that_nobody_asks_for_are_not_read(place: Path, tmp_path: Path,
     assert given.problems == ([], []) and given.stages
 
 
-def test_finished_work_is_not_read_again(studied: Studied, found: Found, place: Path) -> None:
-    path = next((place / "work").glob(f"calibration-*/{ROWS_FILE}"))
+def test_finished_work_is_not_read_again(studied: Studied, found: DiscoveryResult, place: Path) -> None:
+    path = next((place / "work").glob(f"calibration-*/{SCORES_FILE}"))
     assert path.is_file() and next((place / "work").glob(f"traces-*/{TRACES_FILE}")).is_file()
     done = plan(recipe(place), place / "work")
     done.check()

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.discovery.recipe import RECIPES, Recipe, load
+from lm_eval_hybrid.discovery.recipe import RECIPES, DiscoveryRecipe, load
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 PAPER = {  # steering layer, SAE layer, latents
@@ -24,7 +24,7 @@ PAPER = {  # steering layer, SAE layer, latents
 def test_the_packages_recipes_are_sound(name: str) -> None:
     recipe = load(name)
     assert recipe == load(str(RECIPES / f"{name}.yaml"))
-    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+    assert DiscoveryRecipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 
 def test_every_pair_of_the_paper_has_its_recipe() -> None:
@@ -42,7 +42,7 @@ def test_fields_can_be_changed() -> None:
 
 
 def test_unknown_names_list_the_known_ones() -> None:
-    with pytest.raises(HybridError, match=r"embedded, embedded-likelihood, .*found 'embeded'; name one"):
+    with pytest.raises(HybridError, match=r"no recipe 'embeded'; give .* embedded, embedded-likelihood"):
         load("embeded")
 
 
@@ -77,7 +77,7 @@ def test_files_that_are_no_text_are_refused_in_one_line(tmp_path: Path, data: by
 
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").mkdir()
-    with pytest.raises(HybridError, match="must be a readable file"):
+    with pytest.raises(HybridError, match="the recipe cannot be read"):
         load(str(tmp_path / "mine.yaml"))
 
 
@@ -133,7 +133,7 @@ def test_a_misspelt_part_is_named(tmp_path: Path, part: str, misspelt: str, said
         ({"calibration": {"settings": [{"windows": [-1]}]}}, r"windows\.0"),
         ({"calibration": {"settings": [{"select": "best"}]}}, "select"),
         ({"calibration": {"problems": -1}}, r"calibration\.problems"),
-        ({"vectors": {"recipe": "likelihood", "layer": 1}}, "select 'mlp' needs vectors.recipe 'disagreement'"),
+        ({"vectors": {"recipe": "likelihood", "layer": 1}}, "no coefficient network, which select 'mlp' needs"),
         ({"problems": [{"data": "embedded", "answer": None}]}, "calibration needs problems with an `answer`"),
     ],
 )

@@ -30,11 +30,12 @@ from lm_eval_hybrid.bundles.suite import compose
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.policy import Policy
 from lm_eval_hybrid.decoding.steering import Steering
-from lm_eval_hybrid.discovery import bundling, summary
-from lm_eval_hybrid.discovery.pipeline import Run
-from lm_eval_hybrid.discovery.plan import Plan
-from lm_eval_hybrid.discovery.recipe import Recipe, load
-from lm_eval_hybrid.discovery.stages import Workshop
+from lm_eval_hybrid.discovery import bundling
+from lm_eval_hybrid.discovery.pipeline import DiscoveryRun
+from lm_eval_hybrid.discovery.plan import DiscoveryPlan
+from lm_eval_hybrid.discovery.recipe import DiscoveryRecipe, load
+from lm_eval_hybrid.discovery.report_data import make_findings
+from lm_eval_hybrid.discovery.stages import WorkFolder
 from lm_eval_hybrid.discovery.traces.pair import Pair
 from lm_eval_hybrid.models.local import LocalBackend
 from lm_eval_hybrid.report import findings_page
@@ -122,7 +123,7 @@ def model(name: str, layers: int) -> PreTrainedModel:
     return made.float().eval()
 
 
-def pair_of(name: str, recipe: Recipe) -> Pair:
+def pair_of(name: str, recipe: DiscoveryRecipe) -> Pair:
     """A base, and a thinking model that is nearly the same one."""
     layers = max(*recipe.sae.layers, recipe.vectors.layer) + 2
     base, thinking = model(name, layers), model(name, layers)
@@ -134,7 +135,7 @@ def pair_of(name: str, recipe: Recipe) -> Pair:
     return Pair(*backends, recipe.prompt)
 
 
-def shrunken(recipe: Recipe) -> Recipe:
+def shrunken(recipe: DiscoveryRecipe) -> DiscoveryRecipe:
     """The recipe with smaller counts and fewer epochs."""
     vectors = {"bias_epochs": 1, "epochs": 1}
     changes: dict[str, Any] = {
@@ -143,7 +144,7 @@ def shrunken(recipe: Recipe) -> Recipe:
         "vectors": {**recipe.model_dump()["vectors"], **vectors},
         "calibration": {**recipe.model_dump()["calibration"], "problems": 2, "max_new_tokens": 4},
     }
-    return Recipe.model_validate({**recipe.model_dump(), **changes})
+    return DiscoveryRecipe.model_validate({**recipe.model_dump(), **changes})
 
 
 @pytest.fixture
@@ -174,22 +175,22 @@ def test_a_recipe_runs_to_a_bundle_that_decodes(
 ) -> None:
     recipe = shrunken(load(name))
     pair = pair_of(name, recipe)
-    bundling.check(pair, recipe, name, "0.1.0")
-    plan = Plan(recipe, Workshop(tmp_path / "work"), {"base": "b", "thinking": "t"})
-    run = Run(plan, pair)
+    bundling.check_manifest(pair, recipe, name, "0.1.0")
+    plan = DiscoveryPlan(recipe, WorkFolder(tmp_path / "work"), {"base": "b", "thinking": "t"})
+    run = DiscoveryRun(plan, pair)
     with caplog.at_level(logging.WARNING):
         found = run.run()
     assert found is not None and "no thought" not in caplog.text
     assert {trace.prompt.partition(":")[0] for trace in found.traces} == {"Question", "Problem"}
     out = tmp_path / name / "0.1.0"
-    bundle = bundling.bundle(found, pair, recipe, name, "0.1.0").save(out)
+    bundle = bundling.make_bundle(found, pair, recipe, name, "0.1.0").save(out)
     assert not contents.faults(out)
     card, (steered, read, latents) = Bundle.load(out).manifest, PAPER[name]
     assert (card.steering.layer, card.sae.layer, card.sae.latents, card.sae.k) == (steered, read, latents, 3)
     assert (card.base.id, card.thinking.id, card.prompt) == (recipe.base, recipe.thinking, recipe.prompt)
     assert card.base.architecture == card.thinking.architecture == type(pair.base.model._module).__name__
     assert 0 < len(card.behaviors) <= latents and card.steering.gate_rate
-    findings_page.write(summary.summarise(found, bundle), tmp_path / "page.html")
+    findings_page.write(make_findings(found, bundle), tmp_path / "page.html")
 
     steering = Steering.from_suite(compose([Bundle.load(out)]))
     tried = run.steering(found.fitted)

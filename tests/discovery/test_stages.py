@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.discovery.stages import DONE_FILE, Stage, Workshop
+from lm_eval_hybrid.discovery.stages import DONE_FILE, Stage, WorkFolder
 from tests.shared_data import ROOT
 
 
-def three(workshop: Workshop, version: int = 1, **changes: dict) -> list[Stage]:
+def three(work: WorkFolder, version: int = 1, **changes: dict) -> list[Stage]:
     """A chain of stages; `changes` are settings by stage."""
     chain: list[Stage] = []
     for name in ("first", "second", "third"):
         settings = {"rate": 0.1, "layers": (1, 2)} | changes.get(name, {})
-        chain.append(workshop.stage(name, version if name == "second" else 1, settings, *chain[-1:]))
+        chain.append(work.stage(name, version if name == "second" else 1, settings, *chain[-1:]))
     return chain
 
 
@@ -31,42 +31,42 @@ def same(before: list[Stage], after: list[Stage]) -> list[bool]:
     [("first", [False, False, False]), ("second", [True, False, False]), ("third", [True, True, False])],
 )
 def test_a_setting_changes_its_stage_and_all_after_it(tmp_path: Path, changed: str, kept: list[bool]) -> None:
-    workshop = Workshop(tmp_path)
-    assert same(three(workshop), three(workshop, **{changed: {"rate": 0.2}})) == kept
+    work = WorkFolder(tmp_path)
+    assert same(three(work), three(work, **{changed: {"rate": 0.2}})) == kept
 
 
 def test_a_version_of_the_code_counts_as_a_setting(tmp_path: Path) -> None:
-    workshop = Workshop(tmp_path)
-    assert same(three(workshop), three(workshop, version=2)) == [True, False, False]
+    work = WorkFolder(tmp_path)
+    assert same(three(work), three(work, version=2)) == [True, False, False]
 
 
 def test_neither_order_nor_the_workshop_changes_a_digest(tmp_path: Path) -> None:
-    first, second = Workshop(tmp_path / "a"), Workshop(tmp_path / "b")
+    first, second = WorkFolder(tmp_path / "a"), WorkFolder(tmp_path / "b")
     here, there = first.stage("x", 1, {"a": 1, "b": [2]}), second.stage("x", 1, {"b": (2,), "a": 1})
     assert here.digest == there.digest and here.folder != there.folder
     assert here.folder == tmp_path / "a" / f"x-{here.digest[:12]}"
 
 
 def test_the_order_of_former_stages_counts(tmp_path: Path) -> None:
-    workshop = Workshop(tmp_path)
-    one, two = workshop.stage("one", 1, {}), workshop.stage("two", 1, {})
-    assert workshop.stage("x", 1, {}, one, two).digest != workshop.stage("x", 1, {}, two, one).digest
-    assert workshop.stage("x", 1, {}, one).digest != workshop.stage("x", 1, {}).digest
+    work = WorkFolder(tmp_path)
+    one, two = work.stage("one", 1, {}), work.stage("two", 1, {})
+    assert work.stage("x", 1, {}, one, two).digest != work.stage("x", 1, {}, two, one).digest
+    assert work.stage("x", 1, {}, one).digest != work.stage("x", 1, {}).digest
 
 
 def test_a_stage_is_made_once(tmp_path: Path) -> None:
-    stage, made = Workshop(tmp_path).stage("x", 1, {}), []
-    assert (stage.begun, stage.done) == (False, False)
+    stage, made = WorkFolder(tmp_path).stage("x", 1, {}), []
+    assert (stage.started, stage.done) == (False, False)
     for _ in range(3):
         assert stage.run(made.append) == stage.folder
-    assert made == [stage.folder] and (stage.begun, stage.done) == (True, True)
+    assert made == [stage.folder] and (stage.started, stage.done) == (True, True)
     assert json.loads((stage.folder / DONE_FILE).read_bytes()) == {"stage": "x", "digest": stage.digest}
     assert [path.name for path in stage.folder.iterdir()] == [DONE_FILE]
 
 
 @pytest.mark.parametrize("end", [RuntimeError, KeyboardInterrupt, HybridError])
 def test_what_was_made_before_an_end_is_there_for_the_next_run(tmp_path: Path, end: type[BaseException]) -> None:
-    stage = Workshop(tmp_path).stage("x", 1, {})
+    stage = WorkFolder(tmp_path).stage("x", 1, {})
 
     def fail(folder: Path) -> None:
         (folder / "half").write_text("done")
@@ -74,7 +74,7 @@ def test_what_was_made_before_an_end_is_there_for_the_next_run(tmp_path: Path, e
 
     with pytest.raises(end, match="stopped"):
         stage.run(fail)
-    assert (stage.begun, stage.done) == (True, False)
+    assert (stage.started, stage.done) == (True, False)
     found = []
     stage.run(lambda folder: found.append((folder / "half").read_text()))
     assert found == ["done"] and stage.done
@@ -84,8 +84,8 @@ def test_what_was_made_before_an_end_is_there_for_the_next_run(tmp_path: Path, e
 def other_run(folder: Path) -> Iterator[subprocess.Popen]:
     """A second process at work in a folder."""
     code = (
-        "import sys; from pathlib import Path; from lm_eval_hybrid.discovery.stages import Workshop\n"
-        "with Workshop(Path(sys.argv[1])).held(): print('held', flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from lm_eval_hybrid.discovery.stages import WorkFolder\n"
+        "with WorkFolder(Path(sys.argv[1])).locked(): print('held', flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
@@ -100,25 +100,25 @@ def other_run(folder: Path) -> Iterator[subprocess.Popen]:
 
 
 def test_one_run_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
-    workshop = Workshop(tmp_path / "work")
-    with other_run(workshop.folder) as process:
-        with pytest.raises(HybridError, match="another run is at work in it"), workshop.held():
+    work = WorkFolder(tmp_path / "work")
+    with other_run(work.folder) as process:
+        with pytest.raises(HybridError, match="another run is at work in it"), work.locked():
             raise AssertionError("two runs in one folder")
-        with Workshop(tmp_path / "other").held():
+        with WorkFolder(tmp_path / "other").locked():
             pass
         process.kill()  # a run that was killed keeps nobody out
         process.wait()
-        with workshop.held():
+        with work.locked():
             pass
-    with workshop.held():
+    with work.locked():
         pass
 
 
 def test_a_run_that_fails_lets_others_in(tmp_path: Path) -> None:
-    workshop = Workshop(tmp_path)
-    with pytest.raises(RuntimeError), workshop.held():
+    work = WorkFolder(tmp_path)
+    with pytest.raises(RuntimeError), work.locked():
         raise RuntimeError
-    with workshop.held():
+    with work.locked():
         pass
 
 
@@ -127,7 +127,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere")):
         with (
             pytest.raises(HybridError, match="; name another --work folder"),
-            Workshop(folder).held(),
+            WorkFolder(folder).locked(),
         ):
             pass
 
@@ -136,21 +136,21 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from lm_eval_hybrid.common.files import write_file
-from lm_eval_hybrid.discovery.stages import Workshop
+from lm_eval_hybrid.discovery.stages import WorkFolder
 from lm_eval_hybrid.common.errors import HybridError
 
 room = int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
-workshop = Workshop(Path(sys.argv[1]))
-small = workshop.stage("small", 1, {})
-large = workshop.stage("large", 1, {}, small)
+work = WorkFolder(Path(sys.argv[1]))
+small = work.stage("small", 1, {})
+large = work.stage("large", 1, {}, small)
 
 def make(folder):
     write_file(folder / "part", b"x" * 500)
     write_file(folder / "whole", b"x" * 5000)
 
 try:
-    with workshop.held():
+    with work.locked():
         small.run(lambda folder: write_file(folder / "part", b"x" * 500))
         large.run(make)
 except HybridError as error:
@@ -170,7 +170,7 @@ def test_a_full_disk_is_one_line_and_finished_work_stays(tmp_path: Path) -> None
         ).stdout
 
     said = run(1000)
-    assert "large needs room to be written; found File too large; make some and run the same command again" in said
+    assert "large cannot be written (File too large); free some space and run the same command again" in said
     assert said.count("\n") == 1
     (small,), (large,) = tmp_path.glob("small-*"), tmp_path.glob("large-*")
     assert sorted(path.name for path in small.iterdir()) == [DONE_FILE, "part"]

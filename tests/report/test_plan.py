@@ -5,21 +5,21 @@ import pytest
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from lm_eval_hybrid.commands.discovery_plan import Model, costs, render
-from lm_eval_hybrid.discovery.plan import Plan
-from lm_eval_hybrid.discovery.recipe import Recipe, load
-from lm_eval_hybrid.discovery.stages import Workshop
+from lm_eval_hybrid.commands.discovery_plan import ModelSize, costs, render
+from lm_eval_hybrid.discovery.plan import DiscoveryPlan
+from lm_eval_hybrid.discovery.recipe import DiscoveryRecipe, load
+from lm_eval_hybrid.discovery.stages import WorkFolder
 from lm_eval_hybrid.discovery.traces.traces import Trace
 from tests.oracle.architectures import tiny_config
 
-MODELS = {"base": Model(10**9, 4, 8), "thinking": Model(3 * 10**9, 4, 16)}
+MODELS = {"base": ModelSize(10**9, 4, 8), "thinking": ModelSize(3 * 10**9, 4, 16)}
 
 
-def planned(tmp_path: Path, recipe: Recipe | None = None, samples: tuple[Trace, ...] = ()) -> Plan:
-    return Plan(recipe or load("embedded"), Workshop(tmp_path), {"base": "b", "thinking": "t"}, samples)
+def planned(tmp_path: Path, recipe: DiscoveryRecipe | None = None, samples: tuple[Trace, ...] = ()) -> DiscoveryPlan:
+    return DiscoveryPlan(recipe or load("embedded"), WorkFolder(tmp_path), {"base": "b", "thinking": "t"}, samples)
 
 
-def shown(plan: Plan) -> str:
+def shown(plan: DiscoveryPlan) -> str:
     paper = Console(width=100, file=io.StringIO())
     paper.print(render(plan, MODELS))
     return paper.file.getvalue()
@@ -52,7 +52,7 @@ def test_vectors_cost_less_the_higher_they_are_and_more_on_whole_sentences(tmp_p
     assert costs(planned(tmp_path, likelihood), MODELS)["vectors-0"].flop > vectors()
 
 
-def test_what_is_there_is_not_counted_again(tmp_path: Path) -> None:
+def test_finished_stages_are_not_counted(tmp_path: Path) -> None:
     plan = planned(tmp_path)
     before = shown(plan)
     assert before.count("to do ") == len(plan.stages)
@@ -60,9 +60,9 @@ def test_what_is_there_is_not_counted_again(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         plan.activations.run(lambda folder: 1 / 0)
     after = shown(plan)
-    assert after.count(" there ") == after.count(" begun ") == 1
-    left = [next(line for line in text.splitlines() if line.startswith("left to do: ")) for text in (before, after)]
-    flop = [float(line.split()[3].replace(",", "")) for line in left]
+    assert after.count(" done ") == after.count(" started ") == 1
+    left = [next(line for line in text.splitlines() if line.startswith("to do: ")) for text in (before, after)]
+    flop = [float(line.split()[2].replace(",", "")) for line in left]
     assert flop[0] - flop[1] == pytest.approx(costs(plan, MODELS)["traces"].flop / 1e12, rel=0.1)
 
 
@@ -75,4 +75,4 @@ def test_a_judge_is_priced(tmp_path: Path) -> None:
 def test_sizes_are_those_of_the_model_itself() -> None:
     config = tiny_config("qwen2")
     model = AutoModelForCausalLM.from_config(config)
-    assert Model.of(config) == Model(model.num_parameters(), 4, 32)
+    assert ModelSize.of(config) == ModelSize(model.num_parameters(), 4, 32)

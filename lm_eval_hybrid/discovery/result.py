@@ -1,4 +1,4 @@
-"""What a discovery run found."""
+"""The result of a discovery run: everything that a bundle and its page are made of."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from torch import Tensor
 from lm_eval_hybrid.bundles.manifest import Behavior
 from lm_eval_hybrid.discovery.activations.disagreements import Disagreements
 from lm_eval_hybrid.discovery.activations.rows import Rows
-from lm_eval_hybrid.discovery.calibration import Calibration
+from lm_eval_hybrid.discovery.calibration import CalibrationResult
 from lm_eval_hybrid.discovery.taxonomy.grading import Grades
 from lm_eval_hybrid.discovery.taxonomy.sweep import Entry, Sweep
 from lm_eval_hybrid.discovery.traces.traces import Trace
@@ -15,21 +15,20 @@ from lm_eval_hybrid.discovery.vectors.fitted import FittedVectors, VectorEffects
 
 
 @dataclass(frozen=True)
-class Found:
-    """All that a bundle and its page are made of.
+class DiscoveryResult:
+    """The result of one run.
 
     Attributes:
-        traces: that were read.
-        owner: [sentences] int64, the trace of each sentence.
-        sentences: what they say.
+        trace_index: [sentences] int64, the trace of each sentence.
+        sentences: their text.
         held_out_traces: [traces] bool.
         activations: [sentences, d_thinking] float32, at the chosen layer.
-        codes: [sentences, latents] float32.
+        codes: [sentences, latents] float32, of the chosen autoencoder.
         fits: one for each seed; `fitted` and `effects` are of the chosen one.
     """
 
     traces: list[Trace]
-    owner: Tensor
+    trace_index: Tensor
     sentences: list[str]
     held_out_traces: Tensor
     activations: Rows
@@ -40,13 +39,13 @@ class Found:
     behaviors: tuple[Behavior, ...]
     gates: Disagreements
     fits: tuple[FittedVectors, ...]
-    calibration: Calibration
+    calibration: CalibrationResult
     effects: VectorEffects
 
     @property
     def held_out(self) -> Tensor:
         """[sentences] bool."""
-        return self.held_out_traces[self.owner]
+        return self.held_out_traces[self.trace_index]
 
     @property
     def held_out_gates(self) -> Disagreements:
