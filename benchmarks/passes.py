@@ -17,8 +17,7 @@ from transformers.cache_utils import DynamicCache
 
 from benchmarks.clock import Ratio, take_turns
 from benchmarks.plain import cache_argument, hooked
-from lm_eval_hybrid.models.forward import traced
-from lm_eval_hybrid.models.local import LocalBackend, LocalSequences
+from lm_eval_hybrid.models.local import LocalBackend, LocalSequences, traced
 
 PASSES = "step", "traced", "candidates", "window"
 

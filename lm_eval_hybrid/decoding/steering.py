@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.policy import Directions
-from lm_eval_hybrid.portable.coefficient import Network, coefficient
+from lm_eval_hybrid.portable.steering import Network, coefficient
 
 if TYPE_CHECKING:
     from lm_eval_hybrid.bundles.bundle import Bundle

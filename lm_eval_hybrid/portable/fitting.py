@@ -1,7 +1,6 @@
-"""What fitting vectors asks of a model on a server (`programs.py`): losses at steered segments, and their gradients.
+"""What a server runs while vectors are fitted to its model: losses at steered segments, and their gradients.
 
-Plain functions, as there. The steering is worked out there too: what crosses are the vectors, not what they add at
-each token; and of what the model says, two numbers a token.
+The vectors travel, not what they add at each token; two numbers a token, and the gradients, come back.
 """
 
 from __future__ import annotations
@@ -11,76 +10,69 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lm_eval_hybrid.portable.attention_masks import for_kinds, window_and_kinds
-from lm_eval_hybrid.portable.passes import above, copied, opened, read_rows, sendable
+from lm_eval_hybrid.portable.attention_masks import branch_mask, mask_form
+from lm_eval_hybrid.portable.passes import copy_cache, open_model, read_rows, sendable, upper_logits
+from lm_eval_hybrid.portable.steering import divergence, steering
 
 
 def fit(model: Any, path: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Read segments, each steered as a branch of its row, in several ways.
+    """Read segments, each as a branch of its row, once for each of several sets of vectors.
 
     Args:
-        model, path: see `programs.draft`.
+        model, path: see `programs.describe`.
         given:
-            ids: the rows; layer: after which is steered.
-            columns, branch, forks, category: [m, T]; see `discovery.vectors.segments.SegmentBatch`.
-            tokens, logprobs: [t, K], what is wanted at each real token; see `portable.steering.divergence`.
-            ways: of each its tensors by name: bias, and perhaps vectors, and perhaps all of trunk_weight, trunk_bias,
-                heads_weight, heads_bias.
-            gradient: names of the first way's tensors whose gradients are wanted.
-            steering, divergence: the functions of `portable.steering`, which are sent along.
+            ids: the rows; layer: the layer whose output is steered.
+            columns, branch, forks, category: [m, T], of the segments' tokens, as laid out by discovery's segments.
+            tokens, logprobs: [t, K], the target at each real token; see `steering.divergence`.
+            ways: sets of tensors by name: bias, perhaps vectors, perhaps all of a coefficient network.
+            gradient: names of the tensors of the first set whose gradients are returned.
 
     Returns:
-        norm: [t] float32, of the unsteered residual. loss [ways, t] float32, choice [ways, t]: see
-        `discovery.vectors.steered_model.SteeredOutput`. And, by name, gradients of the sum of the first way's losses.
+        norm: [t] float32, of the unsteered residual. loss [ways, t] float32, in nats, and choice [ways, t], the
+        likeliest token. By name, the gradients of the sum of the first set's losses.
     """
-    inner, layers, device = opened(model, path)
+    inner, layers, device = open_model(model, path)
     columns = given["columns"].to(device)
     real = columns >= 0
     with torch.no_grad():
         past = read_rows(inner, layers, given, given["ids"], 0, 1)
         rows = torch.arange(len(columns), device=device)[:, None]
         residual = past["residual"][rows, (columns + past["pads"][:, None]).clamp(min=0)]
-    found: dict[str, Any] = {"norm": residual[real].float().norm(dim=-1)}
+    results: dict[str, Any] = {"norm": residual[real].float().norm(dim=-1)}
     losses, choices = [], []
     for index, way in enumerate(given["ways"]):
-        wanted = given["gradient"] if index == 0 else []
-        tensors = {name: tensor.to(device).requires_grad_(name in wanted) for name, tensor in way.items()}
-        with torch.set_grad_enabled(bool(wanted)):
-            logits = _branched(inner, layers, given, past, residual, _added(given, residual, tensors))[real].float()
-            loss = given["divergence"](logits, given["tokens"].to(device), given["logprobs"].to(device))
-        if wanted:
-            gradients = torch.autograd.grad(loss.sum(), [tensors[name] for name in wanted])
-            found.update(zip(wanted, gradients, strict=True))
+        learned = given["gradient"] if index == 0 else []
+        tensors = {name: tensor.to(device).requires_grad_(name in learned) for name, tensor in way.items()}
+        with torch.set_grad_enabled(bool(learned)):
+            logits = _branches(inner, layers, given, past, residual, _added(given, residual, tensors))[real].float()
+            loss = divergence(logits, given["tokens"].to(device), given["logprobs"].to(device))
+        if learned:
+            gradients = torch.autograd.grad(loss.sum(), [tensors[name] for name in learned])
+            results.update(zip(learned, gradients, strict=True))
         losses.append(loss.detach())
         choices.append(logits.detach().argmax(-1))
     if losses:
-        found.update(loss=torch.stack(losses), choice=torch.stack(choices))
-    return sendable(found)
+        results.update(loss=torch.stack(losses), choice=torch.stack(choices))
+    return sendable(results)
 
 
 def _added(given: dict[str, Any], residual: Tensor, tensors: dict[str, Tensor]) -> Tensor:
     """[m, T, d]."""
     network = None
     if "trunk_weight" in tensors:
-        network = tuple(tensors[name] for name in ("trunk_weight", "trunk_bias", "heads_weight", "heads_bias"))
+        network = tensors["trunk_weight"], tensors["trunk_bias"], tensors["heads_weight"], tensors["heads_bias"]
     category = given["category"].to(residual.device)
-    return given["steering"](residual, category, tensors["bias"], tensors.get("vectors"), network)
+    return steering(residual, category, tensors["bias"], tensors.get("vectors"), network)
 
 
-def _branched(
+def _branches(
     inner: Any, layers: list[Any], given: dict[str, Any], past: dict[str, Any], residual: Tensor, added: Tensor
 ) -> Tensor:
     """Logits [m, T, vocab]."""
-    device, width, pads = residual.device, past["width"], past["pads"]
+    device, width = residual.device, past["width"]
     columns, branch, forks = (given[name].to(device) for name in ("columns", "branch", "forks"))
-    keys = torch.arange(width, device=device)
-    positions = keys - pads[:, None]  # [m, width], below 0 in padding
-    sees_past = (positions[:, None] < forks[:, :, None]) & (positions >= 0)[:, None]
-    own = columns[:, :, None] - columns[:, None, :]
-    sees_own = (branch[:, :, None] == branch[:, None, :]) & (own >= 0) & (columns >= 0)[:, None, :]
-    distance = torch.cat([columns[:, :, None] - positions[:, None], own], 2)
-    window, kinds = window_and_kinds(inner._module.config)
-    mask = for_kinds(torch.cat([sees_past, sees_own], 2), distance, inner._module.dtype, window, kinds)
+    keys = torch.arange(width, device=device) - past["pads"][:, None]
+    mask = branch_mask(columns, branch, forks, keys, mask_form(inner._module))
     steered = residual + added.to(residual.dtype)
-    cache = copied(past["cache"], torch.arange(len(columns), device=device), width)
-    return above(inner, layers, given, steered, mask, columns.clamp(min=0), 0, cache)
+    cache = copy_cache(past["cache"], torch.arange(len(columns), device=device), width)
+    return upper_logits(inner, layers, given, steered, mask, columns.clamp(min=0), 0, cache)

@@ -93,7 +93,7 @@ def test_a_row_that_is_read_again_at_once_is_computed_once(monkeypatch: pytest.M
 
 
 def test_a_prefix_can_be_read_through_nnsight_too() -> None:
-    from lm_eval_hybrid.models.forward import traced
+    from lm_eval_hybrid.models.local import traced
 
     backend, rows = backend_of("gemma2"), rows_of_tokens()
     other = LocalBackend(backend.model._module, backend.tokenizer, traced)

@@ -11,16 +11,11 @@ from nnsight.ndif import register
 from nnsight.tracing.backend import Backend
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from lm_eval_hybrid import portable
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.models.local import layers_of
+from lm_eval_hybrid.models.local import check_attention, layers_of
 from lm_eval_hybrid.models.ndif.client import Server, Traffic, Wire, ask
-from lm_eval_hybrid.portable import attention_masks, coefficient, fitting, passes, programs, sampling, steering
-from lm_eval_hybrid.portable.attention_masks import Masks
-
-SHIPPED = tuple(
-    module.__name__ for module in (programs, fitting, passes, attention_masks, coefficient, sampling, steering)
-)
-"""Modules whose functions go with a request as source text."""
+from lm_eval_hybrid.portable import fitting, programs
 
 _SHOWN = ("hidden_size", "num_hidden_layers", "vocab_size", "model_type")
 
@@ -64,9 +59,8 @@ class NdifModel:
         text_config = self.config.get_text_config()
         self.context_length: int = getattr(text_config, "max_position_embeddings", None) or sys.maxsize
         self._path, self.layers = layers_of(model, self.skeleton)
-        Masks.of(self.skeleton)
-        for module in SHIPPED:
-            register(module)
+        check_attention(self.skeleton)
+        register(portable)  # so that whatever a program calls of it is sent along
         self.weights = self._check()
 
     @classmethod

@@ -8,10 +8,10 @@ import torch
 from nnsight.modeling.transformers import TransformersModel
 from nnsight.ndif import register
 
+from lm_eval_hybrid import portable
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.models.ndif import client as server
 from lm_eval_hybrid.models.ndif.client import Server, Traffic, Wire, ask
-from lm_eval_hybrid.models.ndif.model import SHIPPED
 from lm_eval_hybrid.portable import programs
 from tests.models.ndif.double import (
     Double,
@@ -39,8 +39,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def model() -> TransformersModel:
-    for module in SHIPPED:
-        register(module)
+    register(portable)
     return TransformersModel(tiny_model(0), tokenizer=tiny_tokenizer(), task="text-generation")
 
 
