@@ -318,7 +318,7 @@ class HybridLM(LocalModel):
             "hybrid_base": self._identity["base"],
             "hybrid_thinking": self._identity["thinking"],
             "hybrid_thinking_prompt": self._identity["thinking_prompt"],
-            "hybrid_requests": {model.name: asdict(model.traffic.taken()) for model in self._loader.remote.values()},
+            "hybrid_requests": {model.name: asdict(model.traffic.pop()) for model in self._loader.remote.values()},
             "hybrid_policy": self._identity["policy"],
             "hybrid_fingerprint": hashlib.sha256(canonical.encode()).hexdigest(),
             "hybrid_totals": totals.summary(),
@@ -328,7 +328,7 @@ class HybridLM(LocalModel):
         """The requests that all ranks sent to servers, by model; the counts are reset."""
         others, self._other_ranks_traffic = self._other_ranks_traffic, []
         return {
-            model.name: asdict(Traffic.of([model.traffic.taken(), *(traffic[role] for traffic in others)]))
+            model.name: asdict(Traffic.total([model.traffic.pop(), *(traffic[role] for traffic in others)]))
             for role, model in self._loader.remote.items()
         }
 

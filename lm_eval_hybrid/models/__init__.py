@@ -1,1 +1,1 @@
-"""Homes of a model: what decoding asks of one, and a model in this process that gives it."""
+"""Models to read and steer, in this process or on a server, and where they fit."""

@@ -66,11 +66,11 @@ def simulated(model: Any, tokenizer: Any) -> NdifModel:
     wrapped = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
     traffic = Traffic()
 
-    def asking(attempt: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    def submit(attempt: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         traffic.requests += 1
         return attempt(LocalSimulationBackend(wrapped))
 
-    return NdifModel(wrapped, "simulated", "base", asking, traffic)
+    return NdifModel(wrapped, "simulated", "base", submit, traffic)
 
 
 def remote_decoder_of(

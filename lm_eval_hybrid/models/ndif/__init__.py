@@ -1,1 +1,1 @@
-"""A model on an NDIF server: what is asked of it, and how the asking survives what can go wrong on the way."""
+"""A model on an NDIF server: the client that sends programs there, and the model's side here."""

@@ -1,16 +1,23 @@
-"""Asking an NDIF server to run a program, again where the first asking was lost.
+"""Runs a program on an NDIF server, and retries when the request or its answer is lost.
 
-A request changes nothing at the server, so it can be sent again whenever it is unknown what became of it: a server that
-is down or starts anew, a model that is moved, a connection that breaks, an answer that does not come. What the server
-refuses, or the program itself cannot do, is said at once.
+A request changes nothing on the server, so it can be repeated whenever its fate is unknown: the server is down or
+restarting, the model is being moved, the connection breaks, no answer comes. What the server refuses, or the program
+itself cannot do, is raised at once.
+
+nnsight reads answers with an unpickler that runs whatever is in them. A server that reads our prompts need not be one
+whose code we run, so here an answer may consist of listed types only. (`torch.load(weights_only=True)` cannot read the
+pickle protocol that nnsight writes.)
 """
 
+import io
 import json
 import logging
 import pickle
 import time
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -24,29 +31,36 @@ from nnsight.schema.response import ResponseModel, Status
 from nnsight.tracing.tracer import Tracer
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.models.ndif.unpickling import load
 
 _log = logging.getLogger(__name__)
 
-_CONNECTING = 10.0
-"""Seconds that a connection may take."""
+_CONNECT_TIMEOUT = 10.0  # seconds
+_PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)  # seconds between attempts; the last one repeats
 
-_WAITS = (1.0, 2.0, 4.0, 8.0, 15.0)
-"""Seconds between one asking and the next; the last again and again."""
+_START_ERRORS = ("Error starting model", "Error provisioning model")
+"""What a server answers when it could not start a model, and does not say why."""
+_MAX_FAILED_STARTS = 5  # in a row
+
+_ANSWER_TYPES = {
+    ("collections", "OrderedDict"),
+    ("nnsight.schema.response", "Status"),
+    ("torch", "Size"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+}
 
 
 @dataclass(frozen=True)
 class Server:
-    """Where the models are, and how patiently they are asked.
+    """An NDIF server, and how long to wait for it.
 
     Attributes:
         host: `http://` or `https://`, name and port.
-        key: as the server's operator gave it; empty for one that asks for none.
-        timeout: seconds without a word of a request's state after which it counts as lost.
-        patience: seconds for which a request is sent again and again; then it is an error.
+        key: from the server's operator; empty where the server needs none.
+        timeout: seconds of silence about a request after which it counts as lost.
+        patience: seconds during which a request is retried before it becomes an error.
 
     Raises:
-        HybridError: for an address that is none, or a time that is not above 0.
+        HybridError: `host` is no address, or a time is not above 0.
     """
 
     host: str
@@ -57,109 +71,103 @@ class Server:
     def __post_init__(self) -> None:
         if not self.host.startswith(("http://", "https://")):
             raise HybridError(
-                f"the NDIF host must begin with http:// or https://; found {self.host!r}; mend ndif_host= or NDIF_HOST"
+                f"NDIF host {self.host!r} does not begin with http:// or https://; correct ndif_host= or NDIF_HOST"
             )
         for name in ("timeout", "patience"):
             if not getattr(self, name) > 0:
-                raise HybridError(f"ndif_{name} must be seconds above 0; found {getattr(self, name)}; give some")
+                raise HybridError(f"ndif_{name}={getattr(self, name)} is not above 0; give a number of seconds")
 
     @classmethod
     def choose(cls, host: str | None, timeout: float | None = None, patience: float | None = None) -> "Server":
-        """The one at `host`, else of NDIF_HOST, else of nnsight's configuration; the key is of NDIF_API_KEY or there.
+        """The server at `host`, else at NDIF_HOST, else in nnsight's configuration.
 
-        A key is no argument: arguments are written into results.
+        The key comes from NDIF_API_KEY or that configuration, and is no argument: arguments are written into results.
         """
         times = {"timeout": timeout, "patience": patience}
         given = {name: float(value) for name, value in times.items() if value is not None}
         return cls((host or CONFIG.API.HOST).rstrip("/"), CONFIG.API.APIKEY or "", **given)
 
 
-_STARTING = ("Error starting model", "Error provisioning model")
-"""What the server says where it could not start one, if it does not say why."""
-
-_STARTS = 5
-"""Times in a row that a server may fail to start the model."""
-
-
-class Lost(Exception):
-    """What became of a request is unknown, or it can be asked again; its text says why."""
-
-
-class NotStarted(Lost):
-    """The server could not start the model: for the moment, or because there is something wrong with it."""
-
-
 @dataclass
 class Traffic:
-    """What was asked of a server so far.
+    """Counts of what passed between this process and a server.
 
     Attributes:
-        requests: answered ones; again: those that were sent again; sent, received: bytes; seconds: of waiting.
+        requests: that were answered; retries: that were sent again; sent, received: bytes; seconds: of waiting.
     """
 
     requests: int = 0
-    again: int = 0
+    retries: int = 0
     sent: int = 0
     received: int = 0
     seconds: float = 0.0
 
     @classmethod
-    def of(cls, parts: Iterable["Traffic"]) -> "Traffic":
-        """Of several processes together."""
+    def total(cls, parts: Iterable["Traffic"]) -> "Traffic":
+        """The sum over several processes."""
         parts = list(parts)
         return cls(**{field.name: sum(getattr(part, field.name) for part in parts) for field in fields(cls)})
 
-    def taken(self) -> "Traffic":
-        """So far; from here on it is counted anew."""
-        so_far = replace(self)
+    def pop(self) -> "Traffic":
+        """The counts so far, which are set back to 0."""
+        counts = replace(self)
         for field in fields(self):
             setattr(self, field.name, field.default)
-        return so_far
+        return counts
 
 
-def ask(server: Server, role: str, traffic: Traffic, attempt: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The answer to a request, which `attempt` sends over a `Wire`.
+class RequestLost(Exception):
+    """The fate of a request is unknown, or it may be retried; the text says why."""
+
+
+class ModelNotStarted(RequestLost):
+    """The server could not start the model: for the moment, or because something is wrong with it."""
+
+
+def run_with_retries(
+    server: Server, role: str, traffic: Traffic, attempt: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """The answer to a request that `attempt` sends through a `Connection`.
 
     Args:
         role: of the model, `base` or `thinking`, for messages.
 
     Raises:
-        HybridError: what the server refuses, or the program cannot do; or no answer for as long as patience lasts.
-        torch.OutOfMemoryError: the server's memory was too small for it.
+        HybridError: the server refuses the request, the program fails, or no answer comes within the server's patience.
+        torch.OutOfMemoryError: the server's memory was too small for the request.
     """
     begun = time.monotonic()
-    not_started = 0
-    for asked in range(1_000_000):
+    attempts = failed_starts = 0
+    while True:
+        attempts += 1
         try:
             answer = attempt()
-        except Lost as lost:
-            not_started = not_started + 1 if isinstance(lost, NotStarted) else 0
-            if not_started == _STARTS:
+        except RequestLost as lost:
+            failed_starts = failed_starts + 1 if isinstance(lost, ModelNotStarted) else 0
+            if failed_starts == _MAX_FAILED_STARTS:
                 raise HybridError(
-                    f"the {role} model must run at {server.host}; found: {lost} (said {_STARTS} times); see that it "
-                    "serves this model; its operator finds the reason in its log"
+                    f"{server.host} failed to start the {role} model {failed_starts} times in a row: {lost}; check "
+                    "that it serves this model; the reason is in the server's log"
                 ) from lost
-            spent = time.monotonic() - begun
-            pause = _WAITS[min(asked, len(_WAITS) - 1)]
-            if spent + pause > server.patience:
+            pause = _PAUSES[min(attempts, len(_PAUSES)) - 1]
+            if time.monotonic() - begun + pause > server.patience:
                 raise HybridError(
-                    f"the {role} model at {server.host} must answer within {server.patience:g} s; found {lost} after "
-                    f"{asked + 1} askings; see whether the server is up, or give it more with ndif_patience="
+                    f"the {role} model at {server.host} did not answer within {server.patience:g} s and {attempts} "
+                    f"attempts: {lost}; check that the server is up, or raise ndif_patience="
                 ) from lost
-            _log.warning("The %s model at %s: %s; asking again in %g s", role, server.host, lost, pause)
-            traffic.again += 1
+            _log.warning("The %s model at %s: %s; retrying in %g s", role, server.host, lost, pause)
+            traffic.retries += 1
             time.sleep(pause)
         except RemoteError as error:
-            raise _refused(error, role, server) from error
+            raise _refusal(error, role, server) from error
         else:
             traffic.requests += 1
             traffic.seconds += time.monotonic() - begun
             return answer
-    raise AssertionError("patience ends before")
 
 
-class Wire(RemoteBackend):
-    """One asking: nnsight's way to a server, with ends to its waiting, and nothing unpickled that is not data."""
+class Connection(RemoteBackend):
+    """One attempt at a request: nnsight's connection to a server, with timeouts, and with `load_answer`."""
 
     def __init__(self, server: Server, key: str, env: dict[str, Any], traffic: Traffic) -> None:
         super().__init__(key, host=server.host, api_key=server.key, env=env)
@@ -171,25 +179,24 @@ class Wire(RemoteBackend):
         self._traffic.sent += len(blob)
         try:
             return self._answer(request, blob)
-        # Pydantic's and JSON's complaints of a message are ValueErrors.
+        # pydantic and json raise ValueErrors for a malformed message.
         except (OSError, websocket.WebSocketException, httpx.HTTPError, ValueError, zstandard.ZstdError) as error:
             if _status(error) in range(400, 500):
                 raise RemoteError(str(error)) from error
-            raise Lost(_sentence(error)) from error
+            raise RequestLost(_summary(error)) from error
         except RemoteError as error:
-            if _passes(error):
-                text = _sentence(error)
-                raise (NotStarted if any(words in text for words in _STARTING) else Lost)(text) from error
-            raise
+            if not _may_pass(error):
+                raise
+            text = _summary(error)
+            starting = any(words in text for words in _START_ERRORS)
+            raise (ModelNotStarted if starting else RequestLost)(text) from error
         except pickle.UnpicklingError as error:
-            raise HybridError(
-                f"{self.host} must answer with tensors; found: {error}; use a server you trust"
-            ) from error
+            raise HybridError(f"{self.host} sent other data than tensors: {error}; use a server you trust") from error
 
     def _answer(self, request: RequestModel, blob: bytes) -> dict[str, Any] | None:
         connection = websocket.create_connection(
             f"{self.ws_host}/subscribe",
-            timeout=_CONNECTING,
+            timeout=_CONNECT_TIMEOUT,
             header={"ndif-api-key": self.api_key} if self.api_key else None,
         )
         try:
@@ -207,46 +214,66 @@ class Wire(RemoteBackend):
     @staticmethod
     def parse(message: str | bytes) -> ResponseModel:
         if isinstance(message, bytes):
-            return ResponseModel(**load(message))
+            return ResponseModel(**load_answer(message))
         return ResponseModel.model_validate_json(message)
 
     def finalize(self, content: bytes) -> dict[str, Any]:
         self._traffic.received += len(content)
         if self.compress:
             content = zstandard.ZstdDecompressor().decompress(content)
-        return load(content)
+        return load_answer(content)
 
 
-def _sentence(error: Exception) -> str:
+def load_answer(content: bytes) -> Any:
+    """What `torch.save` wrote, on the CPU.
+
+    Raises:
+        pickle.UnpicklingError: it holds more than tensors, numbers, strings, bytes, lists, tuples and dicts.
+        ValueError: it is incomplete.
+    """
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        raise ValueError(f"an answer of {len(content)} bytes is incomplete, or not written by torch.save")
+    reader = SimpleNamespace(__name__=__name__, Unpickler=_Unpickler, UnpicklingError=pickle.UnpicklingError)
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False, pickle_module=reader)
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ANSWER_TYPES:
+            raise pickle.UnpicklingError(f"found {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _summary(error: Exception) -> str:
     text = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _passes(error: RemoteError) -> bool:
-    """Whether asking again may help against a server's complaint."""
+def _may_pass(error: RemoteError) -> bool:
+    """Whether a retry may succeed after this error from the server."""
     if error.__cause__ is not None:
         return _status(error.__cause__) not in range(400, 500)
-    # A program's failure, and that of loading the model, come with a stack trace; what the server itself says of a
+    # A failing program and a model that cannot be loaded come with a stack trace; what the server itself says of a
     # model that died, moved or is busy does not.
     return "Traceback" not in str(error) and "Could not deploy" not in str(error)
 
 
 def _status(error: BaseException | None) -> int | None:
-    """The HTTP status that a request or a subscription failed with."""
+    """The HTTP status with which a request or a subscription failed."""
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code
     return getattr(error, "status_code", None)
 
 
-def _refused(error: RemoteError, role: str, server: Server) -> Exception:
+def _refusal(error: RemoteError, role: str, server: Server) -> Exception:
     text = str(error)
-    lines = [line for line in text.strip().splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
     if "out of memory" in text.lower():
-        return torch.OutOfMemoryError(f"CUDA out of memory. At {server.host}: {lines[-1].strip()}")
-    said = lines[-1].strip() if lines and "Could not deploy" not in text else (lines or [""])[0]
-    advice = "see that it serves this model, with a release of nnsight and transformers like yours"
+        return torch.OutOfMemoryError(f"CUDA out of memory. At {server.host}: {lines[-1]}")
+    advice = "check that it serves this model, with releases of nnsight and transformers like yours"
     if _status(error.__cause__) in (401, 403) or "API key" in text:
         advice = "set NDIF_API_KEY to a key of this server"
     elif "version" in text.lower():
         advice = "install the release that it asks for"
-    return HybridError(f"the {role} model must run at {server.host}; found: {said}; {advice}")
+    reason = lines[0] if "Could not deploy" in text else lines[-1]
+    return HybridError(f"{server.host} cannot run the {role} model: {reason}; {advice}")

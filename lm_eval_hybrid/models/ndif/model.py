@@ -1,4 +1,4 @@
-"""One model that a server holds: its skeleton and tokenizer are here, its weights are not."""
+"""A model whose weights a server holds: its tokenizer and weightless skeleton are here."""
 
 import sys
 from collections.abc import Callable
@@ -14,41 +14,47 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from lm_eval_hybrid import portable
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.models.local import check_attention, layers_of
-from lm_eval_hybrid.models.ndif.client import Server, Traffic, Wire, ask
+from lm_eval_hybrid.models.ndif.client import Connection, Server, Traffic, run_with_retries
 from lm_eval_hybrid.portable import fitting, programs
 
-_SHOWN = ("hidden_size", "num_hidden_layers", "vocab_size", "model_type")
+_COMPARED = ("hidden_size", "num_hidden_layers", "vocab_size", "model_type")
 
-
-Asking = Callable[[Callable[[Backend], dict[str, Any]]], dict[str, Any]]
-"""Has a session run through a backend of nnsight's that it chooses, as often as need be; returns what came of it."""
+Attempt = Callable[[Backend], dict[str, Any]]
+"""Runs one session through a backend of nnsight's, and returns what the session saved."""
 
 
 class NdifModel:
     """A causal language model on a server; implements `protocol.RemoteBackend`.
 
     Args:
-        model: nnsight's, without weights; its tokenizer is the model's.
-        name: its id, as the server knows it.
+        model: nnsight's, without weights, and with the model's tokenizer.
+        name: the model's id, as the server knows it.
         role: base or thinking, for messages.
-        traffic: where `asking` counts what was asked.
+        submit: makes attempts until one succeeds; see `client.run_with_retries`.
+        traffic: where `submit` counts requests.
 
     Attributes:
         skeleton: the model without its weights.
-        weights: a digest of a sample of the server's.
-        device, context_length, parameters: as of `protocol.Backend`; what it says arrives on the CPU.
+        weights: digest of a sample of the server's weights.
+        device, context_length, parameters: see `protocol.LanguageModel`. Answers arrive on the CPU.
 
     Raises:
-        HybridError: for an architecture whose layers cannot be found, or whose past is not one of keys and values; for
-            a server with another model; and what `server.ask` raises.
+        HybridError: as `layers_of` and `check_attention`; the server has another model; and as `submit`.
     """
 
     is_remote: Literal[True] = True
 
-    def __init__(self, model: TransformersModel, name: str, role: str, asking: Asking, traffic: Traffic) -> None:
+    def __init__(
+        self,
+        model: TransformersModel,
+        name: str,
+        role: str,
+        submit: Callable[[Attempt], dict[str, Any]],
+        traffic: Traffic,
+    ) -> None:
         self._model = model
         self._role = role
-        self._asking = asking
+        self._submit = submit
         self.name = name
         self.traffic = traffic
         self.tokenizer: PreTrainedTokenizerBase = model.tokenizer
@@ -60,7 +66,7 @@ class NdifModel:
         self.context_length: int = getattr(text_config, "max_position_embeddings", None) or sys.maxsize
         self._path, self.layers = layers_of(model, self.skeleton)
         check_attention(self.skeleton)
-        register(portable)  # so that whatever a program calls of it is sent along
+        register(portable)  # whatever a program calls there is then sent along
         self.weights = self._check()
 
     @classmethod
@@ -73,22 +79,22 @@ class NdifModel:
         role: str,
         trust_remote_code: bool = False,
     ) -> "NdifModel":
-        """The model that a server knows as `name`: a hub id, or a folder of the server's.
+        """The model that a server knows as `name`: a hub id, or a folder on the server.
 
         Args:
-            revision: of it; None: the server's own choice.
+            revision: None: the server's choice.
         """
-        # nnsight asks the hub how an id is spelt there; here it is as the user spelt it, and a folder is no id.
+        # nnsight would ask the hub for the canonical spelling of an id; ours is the user's, or a folder.
         huggingface._ID_CACHE.setdefault(name, name)
         options = {"trust_remote_code": True} if trust_remote_code else {}
         model = TransformersModel(name, revision=revision, task="text-generation", tokenizer=tokenizer, **options)
         key, env = model.to_model_key(), model._remoteable_get_env()
         traffic = Traffic()
 
-        def asking(attempt: Callable[[Backend], dict[str, Any]]) -> dict[str, Any]:
-            return ask(server, role, traffic, lambda: attempt(Wire(server, key, env, traffic)))
+        def submit(attempt: Attempt) -> dict[str, Any]:
+            return run_with_retries(server, role, traffic, lambda: attempt(Connection(server, key, env, traffic)))
 
-        return cls(model, name, role, asking, traffic)
+        return cls(model, name, role, submit, traffic)
 
     def draft(self, given: dict[str, Any]) -> dict[str, Any]:
         """See `programs.draft`."""
@@ -107,25 +113,25 @@ class NdifModel:
         return self._run(fitting.fit, given)
 
     def _check(self) -> str:
-        """See that the server's model is the one that the skeleton is of; returns a digest of its weights."""
-        found = self._run(programs.describe, {"names": _SHOWN})
+        """Check that the server's model is the skeleton's, and return the digest of its weights."""
+        answer = self._run(programs.describe, {"names": _COMPARED})
         config = self.config.get_text_config()
-        ours = {name: getattr(config, name, None) for name in _SHOWN}
-        if found["config"] != ours:
+        ours = {name: getattr(config, name, None) for name in _COMPARED}
+        if answer["config"] != ours:
             raise HybridError(
-                f"the {self._role} model must be the server's {self.name}, with {ours}; found one with "
-                f"{found['config']}; name the model that it serves"
+                f"the server's {self.name} has {answer['config']}, the {self._role} model here has {ours}; name the "
+                "model that the server has"
             )
-        return str(found["weights"])
+        return str(answer["weights"])
 
     def _run(self, program: Any, given: dict[str, Any]) -> dict[str, Any]:
         model, path = self._model, self._path
 
         def attempt(backend: Backend) -> dict[str, Any]:
-            # The body sees locals only: all it names is sent, and `self` would go as a whole.
+            # The body may name locals only: all that it names is sent, and `self` would go as a whole.
             with model.session(backend=backend):
                 answer = program(model, path, given)
                 answer.save()
             return answer
 
-        return self._asking(attempt)
+        return self._submit(attempt)

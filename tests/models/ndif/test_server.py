@@ -11,7 +11,7 @@ from nnsight.ndif import register
 from lm_eval_hybrid import portable
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.models.ndif import client as server
-from lm_eval_hybrid.models.ndif.client import Server, Traffic, Wire, ask
+from lm_eval_hybrid.models.ndif.client import Connection, Server, Traffic, run_with_retries
 from lm_eval_hybrid.portable import programs
 from tests.models.ndif.double import (
     Double,
@@ -34,7 +34,7 @@ ANSWER = {"tokens": torch.arange(6).reshape(2, 3), "places": [1, 2], "none": Non
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_WAITS", (0.01, 0.02))
+    monkeypatch.setattr(server, "_PAUSES", (0.01, 0.02))
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +49,12 @@ def asked(model: TransformersModel, at: Server, traffic: Traffic | None = None) 
     program, given = programs.describe, {"names": ("model_type",)}
 
     def attempt() -> dict[str, Any]:
-        with model.session(backend=Wire(at, "a model", {}, traffic)):
+        with model.session(backend=Connection(at, "a model", {}, traffic)):
             answer = program(model, "model.layers", given)
             answer.save()
         return answer
 
-    return ask(at, "base", traffic, attempt)
+    return run_with_retries(at, "base", traffic, attempt)
 
 
 def at(double: Double, **options: Any) -> Server:
@@ -69,13 +69,13 @@ def test_an_answer(model: TransformersModel, at_once: bool) -> None:
     assert found.keys() == ANSWER.keys()
     assert torch.equal(found["tokens"], ANSWER["tokens"])
     assert found["places"] == ANSWER["places"]
-    assert (traffic.requests, traffic.again) == (1, 0)
+    assert (traffic.requests, traffic.retries) == (1, 0)
     assert traffic.sent > 100
     assert traffic.received > 100
     assert traffic.seconds > 0
     assert double.headers[0]["ndif-api-key"] == "a key"
-    assert Traffic.of([traffic, Traffic(requests=2, seconds=1.0), Traffic(again=3)]).requests == 3
-    assert traffic.taken().requests == 1
+    assert Traffic.total([traffic, Traffic(requests=2, seconds=1.0), Traffic(retries=3)]).requests == 3
+    assert traffic.pop().requests == 1
     assert traffic == Traffic()
 
 
@@ -97,29 +97,29 @@ def test_what_may_pass_is_asked_again(model: TransformersModel, fault: Reply, ca
     traffic = Traffic()
     with serving(fault, fault, answers(ANSWER)) as double:
         assert asked(model, at(double), traffic)["places"] == ANSWER["places"]
-    assert (traffic.requests, traffic.again) == (1, 2)
-    assert caplog.text.count("asking again") == 2
+    assert (traffic.requests, traffic.retries) == (1, 2)
+    assert caplog.text.count("retrying in") == 2
 
 
 def test_an_answer_that_never_comes(model: TransformersModel) -> None:
     traffic = Traffic()
     with serving(is_silent, answers(ANSWER)) as double:
         assert asked(model, at(double, timeout=0.3), traffic)["places"] == ANSWER["places"]
-    assert traffic.again == 1
+    assert traffic.retries == 1
 
 
 def test_a_server_that_comes_up_late(model: TransformersModel) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     down = Server(f"http://127.0.0.1:{port}", timeout=1, patience=0.2)
-    with pytest.raises(HybridError, match=r"the base model at .* must answer within 0.2 s; found ConnectionRefused"):
+    with pytest.raises(HybridError, match=r"the base model at .* did not answer within 0.2 s.*: ConnectionRefused"):
         asked(model, down)
     with serving(answers(ANSWER), port=port) as double:
         assert asked(model, at(double))["places"] == ANSWER["places"]
 
 
 def test_patience_ends(model: TransformersModel) -> None:
-    with serving(goes) as double, pytest.raises(HybridError, match=r"must answer within 1 s; found .* askings"):
+    with serving(goes) as double, pytest.raises(HybridError, match=r"did not answer within 1 s and \d+ attempts"):
         asked(model, at(double, patience=1.0))
     assert len(double.headers) > 2
 
@@ -130,7 +130,7 @@ def test_patience_ends(model: TransformersModel) -> None:
         (refuses(401, "Invalid API key"), "Invalid API key", "set NDIF_API_KEY"),
         (refuses(403, "This key may not use the model"), "may not use", "set NDIF_API_KEY"),
         (refuses(400, "Client version 0.8.1 is below the minimum 0.9.0"), "below the minimum", "install the release"),
-        (refuses(404, "no such model"), "no such model", "see that it serves this model"),
+        (refuses(404, "no such model"), "no such model", "check that it serves this model"),
         (fails("Could not deploy this model to the cluster: no weights\nTraceback ..."), "no weights", "serves"),
         (fails("Traceback (most recent call last):\n  File ...\nKeyError: 'x'"), "KeyError: 'x'", "serves"),
     ],
@@ -156,7 +156,9 @@ def test_a_model_that_starts_at_last(model: TransformersModel) -> None:
 
 def test_a_model_that_never_starts(model: TransformersModel) -> None:
     with serving(fails("Error starting model. Please try again later.")) as double:
-        with pytest.raises(HybridError, match=r"must run at .*; found: .*Error starting model.* \(said 5 times\)"):
+        with pytest.raises(
+            HybridError, match=r"failed to start the base model 5 times in a row: .*Error starting model"
+        ):
             asked(model, at(double))
         assert len(double.headers) == 5
 
@@ -180,7 +182,7 @@ class Bomb:
 def test_nothing_is_run_of_an_answer(
     model: TransformersModel, reply: Reply, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with serving(reply) as double, pytest.raises(HybridError, match=r"must answer with tensors.*builtins\.print"):
+    with serving(reply) as double, pytest.raises(HybridError, match=r"other data than tensors.*builtins\.print"):
         asked(model, at(double))
     assert "gone off" not in capsys.readouterr().out
 
@@ -189,8 +191,8 @@ def test_nothing_is_run_of_an_answer(
     ("options", "named"),
     [
         ({"host": "ndif.example"}, "http:// or https://"),
-        ({"host": "http://h", "timeout": 0.0}, "ndif_timeout must be seconds above 0; found 0.0"),
-        ({"host": "http://h", "patience": float("nan")}, "ndif_patience must be seconds above 0; found nan"),
+        ({"host": "http://h", "timeout": 0.0}, "ndif_timeout=0.0 is not above 0"),
+        ({"host": "http://h", "patience": float("nan")}, "ndif_patience=nan is not above 0"),
     ],
 )
 def test_servers_that_are_none(options: dict[str, Any], named: str) -> None:

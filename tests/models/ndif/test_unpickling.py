@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from lm_eval_hybrid.models.ndif.unpickling import load
+from lm_eval_hybrid.models.ndif.client import load_answer
 from tests.models.ndif.double import saved
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool])
 def test_tensors(dtype: torch.dtype) -> None:
     tensor = torch.arange(12).reshape(3, 4).to(dtype)
-    found = load(saved({"whole": tensor, "part": tensor[1:, ::2]}))
+    found = load_answer(saved({"whole": tensor, "part": tensor[1:, ::2]}))
     assert torch.equal(found["whole"], tensor)
     assert torch.equal(found["part"], tensor[1:, ::2])
     assert found["part"].dtype == dtype
@@ -22,7 +22,7 @@ def test_tensors(dtype: torch.dtype) -> None:
 
 def test_plain_data() -> None:
     value = {"a": [1, 2.5, None, True], "b": (b"bytes", "text"), "c": OrderedDict(d=torch.Size([1, 2]))}
-    assert load(saved(value)) == value
+    assert load_answer(saved(value)) == value
 
 
 class Calls:
@@ -37,11 +37,11 @@ class Calls:
     "what", [Calls(eval, "1"), Calls(getattr, 1, "real"), Calls(torch.load, "x"), torch.nn.Linear(1, 1), Calls]
 )
 def test_anything_else(what: Any) -> None:
-    with pytest.raises(pickle.UnpicklingError, match="an answer may hold tensors and plain data; found"):
-        load(saved({"answer": what}))
+    with pytest.raises(pickle.UnpicklingError, match="found "):
+        load_answer(saved({"answer": what}))
 
 
 @pytest.mark.parametrize("blob", [b"", b"not a file", saved({"a": 1})[:-30], pickle.dumps(Calls(eval, "1"))])
 def test_what_is_broken(blob: bytes) -> None:
-    with pytest.raises(ValueError, match=f"an answer of {len(blob)} bytes that"):
-        load(blob)
+    with pytest.raises(ValueError, match=f"an answer of {len(blob)} bytes is incomplete"):
+        load_answer(blob)
