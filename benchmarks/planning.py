@@ -117,10 +117,10 @@ def _actual(experiment: Experiment, folder: Path) -> Figures:
     import lm_eval_hybrid.harness.hybrid_lm  # noqa: F401
     from lm_eval_hybrid.experiment.estimate.documents import requests, tokenizer_of
     from lm_eval_hybrid.experiment.estimate.models import Models
-    from lm_eval_hybrid.models.devices import Machine
+    from lm_eval_hybrid.models.placement import Machine
 
     _register()
-    models = Models.of(experiment, Machine.here())
+    models = Models.of(experiment, Machine.local())
     requests(experiment, TaskManager(), tokenizer_of(models.sources["base"], models.theirs))
     with _watched() as peak:
         running.run(experiment, folder)

@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> tuple[float, Ratio, Entry, f
 def _backend(role: str) -> LocalBackend:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from lm_eval_hybrid.models.sources import Source as ModelSource
+    from lm_eval_hybrid.models.sources import ModelSource
 
     name = ModelSource.named(role, f"embedded:{role}").name
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)

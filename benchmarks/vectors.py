@@ -44,7 +44,7 @@ from lm_eval_hybrid.discovery.vectors.segments import Segment
 from lm_eval_hybrid.discovery.vectors.steered_model import LocalSteeredModel, SteeringVectors
 from lm_eval_hybrid.discovery.vectors.trainer import TrainConfig, TrainTask, VectorTrainer
 from lm_eval_hybrid.models.local import LocalBackend
-from lm_eval_hybrid.models.sources import Source as ModelSource
+from lm_eval_hybrid.models.sources import ModelSource
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LLAMA = LlamaConfig(

@@ -25,7 +25,7 @@ from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.records import TokenRecord
 from lm_eval_hybrid.decoding.steering import Steering
 from lm_eval_hybrid.harness.hybrid_lm import HybridLM
-from lm_eval_hybrid.models.sources import Source
+from lm_eval_hybrid.models.sources import ModelSource
 from tests import shared_data
 from tests.oracle.naive import NaivePolicy, NaiveSteering, naive_score
 from tests.shared_data import ROOT
@@ -166,7 +166,7 @@ def test_the_results_file_says_what_ran(logged: Path, system: TinySystem) -> Non
     (path,) = logged.rglob("results_*.json")
     config = json.loads(path.read_text(encoding="utf-8"))["config"]
     assert config["hybrid_arm"] == "hybrid"
-    assert config["hybrid_base"] == Source.named("base", str(system.base)).identity(None)
+    assert config["hybrid_base"] == ModelSource.named("base", str(system.base)).identity(None)
     assert config["hybrid_bundle"].startswith("tiny@1.0.0#")
     assert config["hybrid_policy"]["coefficients"] == [0.5, 1.0]
     assert len(config["hybrid_fingerprint"]) == 64

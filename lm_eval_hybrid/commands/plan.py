@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
     from lm_eval_hybrid.experiment.estimate.documents import TaskRequests
     from lm_eval_hybrid.experiment.estimate.estimate import ArmEstimate
-    from lm_eval_hybrid.models.devices import Machine
-    from lm_eval_hybrid.models.placement import Need, Place
+    from lm_eval_hybrid.models.placement import Machine, ModelNeed, Placement
 
 _EXAMPLES = """\
 examples:
@@ -47,8 +46,8 @@ class Plan:
     """
 
     names: "dict[str, str]"
-    needs: "tuple[Need, ...]"
-    places: "dict[str, Place]"
+    needs: "tuple[ModelNeed, ...]"
+    places: "dict[str, Placement]"
     complaint: str
     machine: "Machine"
     tasks: "tuple[TaskRequests, ...]"
@@ -98,9 +97,9 @@ def make(
     from lm_eval_hybrid.experiment.estimate import documents as of_tasks
     from lm_eval_hybrid.experiment.estimate import estimate, rates
     from lm_eval_hybrid.experiment.estimate.models import Models
-    from lm_eval_hybrid.models.devices import Machine
+    from lm_eval_hybrid.models.placement import Machine
 
-    machine = machine or Machine.here()
+    machine = machine or Machine.local()
     models = Models.of(experiment, machine)
     measured = rates.NOTHING if former is None else rates.read(former)
     tokenizer = of_tasks.tokenizer_of(models.sources["base"], models.theirs)
@@ -123,7 +122,7 @@ def _run(args: argparse.Namespace, make_console: "Callable[[], Console]") -> int
     with harness_needed("plan"):
         autoload.register()
     from lm_eval_hybrid.commands import plan_table as table
-    from lm_eval_hybrid.models.devices import Machine
+    from lm_eval_hybrid.models.placement import Machine
 
     if args.measure is not None and args.measure < 1:
         raise HybridError(f"--measure must be 1 or more; found {args.measure}; leave it out to measure nothing")

@@ -10,8 +10,7 @@ from rich.text import Text
 
 from lm_eval_hybrid.experiment.estimate.documents import TaskRequests
 from lm_eval_hybrid.experiment.estimate.estimate import ArmEstimate
-from lm_eval_hybrid.models.devices import Machine
-from lm_eval_hybrid.models.placement import SHARE, Need, Place, gib, usable
+from lm_eval_hybrid.models.placement import USABLE_SHARE, Machine, ModelNeed, Placement, gib
 
 if TYPE_CHECKING:
     from lm_eval_hybrid.commands.plan import Plan
@@ -59,7 +58,7 @@ def _models(plan: "Plan") -> Table:
     return table
 
 
-def _where(place: Place | None) -> str:
+def _where(place: Placement | None) -> str:
     if place is None:
         return "nowhere"
     if place.device is not None:
@@ -67,14 +66,14 @@ def _where(place: Place | None) -> str:
     return ", ".join(f"{device} {gib(size)}" for device, size in place.parts.items())
 
 
-def _memory(needs: Sequence[Need], machine: Machine) -> list[RenderableType]:
+def _memory(needs: Sequence[ModelNeed], machine: Machine) -> list[RenderableType]:
     if not needs:
         return []
     need = max(needs, key=lambda need: need.rows)
-    there = ", ".join(f"{device} {gib(room)}" for device, room in usable(machine).items())
+    there = ", ".join(f"{device} {gib(room)}" for device, room in machine.usable.items())
     return [
         Text(f"Texts: {need.rows} at once, of up to {need.tokens:,} tokens: keys, values and the largest pass."),
-        Text(f"There is, counting {SHARE:.0%} of what is free: {there}."),
+        Text(f"There is, counting {USABLE_SHARE:.0%} of what is free: {there}."),
     ]
 
 

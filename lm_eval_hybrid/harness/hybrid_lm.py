@@ -44,7 +44,7 @@ from lm_eval_hybrid.harness.records import HybridAnswer, Totals
 from lm_eval_hybrid.harness.resuming import AnswersFile, guard_cache, request_key
 from lm_eval_hybrid.models.local import LocalBackend
 from lm_eval_hybrid.models.ndif.client import Traffic
-from lm_eval_hybrid.models.sources import Source
+from lm_eval_hybrid.models.sources import ModelSource
 
 _log = logging.getLogger(__name__)
 
@@ -92,15 +92,15 @@ class HybridLM(LocalModel):
         suite = ours.suite()
         policy = ours.policy(suite.manifest.steering)  # before any model is loaded, so that errors come at once
         self._revision, self._theirs = theirs.pop("revision", None), theirs
-        base = Source.choose("base", ours.base, suite.manifest.base, self._revision)
-        thinking = Source.choose("thinking", ours.thinking, suite.manifest.thinking)
+        base = ModelSource.choose("base", ours.base, suite.manifest.base, self._revision)
+        thinking = ModelSource.choose("thinking", ours.thinking, suite.manifest.thinking)
         self._loader = Loader(ours, theirs)
         self._loader.place({base: policy.reads_base} | ({thinking: True} if policy.reads_thinking else {}))
         with base.loading(needs_tokenizer="tokenizer" not in theirs):
             super().__init__(**self._loader.arguments(base))
         self._set_rank_from_accelerator()
         self._base = base
-        self._thinking_model: tuple[Source, HFLM] | None = None
+        self._thinking_model: tuple[ModelSource, HFLM] | None = None
         self._configure(ours, suite)
 
     def switch_arm(self, ours: HybridArguments, answers: AnswersFile | None = None) -> None:
@@ -113,7 +113,7 @@ class HybridLM(LocalModel):
             HybridError: other models than those loaded, or invalid arguments.
         """
         suite = ours.suite()
-        base = Source.choose("base", ours.base, suite.manifest.base, self._revision)
+        base = ModelSource.choose("base", ours.base, suite.manifest.base, self._revision)
         if base != self._base:
             raise HybridError(
                 f"{base.name} is not the loaded base model, {self._base.name}; all arms of a run share one base; use a "
@@ -126,7 +126,7 @@ class HybridLM(LocalModel):
         manifest, policy = suite.manifest, ours.policy(suite.manifest.steering)
         self._arm, self._suite, self._policy, self._strict = ours.arm, suite, policy, ours.strict
         self._stored = answers
-        source = Source.choose("thinking", ours.thinking, manifest.thinking)
+        source = ModelSource.choose("thinking", ours.thinking, manifest.thinking)
         self._thinking: ThinkingReader | None = None
         if policy.reads_thinking:
             model = self._load_thinking(source)
@@ -154,7 +154,7 @@ class HybridLM(LocalModel):
         if answers is not None:
             answers.open(self._identity)
 
-    def _load_thinking(self, source: Source) -> HFLM:
+    def _load_thinking(self, source: ModelSource) -> HFLM:
         """The thinking model, loaded when the first arm reads it and kept for later arms."""
         if self._thinking_model is None or self._thinking_model[0] != source:
             self._thinking_model = None  # frees memory before the next one is loaded

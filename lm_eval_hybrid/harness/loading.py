@@ -15,11 +15,10 @@ from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.harness.arguments import HybridArguments
 from lm_eval_hybrid.harness.process import local_rank, processes
 from lm_eval_hybrid.models import sizes
-from lm_eval_hybrid.models.devices import Machine
 from lm_eval_hybrid.models.ndif.client import Server
 from lm_eval_hybrid.models.ndif.model import NdifModel
-from lm_eval_hybrid.models.placement import Need, Place, Wishes, place
-from lm_eval_hybrid.models.sources import Source
+from lm_eval_hybrid.models.placement import Machine, ModelNeed, Placement, PlacementOptions, place_models
+from lm_eval_hybrid.models.sources import ModelSource
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ class LocalModel(HFLM):
 
     def _create_model(self, *args: Any, **kwargs: Any) -> None:
         quantization = {name: kwargs.pop(name) for name in [*kwargs] if name.startswith(_QUANTIZATION)}
-        if sizes.bits(quantization):
+        if sizes.requested_bits(quantization):
             kwargs["quantization_config"] = BitsAndBytesConfig(**quantization)
         self._limits = kwargs.pop("max_memory", None)
         super()._create_model(*args, **kwargs)
@@ -93,10 +92,10 @@ class Loader:
     def __init__(self, ours: HybridArguments, theirs: Mapping[str, Any]) -> None:
         self._ours, self._theirs = ours, theirs
         self._server = ours.server() if "remote" in ours.backends.values() else None
-        self._placed: dict[Source, dict[str, Any]] = {}
+        self._placed: dict[ModelSource, dict[str, Any]] = {}
         self.remote: dict[str, NdifModel] = {}
 
-    def place(self, models: Mapping[Source, bool]) -> None:
+    def place(self, models: Mapping[ModelSource, bool]) -> None:
         """Assign devices to models that will be loaded one after the other; remote ones need none.
 
         Args:
@@ -109,7 +108,7 @@ class Loader:
         if local:
             self._placed |= placed_arguments(local, self._ours, self._theirs)
 
-    def arguments(self, source: Source) -> dict[str, Any]:
+    def arguments(self, source: ModelSource) -> dict[str, Any]:
         """The arguments that HFLM is constructed with, around a local or remote model.
 
         Raises:
@@ -123,7 +122,7 @@ class Loader:
             self.place({source: True})
         return {"pretrained": source.name, "revision": source.revision, **self._placed.pop(source)}
 
-    def identity(self, source: Source, config: Any) -> str:
+    def identity(self, source: ModelSource, config: Any) -> str:
         """A string that tells models apart between runs; for a remote one it holds a digest of sampled weights."""
         remote = self.remote.get(source.role)
         return source.identity(config) if remote is None else f"{source.name}@remote:{remote.weights}"
@@ -148,10 +147,10 @@ def arguments_for(theirs: Mapping[str, Any], role: str) -> dict[str, Any]:
 
 
 def placed_arguments(
-    models: Mapping[Source, bool], ours: HybridArguments, theirs: Mapping[str, Any]
-) -> dict[Source, dict[str, Any]]:
+    models: Mapping[ModelSource, bool], ours: HybridArguments, theirs: Mapping[str, Any]
+) -> dict[ModelSource, dict[str, Any]]:
     """HFLM's arguments for local models, devices included; `models` as in `Loader.place`."""
-    machine = Machine.here()
+    machine = Machine.local()
     wishes = device_wishes(ours, theirs, machine)
     own = {source: arguments_for(theirs, source.role) for source in models}
     try:
@@ -162,7 +161,7 @@ def placed_arguments(
             if source.role in wishes.devices:
                 own[source]["device"] = wishes.devices[source.role]
         return own
-    places = place(needs, machine, wishes)
+    places = place_models(needs, machine, wishes)
     for source in models:
         if not wishes.offload:
             own[source] |= _device_arguments(places[source.role])
@@ -171,7 +170,7 @@ def placed_arguments(
     return own
 
 
-def device_wishes(ours: HybridArguments, theirs: Mapping[str, Any], machine: Machine) -> Wishes:
+def device_wishes(ours: HybridArguments, theirs: Mapping[str, Any], machine: Machine) -> PlacementOptions:
     """What the arguments say about where models go.
 
     Raises:
@@ -179,7 +178,7 @@ def device_wishes(ours: HybridArguments, theirs: Mapping[str, Any], machine: Mac
     """
     named = {"base": ours.base_device, "thinking": ours.thinking_device}
     several = processes() > 1
-    known = list(machine.rooms)
+    known = list(machine.free)
     for role, device in named.items():
         if device is None:
             continue
@@ -199,7 +198,7 @@ def device_wishes(ours: HybridArguments, theirs: Mapping[str, Any], machine: Mac
     elif device == "cuda" and len(machine.gpus) == 1:
         device = "cuda:0"
     gpu_limit, cpu_limit = (theirs.get(name) for name in ("max_memory_per_gpu", "max_cpu_memory"))
-    return Wishes(
+    return PlacementOptions(
         devices={role: name or device for role, name in named.items() if name or device != "cuda"},
         offload=bool(theirs.get("parallelize")),
         gpu_limit=None if gpu_limit is None else convert_file_size_to_int(gpu_limit),
@@ -207,18 +206,20 @@ def device_wishes(ours: HybridArguments, theirs: Mapping[str, Any], machine: Mac
     )
 
 
-def memory_need(source: Source, theirs: Mapping[str, Any], tokens: int, read: bool = True) -> Need:
+def memory_need(source: ModelSource, theirs: Mapping[str, Any], tokens: int, read: bool = True) -> ModelNeed:
     """The memory of a model with the batch size that the arguments give; 1 for `auto`.
 
     Raises:
-        HybridError: see `lm_eval_hybrid.models.sizes.size_of`.
+        HybridError: see `lm_eval_hybrid.models.sizes.model_size`.
     """
     given = str(theirs.get("batch_size") or 1)
     rows = 1 if given.startswith("auto") else int(given)
-    return Need(source.role, sizes.size_of(source, arguments_for(theirs, source.role)), rows if read else 0, tokens)
+    return ModelNeed(
+        source.role, sizes.model_size(source, arguments_for(theirs, source.role)), rows if read else 0, tokens
+    )
 
 
-def remote_model(source: Source, server: Server, tokenizer: str | None, theirs: Mapping[str, Any]) -> NdifModel:
+def remote_model(source: ModelSource, server: Server, tokenizer: str | None, theirs: Mapping[str, Any]) -> NdifModel:
     """A model on an NDIF server.
 
     Args:
@@ -250,7 +251,7 @@ def _around_skeleton(model: NdifModel, theirs: Mapping[str, Any]) -> dict[str, A
     return {"pretrained": model.skeleton, "tokenizer": model.tokenizer, **kept}
 
 
-def _device_arguments(found: Place) -> dict[str, Any]:
+def _device_arguments(found: Placement) -> dict[str, Any]:
     if found.device is not None:
         return {"device": found.device}
     return {"parallelize": True, "max_memory": dict(found.limits)}

@@ -13,7 +13,7 @@ from lm_eval.models.utils_hf import clear_torch_cache
 from transformers import PreTrainedModel
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.models.sizes import numbers_a_token
+from lm_eval_hybrid.models.sizes import cached_numbers
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def largest_batch(models: Iterable[PreTrainedModel], tokens: int, limit: int) ->
     """
     needed: dict[torch.device, float] = {}
     for model in models:
-        bytes_a_row = tokens * numbers_a_token(model.config) * model.dtype.itemsize
+        bytes_a_row = tokens * cached_numbers(model.config) * model.dtype.itemsize
         for device, share in _device_shares(model).items():
             needed[device] = needed.get(device, 0.0) + bytes_a_row * share
     return max(1, min(limit, *(int(_CACHE_SHARE * _free_bytes(device) / row) for device, row in needed.items())))

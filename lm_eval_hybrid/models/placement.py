@@ -1,44 +1,105 @@
-"""Where each model goes, decided from sizes: arithmetic alone, so that it holds for machines that are not here.
+"""Which device each model goes to: arithmetic over sizes and free memory, so that it also works for other machines.
 
-On one GPU if all fit there, else a GPU each, else split over the GPUs by layers. Weights leave the GPUs only where the
-user asked for it with HFLM's own arguments: to main memory as far as `max_cpu_memory` goes, then to disk.
+All models on one GPU if they fit, else a GPU each, else split over the GPUs by layers. Weights leave the GPUs only if
+the user asks for it with HFLM's own arguments: to main memory up to `max_cpu_memory`, then to disk. Disk space is not
+counted: offloaded weights are read from the model's own files, which are there already.
 """
 
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+import yaml
+from accelerate.utils import convert_file_size_to_int
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from lm_eval_hybrid.bundles.manifest import first_problem
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.models.devices import CPU, Machine
-from lm_eval_hybrid.models.sizes import Size
+from lm_eval_hybrid.models.sizes import ModelSize
 
-SHARE = 0.9
-"""Of what is free that counts: allocators leave gaps, and others want some."""
+USABLE_SHARE = 0.9
+"""Of the free memory: allocators leave gaps, and other programs need some."""
 
+CPU = "cpu"
 _SPLIT, _DISK = "split", "disk"
 _GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Need:
-    """One model that is to be loaded.
+class Machine:
+    """The free memory of a machine.
+
+    Attributes:
+        gpus: bytes free on each CUDA device, in order.
+        memory: bytes of main memory available without swapping.
+    """
+
+    gpus: tuple[int, ...]
+    memory: int
+
+    @classmethod
+    def local(cls) -> "Machine":
+        """This machine, now."""
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        gpus = tuple(torch.cuda.mem_get_info(i)[0] for i in range(count))
+        return cls(gpus, psutil.virtual_memory().available)
+
+    @classmethod
+    def read(cls, path: Path) -> "Machine":
+        """A machine from a YAML file: `gpus: [24GiB, 24GiB]`, `memory: 64GiB`.
+
+        Raises:
+            HybridError: the file holds anything else.
+        """
+        try:
+            given = _File.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+            gpus = tuple(convert_file_size_to_int(size) for size in given.gpus)
+            return cls(gpus, convert_file_size_to_int(given.memory))
+        except ValidationError as error:
+            reason = first_problem(error)
+        except (yaml.YAMLError, ValueError) as error:
+            reason = str(error)
+        raise HybridError(f"{path} does not describe a machine: {reason}; write gpus: [24GiB, 24GiB] and memory: 64GiB")
+
+    @property
+    def free(self) -> dict[str, int]:
+        """Free bytes by the name of the device, GPUs first."""
+        return {**{f"cuda:{i}": size for i, size in enumerate(self.gpus)}, CPU: self.memory}
+
+    @property
+    def usable(self) -> dict[str, int]:
+        """The bytes of each device that models may take."""
+        return {device: int(USABLE_SHARE * size) for device, size in self.free.items()}
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    gpus: list[str | int] = []
+    memory: str | int
+
+
+@dataclass(frozen=True)
+class ModelNeed:
+    """The memory that one model needs.
 
     Attributes:
         role: `base` or `thinking`.
-        rows, tokens: texts read at once, and their length; no rows where it is loaded and never read.
+        rows, tokens: texts read at once, and their length; no rows for a model that is loaded but never read.
     """
 
     role: str
-    size: Size
+    size: ModelSize
     rows: int
     tokens: int
 
     @property
     def working(self) -> int:
-        """Bytes beside the weights: keys and values, and the largest pass."""
+        """Bytes beside the weights: the KV cache, and the largest pass."""
         return self.size.cache(self.rows, self.tokens) + self.size.passing(self.rows, self.tokens)
 
     @property
@@ -48,13 +109,13 @@ class Need:
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What the user has settled.
+class PlacementOptions:
+    """What the user has decided about devices.
 
     Attributes:
-        devices: by role; one that is not here may go anywhere on the GPUs.
-        offload: HFLM splits all models over the GPUs, and puts elsewhere what does not fit (`parallelize=True`).
-        gpu_limit, cpu_limit: bytes of weights for each GPU, and in main memory.
+        devices: by role; a role that is missing may go to any GPU.
+        offload: HFLM splits all models over the GPUs, and offloads what does not fit (`parallelize=True`).
+        gpu_limit, cpu_limit: most bytes of weights on each GPU, and in main memory.
     """
 
     devices: Mapping[str, str] = field(default_factory=dict)
@@ -64,13 +125,13 @@ class Wishes:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a model goes.
+class Placement:
+    """Where one model goes.
 
     Attributes:
-        device: the one, or None where it is split.
-        parts: bytes by device, keys, values and passes included.
-        limits: of a split model, bytes of weights that each GPU, by number, takes at most.
+        device: None where the model is split.
+        parts: bytes by device, KV cache and passes included.
+        limits: of a split model, the most bytes of weights on each GPU, by its number.
     """
 
     device: str | None
@@ -78,137 +139,132 @@ class Place:
     limits: Mapping[int, int] = field(default_factory=dict)
 
 
-def place(needs: Sequence[Need], machine: Machine, wishes: Wishes) -> dict[str, Place]:
-    """Of each role where its model goes.
+def place_models(needs: Sequence[ModelNeed], machine: Machine, options: PlacementOptions) -> dict[str, Placement]:
+    """The placement of each role's model.
 
     Raises:
-        HybridError: they do not fit; it says what is needed, what there is, and what would fit.
+        HybridError: the models do not fit; the message says what they need, what is free, and what would fit.
     """
-    missing, places = _best(needs, machine, wishes)
+    missing, placements = _best(needs, machine, options)
     if missing:
-        raise HybridError(_complaint(needs, machine, wishes, missing))
-    return places
-
-
-def usable(machine: Machine) -> dict[str, int]:
-    """Bytes of each device that are counted on."""
-    return {device: int(SHARE * room) for device, room in machine.rooms.items()}
+        raise HybridError(_misfit(needs, machine, options, missing))
+    return placements
 
 
 def gib(size: float) -> str:
-    """`14.2 GiB`, or less of it in MiB."""
+    """A number of bytes as `14.2 GiB`, or below half of one in MiB."""
     return f"{size / _GIB:,.1f} GiB" if size >= _GIB / 2 else f"{size / 2**20:,.0f} MiB"
 
 
-def _best(needs: Sequence[Need], machine: Machine, wishes: Wishes) -> tuple[int, dict[str, Place]]:
-    """(bytes that are missing, places): what fits before all, then the fewest split, then the fewest devices."""
+def _best(needs: Sequence[ModelNeed], machine: Machine, options: PlacementOptions) -> tuple[int, dict[str, Placement]]:
+    """(bytes missing, placements) with the fewest bytes missing, then the fewest models split, the fewest devices."""
     gpus = [f"cuda:{i}" for i in range(len(machine.gpus))]
     anywhere = [*gpus, _SPLIT] if len(gpus) > 1 else gpus or [CPU]
 
-    def choices(need: Need) -> list[str]:
-        fixed = wishes.devices.get(need.role)
-        return [_SPLIT] if wishes.offload else [fixed] if fixed else anywhere
+    def choices(need: ModelNeed) -> list[str]:
+        fixed = options.devices.get(need.role)
+        return [_SPLIT] if options.offload else [fixed] if fixed else anywhere
 
     def rank(chosen: tuple[str, ...]) -> tuple[int, int, int, int]:
-        missing, _, left = _tried(needs, chosen, machine, wishes)
+        missing, _, left = _placed(needs, chosen, machine, options)
         return missing, chosen.count(_SPLIT), len(set(chosen)), -left
 
     chosen = min(itertools.product(*map(choices, needs)), key=rank)
-    missing, places, _ = _tried(needs, chosen, machine, wishes)
-    return missing, places
+    missing, placements, _ = _placed(needs, chosen, machine, options)
+    return missing, placements
 
 
-def _tried(
-    needs: Sequence[Need], chosen: Sequence[str], machine: Machine, wishes: Wishes
-) -> tuple[int, dict[str, Place], int]:
-    """(bytes that are missing, places, bytes left on the fullest device in use) of one choice of devices."""
-    rooms, missing, used = usable(machine), 0, set()
-    places: dict[str, Place] = {}
-    # The split ones last: they take what the others leave.
+def _placed(
+    needs: Sequence[ModelNeed], chosen: Sequence[str], machine: Machine, options: PlacementOptions
+) -> tuple[int, dict[str, Placement], int]:
+    """(bytes missing, placements, bytes left on the fullest device in use) for one choice of devices."""
+    free, missing, used = machine.usable, 0, set()
+    placements: dict[str, Placement] = {}
+    # Split models come last and take what the others leave.
     for need, device in sorted(zip(needs, chosen, strict=True), key=lambda pair: pair[1] == _SPLIT):
         if device == _SPLIT:
-            lacking, places[need.role] = _split(need, rooms, wishes)
+            lacking, placements[need.role] = _split(need, free, options)
             missing += lacking
         else:
-            places[need.role] = Place(device, {device: need.total})
-        for part, size in places[need.role].parts.items():
+            placements[need.role] = Placement(device, {device: need.total})
+        for part, size in placements[need.role].parts.items():
             used.add(part)
-            if part in rooms:  # of other kinds of device nothing is known; on a disk the weights are already
-                missing += max(0, size - max(0, rooms[part]))
-                rooms[part] -= size
-    return missing, places, min((rooms.get(device, 0) for device in used), default=0)
+            if part in free:  # not a disk, which holds the weights already, nor another kind of device
+                missing += max(0, size - max(0, free[part]))
+                free[part] -= size
+    return missing, placements, min((free.get(device, 0) for device in used), default=0)
 
 
-def _split(need: Need, rooms: Mapping[str, int], wishes: Wishes) -> tuple[int, Place]:
-    """(bytes that are missing, place) of a model over all GPUs, evenly as far as they have room."""
-    gpus = [device for device in rooms if device != CPU]
-    # A layer is whole: beside an even share each may get one more.
-    free = {gpu: max(0, rooms[gpu] - need.size.part) for gpu in gpus}
-    if wishes.gpu_limit is not None:
-        free = {gpu: min(room, wishes.gpu_limit + need.working // len(gpus)) for gpu, room in free.items()}
-    elsewhere = 0
-    if wishes.offload:
-        elsewhere = min(need.size.weights, max(0, need.total - sum(free.values())))
-        if not gpus:  # what is read and kept is in main memory
-            free = {CPU: max(0, rooms[CPU])}
-    here = need.total - elsewhere
-    parts = _level(free, here)
-    missing = here - sum(parts.values())
+def _split(need: ModelNeed, free: Mapping[str, int], options: PlacementOptions) -> tuple[int, Placement]:
+    """(bytes missing, placement) of a model spread over all GPUs, as evenly as their free memory allows."""
+    gpus = [device for device in free if device != CPU]
+    # Layers are not split, so that a GPU may get one more than its even share.
+    room = {gpu: max(0, free[gpu] - need.size.part) for gpu in gpus}
+    if options.gpu_limit is not None:
+        room = {gpu: min(size, options.gpu_limit + need.working // len(gpus)) for gpu, size in room.items()}
+    offloaded = 0
+    if options.offload:
+        offloaded = min(need.size.weights, max(0, need.total - sum(room.values())))
+        if not gpus:  # the KV cache and the passes are in main memory
+            room = {CPU: max(0, free[CPU])}
+    loaded = need.total - offloaded
+    parts = _level(room, loaded)
+    missing = loaded - sum(parts.values())
     limits = {
-        int(gpu.partition(":")[2]): max(0, rooms[gpu] - int(need.working * parts[gpu] / max(1, here))) for gpu in gpus
+        int(gpu.partition(":")[2]): max(0, free[gpu] - int(need.working * parts[gpu] / max(1, loaded))) for gpu in gpus
     }
-    kept = min(elsewhere, max(0, min(rooms[CPU] - parts.get(CPU, 0), wishes.cpu_limit)))
-    parts[CPU] = parts.get(CPU, 0) + kept
-    parts[_DISK] = elsewhere - kept
-    return missing, Place(None, {device: size for device, size in parts.items() if size}, limits)
+    in_memory = min(offloaded, max(0, min(free[CPU] - parts.get(CPU, 0), options.cpu_limit)))
+    parts[CPU] = parts.get(CPU, 0) + in_memory
+    parts[_DISK] = offloaded - in_memory
+    return missing, Placement(None, {device: size for device, size in parts.items() if size}, limits)
 
 
-def _level(free: Mapping[str, int], size: int) -> dict[str, int]:
-    """`size` bytes poured into `free` so that the fullest is as empty as may be; what does not fit is left out."""
+def _level(room: Mapping[str, int], size: int) -> dict[str, int]:
+    """`size` bytes spread over `room` so that the fullest is as empty as possible; what does not fit is left out."""
     parts, left = {}, size
-    for count, device in zip(range(len(free), 0, -1), sorted(free, key=free.__getitem__), strict=True):
-        parts[device] = min(free[device], -(-left // count))
+    for count, device in zip(range(len(room), 0, -1), sorted(room, key=room.__getitem__), strict=True):
+        parts[device] = min(room[device], -(-left // count))
         left -= parts[device]
-    return {device: parts[device] for device in free}
+    return {device: parts[device] for device in room}
 
 
-def _complaint(needs: Sequence[Need], machine: Machine, wishes: Wishes, missing: int) -> str:
+def _misfit(needs: Sequence[ModelNeed], machine: Machine, options: PlacementOptions, missing: int) -> str:
     needed = ", ".join(
         f"{need.role} {gib(need.total)} (weights {gib(need.size.weights)}, {need.rows} texts at once "
         f"{gib(need.working)})"
         for need in needs
     )
-    rooms, named = usable(machine), set(wishes.devices.values())
-    listed = [name for name in rooms if (name in named if named else name.startswith("cuda") or wishes.offload)]
-    there = ", ".join(f"{name} {gib(rooms[name])}" for name in listed or [CPU])
+    usable, named = machine.usable, set(options.devices.values())
+    listed = [name for name in usable if (name in named if named else name.startswith("cuda") or options.offload)]
+    free = ", ".join(f"{name} {gib(usable[name])}" for name in listed or [CPU])
     return (
-        f"the models must fit into memory; found {gib(missing)} too little: needed {needed}; there is, counting "
-        f"{SHARE:.0%} of what is free, {there}; take {', or '.join(_advice(needs, machine, wishes))}"
+        f"the models need {gib(missing)} more memory than there is: needed {needed}; usable, which is "
+        f"{USABLE_SHARE:.0%} of what is free, {free}; use {', or '.join(_advice(needs, machine, options))}"
     )
 
 
-def _advice(needs: Sequence[Need], machine: Machine, wishes: Wishes) -> list[str]:
-    """What would fit, the most harmless first."""
+def _advice(needs: Sequence[ModelNeed], machine: Machine, options: PlacementOptions) -> list[str]:
+    """Arguments with which the models would fit, the most harmless first."""
 
-    def smaller(rows: int, **size: Any) -> list[Need]:
+    def smaller(rows: int, **size: Any) -> list[ModelNeed]:
         return [replace(need, rows=min(rows, need.rows), size=replace(need.size, **size)) for need in needs]
 
     rows = max(need.rows for need in needs)
-    room = int(SHARE * machine.memory)
-    tries = [(f"batch_size={rows >> n}", smaller(rows >> n), wishes) for n in range(1, rows.bit_length())]
+    memory = int(USABLE_SHARE * machine.memory)
+    tries = [(f"batch_size={rows >> n}", smaller(rows >> n), options) for n in range(1, rows.bit_length())]
     if any(need.size.dtype.itemsize > 2 for need in needs):
-        tries.append(("dtype=bfloat16", smaller(rows, dtype=torch.bfloat16), wishes))
+        tries.append(("dtype=bfloat16", smaller(rows, dtype=torch.bfloat16), options))
     if all(need.size.bits is None for need in needs):
-        tries += [(f"load_in_{bits}bit=True", smaller(rows, bits=bits), wishes) for bits in (8, 4)]
-    if wishes.devices and machine.gpus:
-        tries.append(("no device by name", list(needs), replace(wishes, devices={})))
-    if machine.gpus and not wishes.cpu_limit:
-        spread = replace(wishes, devices={}, offload=True, cpu_limit=room)
-        tries.append((f"parallelize=True,max_cpu_memory={room // _GIB}GiB", list(needs), spread))
-    found = [text for text, changed, settled in tries if not _best(changed, machine, settled)[0]]
-    batch = [text for text in found if text.startswith("batch_size")][:1]
-    others = [text for text in found if not text.startswith("batch_size")]
+        tries += [(f"load_in_{bits}bit=True", smaller(rows, bits=bits), options) for bits in (8, 4)]
+    if options.devices and machine.gpus:
+        tries.append(("no device by name", list(needs), replace(options, devices={})))
+    if machine.gpus and not options.cpu_limit:
+        spread = replace(options, devices={}, offload=True, cpu_limit=memory)
+        tries.append((f"parallelize=True,max_cpu_memory={memory // _GIB}GiB", list(needs), spread))
+    fitting = [text for text, changed, given in tries if not _best(changed, machine, given)[0]]
+    batch = [text for text in fitting if text.startswith("batch_size")][:1]
+    others = [text for text in fitting if not text.startswith("batch_size")]
     least = smaller(1, bits=4, dtype=torch.bfloat16)
-    if not found and not _best(least, machine, wishes)[0]:
+    if not fitting and not _best(least, machine, options)[0]:
         others = ["dtype=bfloat16,load_in_4bit=True,batch_size=1"]
     return [*batch, *others[:3], "base_backend=remote,thinking_backend=remote"]

@@ -1,4 +1,4 @@
-"""How much memory a model takes, from its configuration alone: a skeleton on the `meta` device, no weights anywhere."""
+"""The memory a model takes, from its configuration alone: a skeleton on the `meta` device, no weights anywhere."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,25 +10,24 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from lm_eval_hybrid.models.sources import Source
+from lm_eval_hybrid.models.sources import ModelSource
+from lm_eval_hybrid.portable.passes import PASS_TOKENS
 
-_PASS = 8192  # tokens of a forward pass at most, as models/local.py has it
-_DRAFT = 17  # positions whose logits are kept at once: the longest draft and one more
-_SCALES = 1.07  # bytes for a byte of quantised weights: what scales them comes on top
+_LOGIT_POSITIONS = 17  # whose logits are held at once: the longest draft and one more
+_QUANTISED_OVERHEAD = 1.07  # bytes for each byte of quantised weights, their scales included
 
 
 @dataclass(frozen=True)
-class Size:
-    """What one model needs.
+class ModelSize:
+    """The numbers that decide how much memory one model takes.
 
     Attributes:
-        parameters: all of them; tied ones once.
-        linear: those in linear layers but the head. bitsandbytes quantises these only: embeddings, norms and the head
-            stay as they are.
-        largest: parameters of the largest part that is never split between devices.
-        past: numbers that are kept of a token: its keys and values in all layers.
-        width: numbers that a token takes in a pass, a layer at a time.
-        vocabulary: logits of a position.
+        parameters: all weights; tied ones count once.
+        linear: weights of linear layers other than the head. bitsandbytes quantises only these.
+        largest: weights of the largest part that is never split between devices.
+        cached: numbers in the KV cache for each token, over all layers.
+        width: activations of each token in a pass, one layer at a time.
+        vocabulary: logits of each position.
         dtype: of weights, keys and values.
         bits: of a quantised weight, 8 or 4; None where none is quantised.
     """
@@ -36,7 +35,7 @@ class Size:
     parameters: int
     linear: int
     largest: int
-    past: int
+    cached: int
     width: int
     vocabulary: int
     dtype: torch.dtype
@@ -49,10 +48,10 @@ class Size:
         dtype: torch.dtype | None = None,
         bits: int | None = None,
         trust_remote_code: bool = False,
-    ) -> "Size":
-        """Of the causal model with this configuration. `dtype` and `bits`: in place of what the configuration says.
+    ) -> "ModelSize":
+        """The size of the causal model with this configuration; `dtype` and `bits` override the configuration's.
 
-        A configuration without a dtype is taken for one in float32, as checkpoints of old are.
+        A configuration without a dtype counts as float32, like old checkpoints.
         """
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
@@ -60,86 +59,90 @@ class Size:
         return cls(
             parameters=_count(model),
             linear=_linear(model),
-            largest=max(map(_count, _whole(model)), default=0),
-            past=numbers_a_token(config),
+            largest=max(map(_count, _unsplit(model)), default=0),
+            cached=cached_numbers(config),
             width=6 * text.hidden_size + 3 * (getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
             vocabulary=text.vocab_size,
-            dtype=dtype or config.dtype or text.dtype or torch.float32,
-            bits=bits or _bits(config),
+            dtype=dtype or _dtype(config) or _dtype(text) or torch.float32,
+            bits=bits or _quantised_bits(config),
         )
 
     @property
     def weights(self) -> int:
         """Bytes of the weights."""
-        kept = self.parameters if self.bits is None else self.parameters - self.linear
-        quantised = 0 if self.bits is None else _SCALES * self.linear * self.bits / 8
-        return kept * self.dtype.itemsize + int(quantised)
+        plain = self.parameters if self.bits is None else self.parameters - self.linear
+        quantised = 0 if self.bits is None else _QUANTISED_OVERHEAD * self.linear * self.bits / 8
+        return plain * self.dtype.itemsize + int(quantised)
 
     @property
     def part(self) -> int:
-        """Bytes of the largest part that is never split between devices, at most."""
+        """Upper bound in bytes on the largest part that is never split between devices."""
         return self.largest * self.dtype.itemsize
 
     def cache(self, rows: int, tokens: int) -> int:
-        """Bytes of keys and values, of `rows` texts of `tokens` tokens."""
-        return rows * tokens * self.past * self.dtype.itemsize
+        """Bytes of the KV cache of `rows` texts of `tokens` tokens."""
+        return rows * tokens * self.cached * self.dtype.itemsize
 
     def passing(self, rows: int, tokens: int) -> int:
-        """Bytes that the largest pass takes and gives back: activations, the mask, logits and these in float32."""
-        read = min(rows * tokens, _PASS)
-        logits = rows * _DRAFT * self.vocabulary * (self.dtype.itemsize + torch.float32.itemsize)
+        """Bytes of the largest forward pass: activations, the mask, logits and their copy in float32."""
+        read = min(rows * tokens, PASS_TOKENS)
+        logits = rows * _LOGIT_POSITIONS * self.vocabulary * (self.dtype.itemsize + torch.float32.itemsize)
         return read * (self.width + tokens) * self.dtype.itemsize + logits
 
 
-def size_of(source: Source, theirs: Mapping[str, Any]) -> Size:
-    """The size of a model in a folder or on the hub, as it would be loaded; of the hub its configuration is fetched.
+def model_size(source: ModelSource, theirs: Mapping[str, Any]) -> ModelSize:
+    """The size of a model in a folder or on the hub (whose configuration is fetched), as it would be loaded.
 
     Args:
-        theirs: arguments of HFLM.
+        theirs: the user's arguments for HFLM.
 
     Raises:
-        HybridError: its configuration cannot be had, or is of no causal model.
+        HybridError: its configuration cannot be loaded, or is not a causal model's.
     """
     trust = bool(theirs.get("trust_remote_code"))
     files = {name: theirs[name] for name in ("subfolder", "gguf_file") if theirs.get(name)}
     with source.loading(needs_tokenizer=False):
         config = AutoConfig.from_pretrained(source.name, revision=source.revision, trust_remote_code=trust, **files)
-        named = get_dtype(theirs.get("dtype") or "auto")
-        dtype = named if isinstance(named, torch.dtype) else None
-        return Size.of(config, dtype, bits(theirs), trust)
+        requested = get_dtype(theirs.get("dtype") or "auto")
+        dtype = requested if isinstance(requested, torch.dtype) else None
+        return ModelSize.of(config, dtype, requested_bits(theirs), trust)
 
 
-def bits(theirs: Mapping[str, Any]) -> int | None:
-    """Of a weight, where HFLM's arguments say that weights are to be quantised."""
+def requested_bits(theirs: Mapping[str, Any]) -> int | None:
+    """Bits of a weight where HFLM's arguments ask for quantisation."""
     return 4 if theirs.get("load_in_4bit") else 8 if theirs.get("load_in_8bit") else None
 
 
-def numbers_a_token(config: PretrainedConfig) -> int:
-    """Numbers that a causal model keeps of every token it has read: keys and values. Sliding windows are ignored."""
+def cached_numbers(config: PretrainedConfig) -> int:
+    """Numbers in a causal model's KV cache for each token, over all layers. Sliding windows are ignored."""
     text = config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return 2 * text.num_hidden_layers * heads * width
 
 
-def _bits(config: PretrainedConfig) -> int | None:
-    """Of a checkpoint that is quantised already, by whatever method."""
+def _dtype(config: PretrainedConfig) -> torch.dtype | None:
+    # A configuration that was not read from a file may name it.
+    return getattr(torch, config.dtype) if isinstance(config.dtype, str) else config.dtype
+
+
+def _quantised_bits(config: PretrainedConfig) -> int | None:
+    """Bits of a weight in a checkpoint that is already quantised, by whatever method."""
     settings = getattr(config, "quantization_config", None) or {}
     settings = settings if isinstance(settings, dict) else settings.to_dict()
     if settings.get("quant_method") == "fp8":
         return 8
-    return bits(settings) or settings.get("bits")
+    return requested_bits(settings) or settings.get("bits")
 
 
 def _linear(model: PreTrainedModel) -> int:
     head = model.get_output_embeddings()
-    return sum(
-        _count(module) for module in model.modules() if isinstance(module, nn.Linear | Conv1D) and module is not head
-    )
+    linear = (module for module in model.modules() if isinstance(module, nn.Linear | Conv1D) and module is not head)
+    return sum(map(_count, linear))
 
 
-def _whole(model: PreTrainedModel) -> list[nn.Module]:
-    """Modules that stay on one device: layers, and the embeddings."""
+def _unsplit(model: PreTrainedModel) -> list[nn.Module]:
+    """The modules that stay on one device: layers, and the embeddings."""
     layers = set(getattr(model, "_no_split_modules", None) or ())
     return [module for module in model.modules() if type(module).__name__ in layers or isinstance(module, nn.Embedding)]
 

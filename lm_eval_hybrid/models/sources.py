@@ -1,10 +1,11 @@
-"""Where the two models of a system come from."""
+"""Where a model is loaded from, what identifies it, and one-line errors for what keeps it from loading."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import NoReturn
 
 from accelerate.utils.memory import should_reduce_batch_size
 
@@ -13,38 +14,40 @@ from lm_eval_hybrid.common import paths
 from lm_eval_hybrid.common.errors import HybridError
 
 _EMBEDDED = "embedded:"
-# One of these makes a tokenizer: the fast form, or the files that it is made from.
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
 _BLOCK = 1 << 20  # bytes
-_BLOCKS = 256  # read of each file of weights for its digest: all of a small one, evenly spread over a large one
+_BLOCKS = 256  # per file of weights in its digest: all of a small file, evenly spread over a large one
+# Any of these makes a tokenizer: the fast form, or the files that it is converted from.
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 
 @dataclass(frozen=True)
-class Source:
-    """One model: `role` is `base` or `thinking`, `name` a folder or a hub id."""
+class ModelSource:
+    """One model to load: `role` is `base` or `thinking`, `name` a folder or a hub id."""
 
     role: str
     name: str
     revision: str
 
     @classmethod
-    def choose(cls, role: str, override: str | Path | None, card: ModelCard, revision: str | None = None) -> "Source":
+    def choose(
+        cls, role: str, override: str | Path | None, card: ModelCard, revision: str | None = None
+    ) -> "ModelSource":
         """The model that the user names, else the bundle's."""
         return cls.named(role, str(override or card.id), revision or (None if override else card.revision))
 
     @classmethod
-    def named(cls, role: str, name: str, revision: str | None = None) -> "Source":
-        """The model in a folder, on the hub, or, as `embedded:NAME`, in the package."""
+    def named(cls, role: str, name: str, revision: str | None = None) -> "ModelSource":
+        """The model in a folder, on the hub, or, as `embedded:NAME`, in this package."""
         if name.startswith(_EMBEDDED):
             name = str(paths.embedded_dir() / name.removeprefix(_EMBEDDED))
         return cls(role, name, revision or "main")
 
     def identity(self, config: object) -> str:
-        """What says whether another run's model was the same one: `NAME@COMMIT`, or `FOLDER@DIGEST` of its weights.
+        """Equal for two runs if they used the same model: `NAME@COMMIT`, or `FOLDER@DIGEST` of the weights.
 
         Args:
-            config: the loaded model's; transformers notes the commit in it where the model came from the hub.
+            config: the loaded model's, in which transformers notes the commit of a model from the hub.
         """
         folder = Path(self.name).expanduser()
         if not folder.is_dir():
@@ -54,37 +57,38 @@ class Source:
 
     @contextmanager
     def loading(self, needs_tokenizer: bool = True) -> Iterator[None]:
-        """Say in one line why what happens inside could not load this model.
+        """Turn whatever keeps this model from loading inside the block into a one-line error.
 
         Raises:
-            HybridError: no such folder, no tokenizer in it, or whatever kept transformers from loading the model,
-                running out of memory excepted.
+            HybridError: the folder does not exist or has no tokenizer, or transformers could not load the model (for
+                another reason than running out of memory).
         """
         folder = Path(self.name).expanduser()
-        if self.name.startswith(("/", ".", "~")) and not folder.is_dir():
-            self._complain("no such folder")
+        local = folder.is_absolute() or self.name.startswith(("/", ".", "~"))
+        if local and not folder.is_dir():
+            self._refuse("no such folder")
         if needs_tokenizer and folder.is_dir() and not any((folder / file).is_file() for file in _TOKENIZERS):
-            self._complain("a folder without tokenizer (tokenizer.json)")
+            self._refuse("the folder has no tokenizer (tokenizer.json)")
         try:
             yield
         except (HybridError, MemoryError):
             raise
-        # Model arguments go to many libraries, which fail in as many ways: dtype=bf16 is an AttributeError.
+        # Model arguments reach many libraries, which fail in as many ways: dtype=bf16 is an AttributeError.
         except Exception as error:
             if should_reduce_batch_size(error):
                 raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self._complain(reason, error)
+            self._refuse(reason, error)
 
-    def _complain(self, found: str, cause: Exception | None = None) -> None:
+    def _refuse(self, reason: str, cause: Exception | None = None) -> NoReturn:
         raise HybridError(
-            f"the {self.role} model and its tokenizer must be loadable from {self.name}; found: {found}; give "
-            f"{self.role}=<folder with config.json, weights and tokenizer, or hub id>, and model arguments that fit it"
+            f"cannot load the {self.role} model and its tokenizer from {self.name}: {reason}; give {self.role}=<folder "
+            "with config.json, weights and tokenizer, or hub id>, and model arguments that fit it"
         ) from cause
 
 
 def _digest(folder: Path) -> str:
-    """The first 12 hex digits of a sha256 over names, sizes and contents of the weights in `folder`."""
+    """The first 12 hex digits of a sha256 over the names, sizes and contents of the weights in `folder`."""
     digest = sha256()
     for path in sorted(path for path in folder.iterdir() if path.suffix in _WEIGHTS):
         size = path.stat().st_size

@@ -131,7 +131,7 @@ def read(model: Any, path: str, given: dict[str, Any]) -> dict[str, Any]:
             tokens = []
             for (row, step), line in zip(openings, _allowed(opened, given), strict=True):
                 sampling = given["sampling"][row]
-                tokens.append(-1 if sampling is None else drawn(line, *sampling[:3], sampling[3][step]))
+                tokens.append(-1 if sampling is None else _sampled(line, sampling, step))
             results["drawn"] = torch.tensor(tokens, dtype=torch.int64)
         return sendable(results)
 
@@ -221,7 +221,7 @@ def _draft(
         pending = choice.clone()
         for i, sampling in enumerate(given["sampling"]):
             if sampling is not None:
-                pending[i] = drawn(allowed[i], *sampling[:3], sampling[3][step])
+                pending[i] = _sampled(allowed[i], sampling, step)
         steps["choice"].append(choice)
         steps["tokens"].append(pending)
         steps["margin"].append(best[:, 0] - best[:, -1])
@@ -248,6 +248,11 @@ def _acceptance(given: dict[str, Any], margins: Tensor, tokens: list[int], step:
         elif opens == 0:
             chances[i] = 1.0
     return chances
+
+
+def _sampled(logits: Tensor, sampling: tuple[float, int, float, list[float]], step: int) -> int:
+    temperature, top_k, top_p, levels = sampling
+    return drawn(logits, temperature, top_k, top_p, levels[step])
 
 
 def _allowed(logits: Tensor, given: dict[str, Any]) -> Tensor:

@@ -8,7 +8,7 @@ from lm_eval_hybrid.common import paths
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.experiment.estimate.documents import TaskRequests, requests, tokenizer_of
 from lm_eval_hybrid.experiment.plan import Experiment
-from lm_eval_hybrid.models.sources import Source
+from lm_eval_hybrid.models.sources import ModelSource
 from tests.tiny_system import CHAT_TEMPLATE, tiny_tokenizer
 
 
@@ -42,7 +42,7 @@ def test_the_chat_template_counts() -> None:
 
 
 def test_the_tokenizer_is_the_models_own_or_the_one_that_is_named() -> None:
-    source = Source.named("base", "embedded:base")
+    source = ModelSource.named("base", "embedded:base")
     assert len(tokenizer_of(source, {})) == len(tokenizer_of(source, {"tokenizer": str(paths.embedded_dir() / "base")}))
-    with pytest.raises(HybridError, match="the base model and its tokenizer must be loadable"):
-        tokenizer_of(Source.named("base", "./nowhere"), {})
+    with pytest.raises(HybridError, match="cannot load the base model and its tokenizer"):
+        tokenizer_of(ModelSource.named("base", "./nowhere"), {})

@@ -10,7 +10,7 @@ from lm_eval_hybrid.commands.main import main
 from lm_eval_hybrid.commands.plan import make
 from lm_eval_hybrid.experiment import plan, running
 from lm_eval_hybrid.experiment.plan import Experiment
-from lm_eval_hybrid.models.devices import Machine
+from lm_eval_hybrid.models.placement import Machine
 
 TASKS = "gsm8k_embedded,math500_embedded"
 GIB = 2**30
@@ -81,7 +81,7 @@ def test_another_machine(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert "cuda:0" in said and "cuda:1" in said
     path.write_text("gpus: [10MiB]\nmemory: 1GiB\n")
     said = shown(capsys, "--arms", "hybrid", "--machine", str(path), "--batch_size", "8", status=1)
-    assert "nowhere" in said and "too little" in said.replace("\n", " ")
+    assert "nowhere" in said and "more memory than there is" in said.replace("\n", " ")
 
 
 def test_auto_is_as_many_as_there_is_room_for() -> None:
@@ -103,7 +103,7 @@ def test_models_on_a_server_take_nothing_here(capsys: pytest.CaptureFixture) -> 
         (["--measure", "0"], "--measure must be 1 or more"),
         (["--from", "nowhere"], "--from needs results of model hybrid"),
         (["--batch_size", "many"], "batch_size='many' is not a batch size"),
-        (["--model_args", "base=./nowhere"], "the base model and its tokenizer must be loadable"),
+        (["--model_args", "base=./nowhere"], "cannot load the base model and its tokenizer"),
         (["--model_args", "base_device=cuda:9"], "base_device='cuda:9' does not exist here"),
         (["--metadata", "x"], "--metadata must be a JSON object"),
     ],

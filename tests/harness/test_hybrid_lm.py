@@ -179,8 +179,8 @@ def test_bad_arguments_are_refused_in_one_line(system: TinySystem, tmp_path: Pat
     for arguments, complaint in (
         ({"behaviors": "no-such-bundle"}, "no-such-bundle"),
         ({"arm": "sideways"}, "arm='sideways' is unknown; choose one of base, hybrid, thinking, takeover"),
-        ({"base": str(mute)}, "the base model .* a folder without tokenizer"),
-        ({"thinking": str(mute)}, "the thinking model .* a folder without tokenizer"),
+        ({"base": str(mute)}, "the base model .* the folder has no tokenizer"),
+        ({"thinking": str(mute)}, "the thinking model .* the folder has no tokenizer"),
         ({"base": str(tmp_path / "absent")}, "no such folder"),
         ({"base": str(wide)}, "hidden size 32 .* found 64"),
         ({"thinking": str(wide)}, "hidden size 32 .* found 64"),

@@ -11,8 +11,8 @@ from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.harness import loading
 from lm_eval_hybrid.harness.arguments import HybridArguments
 from lm_eval_hybrid.harness.hybrid_lm import HybridLM
-from lm_eval_hybrid.models.devices import Machine
-from lm_eval_hybrid.models.sources import Source
+from lm_eval_hybrid.models.placement import Machine
+from lm_eval_hybrid.models.sources import ModelSource
 from tests.tiny_system import TinySystem, write_system
 
 PROMPTS = ("Question: 3 + 4?\nAnswer:", "Hello there")
@@ -60,7 +60,7 @@ def test_both_models_may_have_quantised_weights(system: TinySystem, arguments: d
 
 
 def test_a_batch_beyond_all_memory_is_refused_before_anything_is_loaded(system: TinySystem) -> None:
-    with pytest.raises(HybridError, match=r"the models must fit into memory; .* base .* thinking .*batch_size=\d+"):
+    with pytest.raises(HybridError, match=r"more memory than there is: needed base .* thinking .*batch_size=\d+"):
         HybridLM(**system.arguments, batch_size=10**9)
     with pytest.raises(HybridError) as caught:
         HybridLM(**system.arguments, batch_size=10**9, arm="base")
@@ -74,7 +74,7 @@ def test_a_model_that_is_never_read_takes_its_weights_alone(system: TinySystem) 
 
 
 def test_what_cannot_be_sized_is_left_to_loading(system: TinySystem, tmp_path: Path) -> None:
-    with pytest.raises(HybridError, match="the thinking model and its tokenizer must be loadable from"):
+    with pytest.raises(HybridError, match="cannot load the thinking model and its tokenizer from"):
         HybridLM(**system.arguments, thinking=str(tmp_path / "nowhere"))
 
 
@@ -105,12 +105,15 @@ def test_devices_that_are_not_there_are_refused() -> None:
 
 
 def test_on_several_gpus_each_model_is_told_where_it_goes(system: TinySystem, monkeypatch: pytest.MonkeyPatch) -> None:
-    sources = {Source.named("base", str(system.base)): True, Source.named("thinking", str(system.thinking)): True}
+    sources = {
+        ModelSource.named("base", str(system.base)): True,
+        ModelSource.named("thinking", str(system.thinking)): True,
+    }
     base, thinking = sources
     theirs = {"device": "cuda", "batch_size": 4, "tokenizer": "other"}
 
-    def told(*gpus: int) -> dict[Source, dict[str, Any]]:
-        monkeypatch.setattr(Machine, "here", classmethod(lambda cls: Machine(gpus, GIB)))
+    def told(*gpus: int) -> dict[ModelSource, dict[str, Any]]:
+        monkeypatch.setattr(Machine, "local", classmethod(lambda cls: Machine(gpus, GIB)))
         return loading.placed_arguments(sources, HybridArguments(), theirs)
 
     (need,) = [loading.memory_need(base, theirs, 256)]

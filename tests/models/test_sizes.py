@@ -7,8 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, LlamaConfig
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.models.sizes import Size, numbers_a_token, size_of
-from lm_eval_hybrid.models.sources import Source
+from lm_eval_hybrid.models.sizes import ModelSize, cached_numbers, model_size
+from lm_eval_hybrid.models.sources import ModelSource
 from tests.models import shapes
 from tests.oracle.models import tiny_model
 
@@ -17,23 +17,23 @@ from tests.oracle.models import tiny_model
 def test_weights_are_those_of_the_model(tmp_path: Path, kind: str) -> None:
     model = tiny_model(kind, 0)
     model.save_pretrained(tmp_path)
-    size = size_of(Source.named("base", str(tmp_path)), {})
+    size = model_size(ModelSource.named("base", str(tmp_path)), {})
     assert size.parameters == model.num_parameters()
     assert size.weights == sum(weight.nbytes for weight in model.parameters())
-    assert size_of(Source.named("base", str(tmp_path)), {"dtype": "bfloat16"}).weights == size.weights // 2
+    assert model_size(ModelSource.named("base", str(tmp_path)), {"dtype": "bfloat16"}).weights == size.weights // 2
 
 
 def test_keys_and_values_are_those_that_a_pass_leaves() -> None:
     model = tiny_model("llama", 0)
     kept = model(torch.tensor([[5, 6, 7]]), use_cache=True).past_key_values
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in kept.layers)
-    assert Size.of(model.config, torch.float32).cache(rows=1, tokens=3) == held
+    assert ModelSize.of(model.config, torch.float32).cache(rows=1, tokens=3) == held
 
 
 def test_heads_may_have_a_width_of_their_own() -> None:
     config = LlamaConfig(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=32, num_hidden_layers=3)
-    assert numbers_a_token(config) == 2 * 3 * 2 * 32
-    assert numbers_a_token(GPT2Config(n_embd=64, n_head=4, n_layer=3)) == 2 * 3 * 64
+    assert cached_numbers(config) == 2 * 3 * 2 * 32
+    assert cached_numbers(GPT2Config(n_embd=64, n_head=4, n_layer=3)) == 2 * 3 * 64
 
 
 @pytest.mark.parametrize(("name", "billions"), [("1.5b", 1.78), ("7b", 6.74), ("32b", 32.8), ("70b", 70.6)])
@@ -51,7 +51,7 @@ def test_quantised_weights_are_the_linear_ones_but_the_head() -> None:
     assert shapes.size("7b", bits=8).weights > quantised.weights
     config = shapes.config("7b")
     config.quantization_config = {"quant_method": "gptq", "bits": 4}
-    assert Size.of(config, torch.bfloat16) == quantised
+    assert ModelSize.of(config, torch.bfloat16) == quantised
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -60,12 +60,12 @@ def test_quantised_weights_are_as_large_as_thought(tmp_path: Path, bits: int) ->
     tiny_model("llama", 0, width=128).to(torch.float16).save_pretrained(tmp_path)
     settings = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=settings, dtype=torch.float16)
-    size = Size.of(AutoConfig.from_pretrained(tmp_path), torch.float16, bits)
+    size = ModelSize.of(AutoConfig.from_pretrained(tmp_path), torch.float16, bits)
     # Its own account leaves out the scales.
     assert size.weights == pytest.approx(model.get_memory_footprint(return_buffers=False), rel=0.07)
 
 
 def test_what_is_no_model_is_said(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(HybridError, match="the thinking model and its tokenizer must be loadable from"):
-        size_of(Source.named("thinking", str(tmp_path)), {})
+    with pytest.raises(HybridError, match="cannot load the thinking model and its tokenizer from"):
+        model_size(ModelSource.named("thinking", str(tmp_path)), {})

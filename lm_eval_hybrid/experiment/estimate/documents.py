@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.experiment.plan import Experiment
 from lm_eval_hybrid.harness.generation import GenerationSettings
-from lm_eval_hybrid.models.sources import Source
+from lm_eval_hybrid.models.sources import ModelSource
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -37,7 +37,7 @@ class TaskRequests:
     limit: int
 
 
-def tokenizer_of(source: Source, theirs: dict[str, object]) -> PreTrainedTokenizerBase:
+def tokenizer_of(source: ModelSource, theirs: dict[str, object]) -> PreTrainedTokenizerBase:
     """A model's tokenizer, or the one that the arguments of HFLM name instead.
 
     Raises:

@@ -10,10 +10,9 @@ from lm_eval_hybrid.harness import loading
 from lm_eval_hybrid.harness.arguments import HybridArguments
 from lm_eval_hybrid.harness.loading import REMOTE_BATCH
 from lm_eval_hybrid.harness.memory import check_batch_sizes
-from lm_eval_hybrid.models.devices import Machine
-from lm_eval_hybrid.models.placement import Need, Place, Wishes, place
-from lm_eval_hybrid.models.sizes import Size, size_of
-from lm_eval_hybrid.models.sources import Source
+from lm_eval_hybrid.models.placement import Machine, ModelNeed, Placement, PlacementOptions, place_models
+from lm_eval_hybrid.models.sizes import ModelSize, model_size
+from lm_eval_hybrid.models.sources import ModelSource
 
 _MOST = 64  # texts at once, where the harness is told `auto`: its own bound
 
@@ -32,11 +31,11 @@ class Models:
     """
 
     names: Mapping[str, str]
-    sources: Mapping[str, Source]
+    sources: Mapping[str, ModelSource]
     theirs: Mapping[str, Any]
-    sizes: Mapping[str, Size]
+    sizes: Mapping[str, ModelSize]
     read: frozenset[str]
-    wishes: Wishes
+    wishes: PlacementOptions
     machine: Machine
 
     @classmethod
@@ -54,12 +53,12 @@ class Models:
         revision = theirs.pop("revision", None)
         manifest = ours.suite().manifest
         policies = [arguments.policy(manifest.steering) for arguments, _ in split]
-        sources = {"base": Source.choose("base", ours.base, manifest.base, revision)}
+        sources = {"base": ModelSource.choose("base", ours.base, manifest.base, revision)}
         if any(policy.reads_thinking for policy in policies):
-            sources["thinking"] = Source.choose("thinking", ours.thinking, manifest.thinking)
+            sources["thinking"] = ModelSource.choose("thinking", ours.thinking, manifest.thinking)
         backends = {"base": ours.base_backend, "thinking": ours.thinking_backend}
         sizes = {
-            role: size_of(source, loading.arguments_for(theirs, role))
+            role: model_size(source, loading.arguments_for(theirs, role))
             for role, source in sources.items()
             if backends[role] == "local"
         }
@@ -75,14 +74,16 @@ class Models:
         """Whether one is on a server."""
         return len(self.sizes) < len(self.sources)
 
-    def needs(self, rows: int, tokens: int) -> tuple[Need, ...]:
+    def needs(self, rows: int, tokens: int) -> tuple[ModelNeed, ...]:
         """Of those that are loaded here, with `rows` texts of `tokens` tokens at once."""
-        return tuple(Need(role, size, rows if role in self.read else 0, tokens) for role, size in self.sizes.items())
+        return tuple(
+            ModelNeed(role, size, rows if role in self.read else 0, tokens) for role, size in self.sizes.items()
+        )
 
-    def places(self, needs: Sequence[Need]) -> tuple[dict[str, Place], str]:
+    def places(self, needs: Sequence[ModelNeed]) -> tuple[dict[str, Placement], str]:
         """(where each goes, why they do not fit, if so)."""
         try:
-            return place(needs, self.machine, self.wishes), ""
+            return place_models(needs, self.machine, self.wishes), ""
         except HybridError as error:
             return {}, str(error)
 
