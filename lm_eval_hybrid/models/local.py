@@ -28,7 +28,6 @@ from lm_eval_hybrid.models.protocol import ForwardOutput
 from lm_eval_hybrid.portable.attention_masks import (
     FULL,
     SLIDING,
-    Masks,
     branch_layout,
     branch_mask,
     causal_mask,
@@ -140,7 +139,6 @@ class LocalBackend:
         text_config = model.config.get_text_config()
         self.context_length: int = getattr(text_config, "max_position_embeddings", None) or sys.maxsize
         self.mask_form = mask_form(model)
-        self.masks = Masks(self.mask_form)
         self.cache_argument = cache_argument(model)
         # Not TransformersModel, which splits inputs into rows, and knows no mask for each kind of layer.
         self.model = NNsight(model)

@@ -7,7 +7,6 @@ attention implementations of transformers that take masks, eager and sdpa, add i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -91,25 +90,3 @@ def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """[m, queries, keys] bool -> [m, 1, queries, keys]."""
     blocked = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=seen.device)
     return torch.where(seen, blocked.new_zeros(()), blocked)[:, None]
-
-
-@dataclass(frozen=True)
-class Branches:
-    """Until discovery calls `branch_mask` itself: its arguments."""
-
-    columns: Tensor
-    branch: Tensor
-    ends: Tensor
-    forks: Tensor
-    shared: int
-
-
-class Masks:
-    """Until discovery calls `branch_mask` itself: the form of its masks."""
-
-    def __init__(self, form: MaskForm) -> None:
-        self._form = form
-
-    def branching(self, of: Branches) -> Mask:
-        keys = torch.arange(of.shared, device=of.columns.device)[None]
-        return branch_mask(of.columns, of.branch, of.forks, keys, self._form)

@@ -18,7 +18,7 @@ CASES += [(family, 1) for family in FAMILIES]
 
 def steering_of(batch: LocalBatch, directions: Tensor) -> Tensor:
     """Of each token one of the directions [segments, longest, d]: so those of one segment differ."""
-    column = batch.branches.columns - batch.branches.forks
+    column = batch.columns - batch.forks
     return directions[batch.segments.index.clamp(min=0), column.clamp(min=0)]
 
 
@@ -96,7 +96,7 @@ def test_packs_are_the_same_each_time_and_say_what_each_token_is() -> None:
         there = first.segments.index == segment.index
         assert first.segments.target[there].tolist() == list(segment.targets)
         assert first.category[there].tolist() == [segment.category] * len(segment.targets)
-        assert first.branches.columns[there].tolist() == list(range(segment.begin, segment.end))
+        assert first.columns[there].tolist() == list(range(segment.begin, segment.end))
         residual = naive_residual(model.prefixes.base.model._module, 1, rows[segment.row])[segment.begin : segment.end]
         torch.testing.assert_close(first.residual()[there], residual, rtol=1e-4, atol=1e-4)
     padding = ~first.real

@@ -1,6 +1,6 @@
 """Segments of the traces to steer, and the batches of segments that one forward pass reads.
 
-All segments of a trace are read in one pass, each as a branch of its own (`portable.attention_masks.Branches`): a
+All segments of a trace are read in one pass, each as a branch of its own (`portable.attention_masks.branch_mask`): a
 segment attends to the unsteered trace before it and to its own steered tokens. So a trace's prefix is held once,
 however many of its segments are steered.
 """
@@ -55,7 +55,7 @@ class SegmentBatch:
     Attributes:
         rows: [m], indices of the rows.
         width: number of columns of these rows that the pass needs.
-        columns, branch, forks: [m, T] int64; see `portable.attention_masks.Branches`.
+        columns, branch, forks: [m, T] int64; see `portable.attention_masks.branch_mask`.
         target, category, index: [m, T] int64, of each token; `index` is its segment's. In padding, `columns`, `branch`,
             `target` and `index` are PADDING.
     """

@@ -11,7 +11,7 @@ from lm_eval_hybrid.decoding.steering import CoefficientNetwork
 from lm_eval_hybrid.discovery.vectors.prefix_cache import Prefix, PrefixCache
 from lm_eval_hybrid.discovery.vectors.segments import Segment, SegmentBatch, batches
 from lm_eval_hybrid.models.local import LocalBackend
-from lm_eval_hybrid.portable.attention_masks import Branches
+from lm_eval_hybrid.portable.attention_masks import branch_mask
 from lm_eval_hybrid.portable.steering import divergence, steering
 
 
@@ -121,21 +121,23 @@ def target_tokens(batch: SegmentBatch, targets: TargetDistribution | None) -> tu
 
 @dataclass(frozen=True)
 class LocalBatch:
-    """A batch of segments with its rows' prefixes, on the model's device."""
+    """A batch of segments with its rows' prefixes; tensors, as of `SegmentBatch`, on the model's device."""
 
     segments: SegmentBatch
     prefix: Prefix
-    branches: Branches
+    columns: Tensor
+    branch: Tensor
+    forks: Tensor
     category: Tensor
 
     @property
     def real(self) -> Tensor:
         """[m, T] bool: True except in padding."""
-        return self.branches.columns >= 0
+        return self.columns >= 0
 
     def residual(self) -> Tensor:
         """[m, T, d]: the unsteered residual after the steering layer, at each token."""
-        columns = self.branches.columns.clamp(min=0)
+        columns = self.columns.clamp(min=0)
         rows = torch.arange(len(columns), device=columns.device)[:, None]
         return self.prefix.residual[rows, columns]
 
@@ -179,23 +181,21 @@ class LocalSteeredModel:
         for batch in batches(segments, self._vocabulary):
             prefix = self.prefixes.read(batch.rows, batch.width)
             parts = (batch.columns, batch.branch, batch.forks, batch.category)
-            columns, branch, forks, category = (part.to(self.device) for part in parts)
-            # `ends` is empty: logits are needed at every token, not only at a branch's last one.
-            branches = Branches(columns, branch, columns.new_zeros(0), forks, prefix.residual.shape[1])
-            yield LocalBatch(batch, prefix, branches, category)
+            yield LocalBatch(batch, prefix, *(part.to(self.device) for part in parts))
 
     def logits(self, batch: LocalBatch, steering: Tensor) -> Tensor:
         """Next-token logits [m, T, vocab] float32, with `steering` [m, T, d] added to the residual at each token.
 
         Gradients reach `steering` through the layers above.
         """
-        base, columns, layer = self.prefixes.base, batch.branches.columns, self.prefixes.layer
+        base, columns, layer = self.prefixes.base, batch.columns, self.prefixes.layer
+        keys = torch.arange(batch.prefix.residual.shape[1], device=columns.device)[None]
         residual = batch.residual()
         steered = residual + steering.to(residual.dtype)
         ids = columns.clamp(min=0, max=base.context_length - 1)
         arguments = {
             "input_ids": torch.zeros_like(ids),  # only its shape matters: the embeddings are skipped
-            "attention_mask": base.masks.branching(batch.branches),
+            "attention_mask": branch_mask(columns, batch.branch, batch.forks, keys, base.mask_form),
             "position_ids": ids,
             base.cache_argument: batch.prefix.kv_cache(layer + 1),
         }

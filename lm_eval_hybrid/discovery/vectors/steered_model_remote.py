@@ -21,7 +21,6 @@ from lm_eval_hybrid.discovery.vectors.steered_model import (
 )
 from lm_eval_hybrid.models.local import LocalBackend
 from lm_eval_hybrid.models.protocol import RemoteBackend
-from lm_eval_hybrid.portable.steering import divergence, steering
 
 
 def steered_model(base: LocalBackend | RemoteBackend, rows: Sequence[Sequence[int]], layer: int) -> SteeredModel:
@@ -92,8 +91,6 @@ class RemoteSteeredModel:
                 "logprobs": logprobs,
                 "ways": [{name: tensor.detach() for name, tensor in way.items()} for way in ways],
                 "gradient": gradient,
-                "steering": steering,
-                "divergence": divergence,
             }
         )
 
