@@ -130,7 +130,7 @@ def test_a_dry_run_shows_every_stage_and_does_nothing(here: Path, capsys: pytest
         (["--out", "mine/v1"], "version: "),
         (["--out", "My/1.0.0"], "name: "),
         (["--out", "mine/1.0.0", "--base", "./absent"], "no such folder"),
-        (["--out", "mine/1.0.0", "--thinking", "nobody/nothing"], "the thinking model and its tokenizer must be"),
+        (["--out", "mine/1.0.0", "--thinking", "nobody/nothing"], "cannot load the thinking model and its tokenizer"),
         (["--out", "mine/1.0.0", "--base", "embedded:nothing"], "cannot load the base model and its tokenizer"),
         (["--out", "mine/1.0.0", "--samples", "absent.jsonl"], "absent.jsonl: cannot be read"),
         (["--out", "mine/1.0.0", "--samples", "problems.jsonl"], "problems.jsonl:1: a trace must have"),
