@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lm_eval_hybrid.discovery.plan import DiscoveryPlan
     from lm_eval_hybrid.models.local import LocalBackend
     from lm_eval_hybrid.models.ndif.model import NdifModel
-    from lm_eval_hybrid.models.sources import Source
+    from lm_eval_hybrid.models.sources import ModelSource
 
 _CONFIGURATION = (".json", ".jinja", ".model", ".txt")  # suffixes of a model's files besides its weights
 BACKENDS = ("local", "remote")
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
     from lm_eval_hybrid.discovery.recipe import load
     from lm_eval_hybrid.discovery.stages import WorkFolder
     from lm_eval_hybrid.discovery.traces import sources as traces
-    from lm_eval_hybrid.models.sources import Source
+    from lm_eval_hybrid.models.sources import ModelSource
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     out = args.out.expanduser().resolve()
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     recipe = load(args.recipe, **{role: getattr(args, role) for role in ("base", "thinking") if getattr(args, role)})
     # All input is read and checked before the long work begins.
     samples = tuple(traces.read(args.samples)) if args.samples else ()
-    sources = {role: Source.named(role, getattr(recipe, role)) for role in ("base", "thinking")}
+    sources = {role: ModelSource.named(role, getattr(recipe, role)) for role in ("base", "thinking")}
     configs = {role: _config(source) for role, source in sources.items()}
     identities = {role: _identity(args, source, configs[role]) for role, source in sources.items()}
     work = WorkFolder(args.work or Path(f"{out.parent.name}-{out.name}.discover"))
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
         _discover(args, out, plan, sources)
 
 
-def _discover(args: argparse.Namespace, out: Path, plan: "DiscoveryPlan", sources: "dict[str, Source]") -> None:
+def _discover(args: argparse.Namespace, out: Path, plan: "DiscoveryPlan", sources: "dict[str, ModelSource]") -> None:
     from contextlib import nullcontext
 
     from lm_eval_hybrid.common.distributed import Ranks
@@ -144,18 +144,18 @@ def _check_parent(out: Path) -> None:
         raise HybridError(f"{parent}: not a writable folder, which the bundle needs; choose another --out")
 
 
-def _is_remote(args: argparse.Namespace, source: "Source") -> bool:
+def _is_remote(args: argparse.Namespace, source: "ModelSource") -> bool:
     return bool(getattr(args, f"{source.role}_backend") == "remote")
 
 
-def _config(source: "Source") -> "PretrainedConfig":
+def _config(source: "ModelSource") -> "PretrainedConfig":
     from transformers import AutoConfig
 
     with source.loading():
         return AutoConfig.from_pretrained(source.name, revision=source.revision)
 
 
-def _identity(args: argparse.Namespace, source: "Source", config: "PretrainedConfig") -> str:
+def _identity(args: argparse.Namespace, source: "ModelSource", config: "PretrainedConfig") -> str:
     """Identifies a model in the digests of stages: its weights, dtype, and for a folder also its other files."""
     from hashlib import sha256
 
@@ -170,7 +170,7 @@ def _identity(args: argparse.Namespace, source: "Source", config: "PretrainedCon
     return f"{identity} {args.dtype}"
 
 
-def _load(args: argparse.Namespace, source: "Source", ranks: "Ranks") -> "LocalBackend | NdifModel":
+def _load(args: argparse.Namespace, source: "ModelSource", ranks: "Ranks") -> "LocalBackend | NdifModel":
     """Load a model, or connect to it on the server."""
     if _is_remote(args, source):
         from lm_eval_hybrid.harness.loading import remote_model

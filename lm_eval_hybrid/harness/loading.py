@@ -210,12 +210,12 @@ def memory_need(source: ModelSource, theirs: Mapping[str, Any], tokens: int, rea
     """The memory of a model with the batch size that the arguments give; 1 for `auto`.
 
     Raises:
-        HybridError: see `lm_eval_hybrid.models.sizes.model_size`.
+        HybridError: see `lm_eval_hybrid.models.sizes.model_footprint`.
     """
     given = str(theirs.get("batch_size") or 1)
     rows = 1 if given.startswith("auto") else int(given)
     return ModelNeed(
-        source.role, sizes.model_size(source, arguments_for(theirs, source.role)), rows if read else 0, tokens
+        source.role, sizes.model_footprint(source, arguments_for(theirs, source.role)), rows if read else 0, tokens
     )
 
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lm_eval_hybrid.bundles.manifest import first_problem
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.models.sizes import ModelSize
+from lm_eval_hybrid.models.sizes import ModelFootprint
 
 USABLE_SHARE = 0.9
 """Of the free memory: allocators leave gaps, and other programs need some."""
@@ -93,7 +93,7 @@ class ModelNeed:
     """
 
     role: str
-    size: ModelSize
+    size: ModelFootprint
     rows: int
     tokens: int
 

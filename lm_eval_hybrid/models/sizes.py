@@ -18,7 +18,7 @@ _QUANTISED_OVERHEAD = 1.07  # bytes for each byte of quantised weights, their sc
 
 
 @dataclass(frozen=True)
-class ModelSize:
+class ModelFootprint:
     """The numbers that decide how much memory one model takes.
 
     Attributes:
@@ -48,7 +48,7 @@ class ModelSize:
         dtype: torch.dtype | None = None,
         bits: int | None = None,
         trust_remote_code: bool = False,
-    ) -> "ModelSize":
+    ) -> "ModelFootprint":
         """The size of the causal model with this configuration; `dtype` and `bits` override the configuration's.
 
         A configuration without a dtype counts as float32, like old checkpoints.
@@ -90,7 +90,7 @@ class ModelSize:
         return read * (self.width + tokens) * self.dtype.itemsize + logits
 
 
-def model_size(source: ModelSource, theirs: Mapping[str, Any]) -> ModelSize:
+def model_footprint(source: ModelSource, theirs: Mapping[str, Any]) -> ModelFootprint:
     """The size of a model in a folder or on the hub (whose configuration is fetched), as it would be loaded.
 
     Args:
@@ -105,7 +105,7 @@ def model_size(source: ModelSource, theirs: Mapping[str, Any]) -> ModelSize:
         config = AutoConfig.from_pretrained(source.name, revision=source.revision, trust_remote_code=trust, **files)
         requested = get_dtype(theirs.get("dtype") or "auto")
         dtype = requested if isinstance(requested, torch.dtype) else None
-        return ModelSize.of(config, dtype, requested_bits(theirs), trust)
+        return ModelFootprint.of(config, dtype, requested_bits(theirs), trust)
 
 
 def requested_bits(theirs: Mapping[str, Any]) -> int | None:

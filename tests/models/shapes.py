@@ -5,7 +5,7 @@ from functools import cache
 import torch
 from transformers import LlamaConfig
 
-from lm_eval_hybrid.models.sizes import ModelSize
+from lm_eval_hybrid.models.sizes import ModelFootprint
 
 # hidden, inner, layers, heads, heads of keys and values, vocabulary
 _SHAPES = {
@@ -29,5 +29,5 @@ def config(name: str) -> LlamaConfig:
 
 
 @cache
-def size(name: str, dtype: torch.dtype = torch.bfloat16, bits: int | None = None) -> ModelSize:
-    return ModelSize.of(config(name), dtype, bits)
+def size(name: str, dtype: torch.dtype = torch.bfloat16, bits: int | None = None) -> ModelFootprint:
+    return ModelFootprint.of(config(name), dtype, bits)

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, LlamaConfig
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.models.sizes import ModelSize, cached_numbers, model_size
+from lm_eval_hybrid.models.sizes import ModelFootprint, cached_numbers, model_footprint
 from lm_eval_hybrid.models.sources import ModelSource
 from tests.models import shapes
 from tests.oracle.models import tiny_model
@@ -17,17 +17,17 @@ from tests.oracle.models import tiny_model
 def test_weights_are_those_of_the_model(tmp_path: Path, kind: str) -> None:
     model = tiny_model(kind, 0)
     model.save_pretrained(tmp_path)
-    size = model_size(ModelSource.named("base", str(tmp_path)), {})
+    size = model_footprint(ModelSource.named("base", str(tmp_path)), {})
     assert size.parameters == model.num_parameters()
     assert size.weights == sum(weight.nbytes for weight in model.parameters())
-    assert model_size(ModelSource.named("base", str(tmp_path)), {"dtype": "bfloat16"}).weights == size.weights // 2
+    assert model_footprint(ModelSource.named("base", str(tmp_path)), {"dtype": "bfloat16"}).weights == size.weights // 2
 
 
 def test_keys_and_values_are_those_that_a_pass_leaves() -> None:
     model = tiny_model("llama", 0)
     kept = model(torch.tensor([[5, 6, 7]]), use_cache=True).past_key_values
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in kept.layers)
-    assert ModelSize.of(model.config, torch.float32).cache(rows=1, tokens=3) == held
+    assert ModelFootprint.of(model.config, torch.float32).cache(rows=1, tokens=3) == held
 
 
 def test_heads_may_have_a_width_of_their_own() -> None:
@@ -51,7 +51,7 @@ def test_quantised_weights_are_the_linear_ones_but_the_head() -> None:
     assert shapes.size("7b", bits=8).weights > quantised.weights
     config = shapes.config("7b")
     config.quantization_config = {"quant_method": "gptq", "bits": 4}
-    assert ModelSize.of(config, torch.bfloat16) == quantised
+    assert ModelFootprint.of(config, torch.bfloat16) == quantised
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -60,7 +60,7 @@ def test_quantised_weights_are_as_large_as_thought(tmp_path: Path, bits: int) ->
     tiny_model("llama", 0, width=128).to(torch.float16).save_pretrained(tmp_path)
     settings = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=settings, dtype=torch.float16)
-    size = ModelSize.of(AutoConfig.from_pretrained(tmp_path), torch.float16, bits)
+    size = ModelFootprint.of(AutoConfig.from_pretrained(tmp_path), torch.float16, bits)
     # Its own account leaves out the scales.
     assert size.weights == pytest.approx(model.get_memory_footprint(return_buffers=False), rel=0.07)
 
@@ -68,4 +68,4 @@ def test_quantised_weights_are_as_large_as_thought(tmp_path: Path, bits: int) ->
 def test_what_is_no_model_is_said(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(HybridError, match="cannot load the thinking model and its tokenizer from"):
-        model_size(ModelSource.named("thinking", str(tmp_path)), {})
+        model_footprint(ModelSource.named("thinking", str(tmp_path)), {})

@@ -11,7 +11,7 @@ from lm_eval_hybrid.harness.arguments import HybridArguments
 from lm_eval_hybrid.harness.loading import REMOTE_BATCH
 from lm_eval_hybrid.harness.memory import check_batch_sizes
 from lm_eval_hybrid.models.placement import Machine, ModelNeed, Placement, PlacementOptions, place_models
-from lm_eval_hybrid.models.sizes import ModelSize, model_size
+from lm_eval_hybrid.models.sizes import ModelFootprint, model_footprint
 from lm_eval_hybrid.models.sources import ModelSource
 
 _MOST = 64  # texts at once, where the harness is told `auto`: its own bound
@@ -33,7 +33,7 @@ class Models:
     names: Mapping[str, str]
     sources: Mapping[str, ModelSource]
     theirs: Mapping[str, Any]
-    sizes: Mapping[str, ModelSize]
+    sizes: Mapping[str, ModelFootprint]
     read: frozenset[str]
     wishes: PlacementOptions
     machine: Machine
@@ -58,7 +58,7 @@ class Models:
             sources["thinking"] = ModelSource.choose("thinking", ours.thinking, manifest.thinking)
         backends = {"base": ours.base_backend, "thinking": ours.thinking_backend}
         sizes = {
-            role: model_size(source, loading.arguments_for(theirs, role))
+            role: model_footprint(source, loading.arguments_for(theirs, role))
             for role, source in sources.items()
             if backends[role] == "local"
         }
