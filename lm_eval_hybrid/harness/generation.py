@@ -10,10 +10,26 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.sampling import Sampling
 
-# Settings of transformers' generate() that make no difference here.
-_NEUTRAL = {"do_sample", "num_beams", "use_cache"}
-_SAMPLING = {"temperature", "top_k", "top_p", "seed"}
-_NEUTRAL_IF_GREEDY = {"min_p"}
+# Settings of transformers' generate() that are handled here or make no difference whatever their value.
+_HANDLED = {"do_sample", "temperature", "top_k", "top_p", "seed", "use_cache"}
+# Settings that make no difference with this value; any other value is refused.
+_NEUTRAL_VALUES = {
+    "diversity_penalty": 0,
+    "epsilon_cutoff": 0,
+    "eta_cutoff": 0,
+    "length_penalty": 1,
+    "min_p": 0,
+    "no_repeat_ngram_size": 0,
+    "num_beam_groups": 1,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "repetition_penalty": 1,
+    "typical_p": 1,
+}
+# Settings that choose among likely tokens, so that greedy decoding is the same with any value.
+_NEUTRAL_IF_GREEDY = {"epsilon_cutoff", "eta_cutoff", "min_p", "typical_p"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +55,7 @@ class GenerationSettings:
             seed: of the sampling, where `generation_kwargs` has none.
 
         Raises:
-            HybridError: beam search, a limit below 1, an unknown setting, or a value of the wrong type.
+            HybridError: a limit below 1, an unsupported setting that has an effect, or a value of the wrong type.
         """
         try:
             settings = dict(normalize_gen_kwargs(dict(generation_kwargs), default_tokens))
@@ -51,18 +67,20 @@ class GenerationSettings:
                 f"generation settings {dict(generation_kwargs)} hold a value of the wrong type: {error}; correct it in "
                 "--gen_kwargs or the task"
             ) from error
-        if settings.get("num_beams", 1) != 1:
-            raise HybridError(
-                f"num_beams={settings['num_beams']} asks for beam search, which model hybrid lacks; leave num_beams out"
-            )
         if wrong := [text for text in stop if not isinstance(text, str)]:
             raise HybridError(
                 f"until holds {wrong[0]!r}, which is not a string; correct it in --gen_kwargs or the task"
             )
-        known = _NEUTRAL | _SAMPLING | (set() if sampling else _NEUTRAL_IF_GREEDY)
-        if unknown := sorted(settings.keys() - known):
+        unsupported = [
+            f"{name}={value}"
+            for name, value in sorted(settings.items())
+            if name not in _HANDLED
+            and not (sampling is None and name in _NEUTRAL_IF_GREEDY)
+            and not (name in _NEUTRAL_VALUES and (value is None or value == _NEUTRAL_VALUES[name]))
+        ]
+        if unsupported:
             raise HybridError(
-                f"model hybrid does not support {', '.join(unknown)}; it takes until, max_gen_toks, do_sample, "
+                f"model hybrid does not support {', '.join(unsupported)}; it takes until, max_gen_toks, do_sample, "
                 "temperature, top_k, top_p and seed; leave the others out of generation_kwargs and --gen_kwargs"
             )
         if tokens < 1:
@@ -91,6 +109,19 @@ def check_not_empty(request: Instance) -> None:
     """
     if not request.args[0]:
         raise HybridError(f"the prompt of {_name(request)} is empty; correct the task's doc_to_text")
+
+
+def check_continuation(request: Instance) -> None:
+    """Check that a log-likelihood request has something to score.
+
+    Raises:
+        HybridError: the continuation is empty.
+    """
+    if not request.args[1]:
+        raise HybridError(
+            f"the continuation of {_name(request)} is empty; a log-likelihood needs at least one token; correct the "
+            "task's doc_to_choice or doc_to_target"
+        )
 
 
 def check_fits_context(

@@ -32,10 +32,16 @@ from lm_eval_hybrid.common.thoughts import thought_is_open
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.records import Generation
 from lm_eval_hybrid.decoding.request import Prompt, Request
+from lm_eval_hybrid.decoding.sampling import Sampling
 from lm_eval_hybrid.decoding.steering import Steering
 from lm_eval_hybrid.harness import token_log
 from lm_eval_hybrid.harness.arguments import HybridArguments
-from lm_eval_hybrid.harness.generation import GenerationSettings, check_fits_context, check_not_empty
+from lm_eval_hybrid.harness.generation import (
+    GenerationSettings,
+    check_continuation,
+    check_fits_context,
+    check_not_empty,
+)
 from lm_eval_hybrid.harness.loading import REMOTE_BATCH, Loader, LocalModel
 from lm_eval_hybrid.harness.memory import check_batch_sizes, in_batches, largest_batch
 from lm_eval_hybrid.harness.process import enable_cpu_ranks, install_excepthook, processes
@@ -139,6 +145,7 @@ class HybridLM(LocalModel):
             and self._thinking.model.tokenizer.get_vocab() != self.tokenizer.get_vocab()
         )
         self._totals = Totals()
+        self._sampling: set[Sampling | None] = set()
         self._other_ranks_totals: list[Totals] = []
         self._other_ranks_traffic: list[dict[str, Traffic]] = []
         self._identity = {
@@ -238,6 +245,23 @@ class HybridLM(LocalModel):
         }
         return {choice: self.tokenizer.decode([choice]) for choice in sorted(choices)}
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """See the harness's `LM.loglikelihood`.
+
+        Raises:
+            HybridError: a continuation is empty.
+        """
+        for request in requests:
+            check_continuation(request)
+        scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return scores
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Token ids of context and continuation. HFLM cuts the ids of their joined text at the context's length, which
+        leaves nothing to score where one token spans both: then the continuation is encoded alone."""
+        context_ids, continuation_ids = super()._encode_pair(context, continuation)
+        return context_ids, continuation_ids or self.tok_encode(continuation, add_special_tokens=False)
+
     def _loglikelihood_tokens(
         self, requests: list[_ScoreRequest], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
@@ -263,7 +287,7 @@ class HybridLM(LocalModel):
         return [scores[i] for i in range(len(requests))]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Apply the base tokenizer's template; the thinking model then reads the same text.
+        """Apply the base tokenizer's template; the thinking model reads the same messages in its own template.
 
         Raises:
             HybridError: the base tokenizer has no chat template.
@@ -273,7 +297,8 @@ class HybridLM(LocalModel):
                 f"the base tokenizer of {self.pretrained} has no chat template, which --apply_chat_template needs; "
                 "leave it out (thinking_prompt=chat applies the thinking model's own)"
             )
-        return Templated(super().apply_chat_template(chat_history, add_generation_prompt))
+        text = super().apply_chat_template(chat_history, add_generation_prompt)
+        return Templated(text, chat_history, add_generation_prompt)
 
     @property
     def tokenizer_name(self) -> str:
@@ -306,6 +331,7 @@ class HybridLM(LocalModel):
         """The entries that the results file has under `config`. The call ends a run: totals are reset."""
         totals = Totals.of([self._totals, *self._other_ranks_totals])
         self._totals, self._other_ranks_totals = Totals(), []
+        sampling, self._sampling = self._sampling, set()
         canonical = json.dumps(self._identity, sort_keys=True)
         return {
             **super().get_model_info(),
@@ -321,6 +347,7 @@ class HybridLM(LocalModel):
             "hybrid_requests": {model.name: asdict(model.traffic.pop()) for model in self._loader.remote.values()},
             "hybrid_policy": self._identity["policy"],
             "hybrid_fingerprint": hashlib.sha256(canonical.encode()).hexdigest(),
+            "hybrid_sampling": sorted(map(_sampling_text, sampling)),
             "hybrid_totals": totals.summary(),
         }
 
@@ -357,13 +384,14 @@ class HybridLM(LocalModel):
         context, generation_kwargs = instance.args
         check_not_empty(instance)
         settings = GenerationSettings.of(generation_kwargs, self.max_gen_toks, self._policy.seed)
+        self._sampling.add(settings.sampling)
         sampling = None if settings.sampling is None else replace(settings.sampling, repeat=repeat)
         base_ids = thinking_ids = self.tok_encode(context)
         if self._policy.reads_base:
             check_fits_context(instance, "base", len(base_ids), settings, self.max_length)
         thought_open = False
         if self._thinking is not None:
-            text = self._thinking.text(context, isinstance(context, Templated))
+            text = self._thinking.text(context)
             thinking_ids = self._thinking.ids(text)
             check_fits_context(instance, "thinking", len(thinking_ids), settings, self._thinking.model.max_length)
             # In other arms the base speaks, and does not continue the thinking model's thought.
@@ -377,11 +405,7 @@ class HybridLM(LocalModel):
         for texts, context_ids, continuation in batch:
             thinking_ids = context_ids
             if self._thinking is not None:
-                if texts is None:
-                    text = self.tok_decode(context_ids)
-                else:
-                    # The harness has moved trailing white space from the context to the continuation.
-                    text = self._thinking.text(texts[0].rstrip(), isinstance(texts[0], Templated))
+                text = self.tok_decode(context_ids) if texts is None else self._thinking.text(texts[0], stripped=True)
                 thinking_ids = self._thinking.ids(text)
                 if self._retokenizes:
                     continuation = self._thinking.continuation_ids(text, self.tok_decode(continuation))
@@ -401,3 +425,10 @@ class HybridLM(LocalModel):
             return REMOTE_BATCH
         models = [self.model, *([self._thinking.model.model] if self._thinking else [])]
         return largest_batch(models, max(1, tokens), int(self.max_batch_size))
+
+
+def _sampling_text(sampling: Sampling | None) -> str:
+    """How tokens were chosen, for the results file. It may differ from --gen_kwargs, which a task can override."""
+    if sampling is None:
+        return "greedy"
+    return f"temperature={sampling.temperature}, top_k={sampling.top_k}, top_p={sampling.top_p}, seed={sampling.seed}"

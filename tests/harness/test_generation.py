@@ -22,6 +22,9 @@ def request(context: str) -> Instance:
         ({"until": ["\n", ""], "max_new_tokens": 3, "do_sample": False}, GenerationSettings(3, ("\n",))),
         ({"until": ["Q"], "do_sample": False, "temperature": 0.0, "top_p": 1.0}, GenerationSettings(256, ("Q",))),
         ({"do_sample": True}, GenerationSettings(256, (), Sampling(1.0, seed=7))),
+        ({"min_p": 0, "repetition_penalty": 1.0, "num_beams": 1, "use_cache": False}, GenerationSettings(256, ())),
+        ({"min_p": 0.3, "typical_p": 0.5}, GenerationSettings(256, ())),  # without effect on greedy decoding
+        ({"temperature": 1, "min_p": 0.0}, GenerationSettings(256, (), Sampling(1.0, seed=7))),
         (
             {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "seed": 3},
             GenerationSettings(256, (), Sampling(0.7, 5, 0.9, 3)),
@@ -37,12 +40,12 @@ def test_settings(given: dict[str, Any], settings: GenerationSettings) -> None:
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        ({"num_beams": 4}, "asks for beam search"),
-        ({"temperature": 0.7, "min_p": 0.1}, "does not support min_p"),
+        ({"num_beams": 4}, "does not support num_beams=4"),
+        ({"temperature": 0.7, "min_p": 0.1}, "does not support min_p=0.1"),
         ({"temperature": -1, "do_sample": True}, "temperature must be a finite number above 0; found -1"),
         ({"temperature": 0.7, "top_p": 1.5}, "top_p must be above 0 and at most 1; found 1.5"),
         ({"temperature": 0.7, "top_k": "many"}, "value of the wrong type: .*'many'"),
-        ({"repetition_penalty": 1.2}, "does not support repetition_penalty"),
+        ({"repetition_penalty": 1.2}, "does not support repetition_penalty=1.2"),
         ({"max_gen_toks": "abc"}, "value of the wrong type: .*'abc'"),
         ({"until": 5}, "until holds 5, which is not a string"),
         ({"max_gen_toks": 0}, "max_gen_toks=0 is below 1"),

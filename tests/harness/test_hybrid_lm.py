@@ -155,7 +155,7 @@ def test_totals_count_each_request_once(system: TinySystem) -> None:
             "has 20000 tokens, and max_gen_toks=16; .* base model's context of 16384 tokens",
         ),
         ("x" * 16380, {}, "max_gen_toks=4 or less"),
-        ("x", {"num_beams": 2}, "asks for beam search"),
+        ("x", {"num_beams": 2}, "does not support num_beams=2"),
     ],
 )
 def test_bad_requests_are_refused_in_one_line(
@@ -184,7 +184,7 @@ def test_bad_arguments_are_refused_in_one_line(system: TinySystem, tmp_path: Pat
         ({"base": str(tmp_path / "absent")}, "no such folder"),
         ({"base": str(wide)}, "hidden size 32 .* found 64"),
         ({"thinking": str(wide)}, "hidden size 32 .* found 64"),
-        ({"thinking_prompt": "chat"}, "chat template; found none"),
+        ({"thinking_prompt": "chat"}, "has no chat template, which a chat prompt needs"),
         ({"batch_size": 0}, "batch_size=0 is not a batch size"),
         ({"batch_size": "x"}, "batch_size='x' is not a batch size"),
         ({"max_batch_size": -1}, "max_batch_size=-1 is not a batch size"),
