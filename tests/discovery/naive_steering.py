@@ -1,7 +1,4 @@
-"""Steering written a second time: plain transformers, a forward hook, one sequence a segment.
-
-And what vectors are fitted to on the tiny pair.
-"""
+"""A naive implementation of steering (a forward hook, one segment per pass), and the FitData of a tiny pair."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,11 +20,11 @@ from tests.oracle import models
 from tests.oracle.naive import blocks_of
 
 LAYER, WIDTH, LATENTS = 1, 32, 4
-SILENT = 3  # the latent that is never the strongest
+SILENT = 3  # a latent that is never the strongest
 
 
 def naive_logits(model: PreTrainedModel, layer: int, row: Sequence[int], begin: int, steering: Tensor) -> Tensor:
-    """Logits [n, vocab] after the columns from `begin` on, with steering [n, d] added there after a layer."""
+    """Logits [n, vocab] after the columns from `begin` on, with steering [n, d] added to them after a layer."""
     end = begin + len(steering)
 
     def add(module: Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -57,16 +54,18 @@ def backend_of(family: str) -> LocalBackend:
 
 
 def rows_of_tokens() -> list[list[int]]:
-    """Of different lengths, some longer than the windows of attention; one has a single token."""
+    """Rows of different lengths, some longer than a sliding window and one of a single token."""
     return [*models.random_prompts(3, seed=1, shortest=8, longest=30), [5]]
 
 
 def some_segments(rows: Sequence[Sequence[int]]) -> list[Segment]:
-    """Of every row: a place, whole stretches, stretches over the same columns, the first column, the last."""
+    """For every row: single columns, among them the first and the last, the whole row, and overlapping segments."""
     found: list[Segment] = []
     for row, n in enumerate(map(len, rows)):
         for begin, end in {(0, 1), (n - 1, n), (0, n), (n // 2, n // 2 + 1), (n // 3, n - n // 4), (n // 3, n)}:
-            targets = tuple(10 + column % 4 for column in range(begin, end))  # what one row learns serves the others
+            targets = tuple(
+                10 + column % 4 for column in range(begin, end)
+            )  # the same in all rows, so that they generalize
             found.append(Segment(row, begin, targets, len(found) % LATENTS, len(found)))
     return found
 
@@ -93,10 +92,10 @@ def fit_data_of(studied: Studied, folder: Path) -> FitData:
 
 
 def _kind(text: str) -> int:
-    """A category that says what a sentence has more of, so that one can be learned for others."""
+    """A category that depends on the text, so that held-out sentences have it, too."""
     return 0 if "%" in text else 1 if "F" in text else 2
 
 
 def effects_of(data: FitData, fitted: FittedVectors) -> VectorEffects:
-    """At the held-out gates."""
+    """The effects at held-out gates."""
     return measure_effects(data.model, data.gate_segments(held_out=True), fitted)

@@ -26,7 +26,7 @@ BOTH = {"settings": [{}, {"select": "fixed", "coefficients": [1.0, 2.0]}]}
         (("mine", "1.0.0"), {"calibration": {"settings": [{"select": "mlp", "windows": [1, 2]}]}}, "needs one window"),
     ],
 )
-def test_mistakes_are_found_before_the_work(
+def test_mistakes_are_refused_before_the_work(
     studied: Studied, tmp_path: Path, named: tuple[str, str], change: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(HybridError, match=said) as error:

@@ -41,7 +41,7 @@ STRONG = SteeringSetting(coefficients=(0.5, 1.0))
 OWN = SteeringSetting(coefficients=(0.5, 1.0), windows=(1, 0))  # of the tiny system's bundle
 WEAK = SteeringSetting(coefficients=(0.01,))
 TOKENS, DOCUMENTS = 40, 10
-STOPS = ("n", "P", "I", "u", "e")  # an answer that is cut by its length gives no number
+STOPS = ("n", "P", "I", "u", "e")  # an answer cut at its maximum length counts as wrong
 OPEN = PromptSpec(thinking="chat", prefix="<think>\n")
 
 
@@ -107,7 +107,7 @@ def test_scores_are_those_of_the_harness(
 
     write(["1"] * DOCUMENTS)
     said = [[_said(s["resps"][0][0]) for s in evaluated(system, tmp_path, task, arm)] for arm in arms]
-    # Each document's right answer is what one of the arms says, so that all are right at times.
+    # Each document's true answer is taken from one of the arms in turn, so that every arm is right at times.
     write([said[i % 3][i] or "1" for i in range(DOCUMENTS)])
     source = Source(data=str(tmp_path / file), question=question, prompt=form)
     drawn = {problem.prompt: problem for problem in draw([source], DOCUMENTS, 0)}
@@ -130,7 +130,7 @@ def _said(response: HybridAnswer) -> str | None:
 
 
 def answers_of(studied: Studied, count: int, arm: str = "thinking") -> list[Problem]:
-    """Problems whose right answer is what the arm says."""
+    """Problems whose true answer is the arm's."""
     prompts = [f"Question {i}: one. two?" for i in range(count)]
     decoder = HybridDecoder(studied.base, studied.thinking, None, policy_for(arm, STRONG.policy()))
     answers = decoder.generate([studied.pair.prompts(text) for text in prompts], TOKENS, STOPS)
@@ -164,7 +164,7 @@ def found_with(
     return calibrate(studied.pair, fits, problems, recipe, 0, folder)
 
 
-def test_the_first_setting_is_tried_with_all_fits_the_others_with_the_best(
+def test_the_first_setting_is_evaluated_with_all_fits_the_others_with_the_best(
     studied: Studied, fits: list[Steering], problems: list[Problem], tmp_path: Path
 ) -> None:
     found = found_with(studied, fits, problems, tmp_path, STRONG, WEAK)
@@ -172,7 +172,7 @@ def test_the_first_setting_is_tried_with_all_fits_the_others_with_the_best(
     first = min(found.trials[:2], key=lambda trial: (-sum(trial.result.scores), trial.result.steered))
     assert [(trial.fit, trial.setting) for trial in found.trials[2:]] == [(first.fit, WEAK)]
     base, thinking = found.base, found.thinking
-    assert 0 <= sum(base.scores) < sum(thinking.scores), "the right answers are the thinking model's"
+    assert 0 <= sum(base.scores) < sum(thinking.scores), "the true answers are the thinking model's"
     for trial in found.trials:
         assert trial.gap == gap(base.scores, trial.result.scores, thinking.scores, 0)
         assert 0 <= trial.result.changed <= trial.result.steered <= 1
@@ -180,10 +180,8 @@ def test_the_first_setting_is_tried_with_all_fits_the_others_with_the_best(
     assert sum(chosen.result.scores) == max(sum(trial.result.scores) for trial in found.trials)
 
 
-def test_answers_that_are_right_count_before_anything_else(
-    studied: Studied, fits: list[Steering], tmp_path: Path
-) -> None:
-    # Steered by nothing the hybrid is the base, which is right here.
+def test_the_number_of_right_answers_decides_first(studied: Studied, fits: list[Steering], tmp_path: Path) -> None:
+    # With zero vectors the hybrid answers like the base, which is right here.
     still = replace(fits[0], vectors=torch.zeros_like(fits[0].vectors), bias=torch.zeros_like(fits[0].bias))
     problems = answers_of(studied, 6, "base")
     found = found_with(studied, [fits[0], still, fits[1]], problems, tmp_path, STRONG)
@@ -192,8 +190,8 @@ def test_answers_that_are_right_count_before_anything_else(
     assert hybrid.changed == 0
 
 
-def tried(tmp_path: Path, rows: Sequence[tuple[int, SteeringSetting, int, float]]) -> None:
-    """A folder as a run leaves it that tried everything."""
+def write_scores(tmp_path: Path, rows: Sequence[tuple[int, SteeringSetting, int, float]]) -> None:
+    """Write the scores of a finished calibration: (fit, setting, right answers, share steered) of each trial."""
     fixed = [("base", None, None, 0, 0.0), ("thinking", None, None, 4, 1.0)]
     lines = [(arm, fit, setting, right, steered) for arm, fit, setting, right, steered in fixed]
     lines += [("hybrid", *row) for row in rows]
@@ -221,17 +219,17 @@ MLP = SteeringSetting(select="mlp", coefficients=(1.0, 2.0, 3.0), windows=(2,))
     ],
     ids=["right answers", "fewer steered", "fewer candidates", "the first", "the first fit"],
 )
-def test_among_equals_less_steering_wins(
+def test_of_equal_trials_the_one_that_steers_less_wins(
     studied: Studied, fits: list[Steering], tmp_path: Path, rows: list, best: tuple[int, SteeringSetting]
 ) -> None:
-    tried(tmp_path, rows)
+    write_scores(tmp_path, rows)
     settings = list(dict.fromkeys(row[1] for row in rows))
     found = found_with(studied, fits, [Problem(str(i), "1") for i in range(4)], tmp_path, *settings)
     assert (found.fit, found.setting) == best
     assert len(found.trials) == len(rows)
 
 
-def test_what_was_tried_is_not_tried_again(
+def test_scores_in_the_folder_are_not_computed_again(
     studied: Studied, fits: list[Steering], problems: list[Problem], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = found_with(studied, fits, problems, tmp_path / "whole", STRONG, WEAK)
@@ -255,7 +253,7 @@ def test_what_was_tried_is_not_tried_again(
     assert files[0] == files[1]
 
 
-def test_a_torn_line_is_tried_again(
+def test_the_trial_of_a_torn_line_is_repeated(
     studied: Studied, fits: list[Steering], problems: list[Problem], tmp_path: Path
 ) -> None:
     whole = found_with(studied, fits, problems, tmp_path, STRONG)
@@ -266,9 +264,7 @@ def test_a_torn_line_is_tried_again(
     assert path.read_bytes() == content
 
 
-def test_without_a_gap_what_is_right_most_often_is_taken(
-    studied: Studied, fits: list[Steering], tmp_path: Path
-) -> None:
+def test_without_a_gap_the_most_right_answers_win(studied: Studied, fits: list[Steering], tmp_path: Path) -> None:
     problems = answers_of(studied, 6, "base")
     found = found_with(studied, fits, problems, tmp_path, STRONG)
     assert sum(found.base.scores) >= sum(found.thinking.scores)
@@ -282,7 +278,7 @@ def test_problems_without_answers_are_refused(studied: Studied, fits: list[Steer
         found_with(studied, fits, [Problem("one", "1"), Problem("two")], tmp_path, STRONG)
 
 
-def test_a_problem_beyond_the_context_is_answered_by_nobody(fits: list[Steering], tmp_path: Path) -> None:
+def test_a_problem_longer_than_the_context_counts_as_wrong(fits: list[Steering], tmp_path: Path) -> None:
     short = loaded(write_system(tmp_path / "system", context=40), RAW)
     problems = [Problem("x" * length, "1") for length in (5, 39, 40, 41, 100)]
     recipe = CalibrationRecipe(settings=(STRONG,), max_new_tokens=TOKENS)
@@ -298,7 +294,7 @@ def test_a_problem_beyond_the_context_is_answered_by_nobody(fits: list[Steering]
     ids=["a thought that never closes", "stopped", "cut by a limit"],
     indirect=["prompt"],
 )
-def test_an_unfinished_answer_is_none(
+def test_an_unfinished_answer_counts_as_wrong(
     system: TinySystem, prompt: PromptSpec, stops: tuple[str, ...], right: bool, tmp_path: Path
 ) -> None:
     pair = loaded(system, prompt)

@@ -25,7 +25,7 @@ def write_recipe(folder: Path, **changes: Any) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, studied: Studied) -> Path:
-    """A folder with a tiny pair, its recipe, and what the command has found."""
+    """A folder with a tiny pair, its recipe, and the output of one run of the command."""
     folder = tmp_path_factory.mktemp("made")
     write_system(folder / "system")
     write_recipe(folder)
@@ -39,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, studied: Studied) -> Path:
 
 @pytest.fixture
 def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder: pair and recipe, nothing found yet."""
+    """The current folder, with the pair and its recipe but no output."""
     folder = tmp_path / "here"
     folder.mkdir()
     shutil.copytree(made / "system", folder / "system")
@@ -53,7 +53,7 @@ def discover(*options: str) -> int:
     return main(["discover", "--recipe", DESCRIPTION, *options])
 
 
-def test_a_bundle_is_found_and_the_work_stays_in_the_current_folder(made: Path) -> None:
+def test_the_bundle_is_written_and_the_work_folder_is_in_the_current_one(made: Path) -> None:
     out = made / OUT
     assert Bundle.load(out).manifest.training.data.startswith("12 traces of ")
     assert not contents.faults(out)
@@ -66,7 +66,7 @@ def test_a_bundle_is_found_and_the_work_stays_in_the_current_folder(made: Path) 
     assert shown["bundle"] == "mine@0.1.0" and (work / "findings.html").read_text().startswith("<!")
 
 
-def test_a_bundle_is_not_replaced_unless_told_to(
+def test_a_bundle_is_replaced_only_with_overwrite(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(made)
@@ -78,18 +78,18 @@ def test_a_bundle_is_not_replaced_unless_told_to(
     assert Bundle.load(made / OUT).identity == identity
     changed = {name for name, time in times_of(made).items() if before.get(name) != time}
     assert all(name.startswith((OUT, f"{WORK}/findings", f"{WORK}/.lock")) for name in changed), (
-        "the stages are there already"
+        "the stages were done already"
     )
 
 
-def test_the_work_can_be_elsewhere_and_in_parts(here: Path) -> None:
+def test_the_work_folder_can_be_chosen_and_filled_in_parts(here: Path) -> None:
     for until, done in (("traces", ["traces"]), ("gates", ["activations", "gates", "sae-1", "sae-2", "traces"])):
         assert discover("--out", OUT, "--work", "elsewhere/work", "--until", until) == 0
         assert stages_in(here / "elsewhere" / "work") == done
     assert not (here / "found").exists() and not (here / WORK).exists()
 
 
-def test_samples_are_taken(here: Path) -> None:
+def test_samples_replace_generated_traces(here: Path) -> None:
     write_recipe(here, calibration={"problems": 0}, vectors={"seeds": 1})
     assert discover("--out", OUT, "--samples", "traces.jsonl") == 0
     training = Bundle.load(here / OUT).manifest.training
@@ -97,7 +97,7 @@ def test_samples_are_taken(here: Path) -> None:
     assert "traces" not in stages_in(here / WORK)
 
 
-def test_models_can_be_named_in_place_of_the_recipes(here: Path) -> None:
+def test_models_can_be_given_instead_of_the_recipes(here: Path) -> None:
     (here / "system" / "base").rename(here / "other")
     write_recipe(here, calibration={"problems": 0}, vectors={"seeds": 1})
     assert discover("--out", OUT, "--samples", "traces.jsonl", "--base", "other") == 0
@@ -172,7 +172,7 @@ def check_mistake(here: Path, capsys: pytest.CaptureFixture, options: list[str],
         ({"prompt": {"thinking": "chat"}}, "needs a tokenizer with a chat template"),
     ],
 )
-def test_mistakes_in_a_recipe_leave_nothing_either(
+def test_mistakes_in_a_recipe_are_one_line_and_leave_nothing(
     here: Path, capsys: pytest.CaptureFixture, change: dict[str, Any], said: str
 ) -> None:
     write_recipe(here, **change)
@@ -180,13 +180,13 @@ def test_mistakes_in_a_recipe_leave_nothing_either(
 
 
 @pytest.mark.parametrize("option", ["--until=lunch", "--dtype=int8", "--surprise"])
-def test_unknown_options_are_argparses(option: str, capsys: pytest.CaptureFixture) -> None:
+def test_unknown_options_are_refused_by_argparse(option: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as end:
         discover("--out", OUT, option)
     assert end.value.code == 2 and capsys.readouterr().err.splitlines()[-1].startswith("lm-eval-hybrid")
 
 
-def test_problems_that_change_are_drawn_anew(here: Path) -> None:
+def test_changed_problems_make_a_new_stage(here: Path) -> None:
     write_recipe(here, calibration={"problems": 0})
     for count, folders in ((20, 1), (20, 1), (21, 2)):
         write_problems(here / "problems.jsonl", count)
@@ -194,7 +194,7 @@ def test_problems_that_change_are_drawn_anew(here: Path) -> None:
         assert len(list((here / WORK).glob("traces-*"))) == folders
 
 
-def test_help_says_what_it_does(capsys: pytest.CaptureFixture) -> None:
+def test_help_names_options_steps_and_examples(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as end:
         main(["discover", "--help"])
     said = " ".join(capsys.readouterr().out.split())

@@ -38,7 +38,7 @@ def fitted_of(network: bool) -> FittedVectors:
 
 @torch.no_grad()
 def naive(data: FitData, fitted: FittedVectors) -> VectorEffects:
-    """One gate after the other, one whole pass each."""
+    """One whole pass per gate."""
     model, gates = data.model.prefixes.base.model._module, data.gates
     count, hits, bias_hits = (torch.zeros(LATENTS, dtype=torch.int64) for _ in range(3))
     losses: dict[str, list[Tensor]] = {"base": [], "bias": [], "all": []}
@@ -88,7 +88,7 @@ def test_a_category_without_gates_has_no_effect(data: FitData) -> None:
     )
 
 
-def test_vectors_of_zero_win_nothing_and_lose_nothing(data: FitData) -> None:
+def test_zero_vectors_have_no_effect(data: FitData) -> None:
     fitted = fitted_of(False)
     effects = effects_of(data, replace(fitted, vectors=0 * fitted.vectors))
     assert torch.equal(effects.hits, effects.bias_hits) and effects.loss == effects.bias_loss
@@ -97,7 +97,7 @@ def test_vectors_of_zero_win_nothing_and_lose_nothing(data: FitData) -> None:
     assert not nothing.hits.any() and nothing.loss == nothing.base_loss != effects.loss
 
 
-def test_a_vector_can_do_harm(data: FitData) -> None:
+def test_a_vector_can_have_a_negative_effect(data: FitData) -> None:
     effects = VectorEffects(torch.tensor([4, 0, 2]), torch.tensor([3, 0, 0]), torch.tensor([1, 0, 2]), 1.0, 2.0, 3.0)
     assert effects.by_category() == [-0.5, None, 1.0]
     assert (effects.hit_rate, effects.bias_hit_rate) == (0.5, 0.5)

@@ -62,7 +62,7 @@ def naive_cross_entropy(data: FitData, fitted: FittedVectors) -> float:
 
 
 def naive_targets(gates: Disagreements, gate: int, top: int) -> list[tuple[int, float]]:
-    """The likeliest tokens that cross, with probabilities that add up to 1."""
+    """The likeliest tokens that the base's vocabulary has, with probabilities that add up to 1."""
     crossing = [
         (token, logprob)
         for token, logprob in zip(gates.top[gate].tolist(), gates.top_logprob[gate].tolist(), strict=True)
@@ -92,7 +92,7 @@ def naive_divergence(data: FitData, fitted: FittedVectors, top: int) -> float:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.recipe)
-def test_a_recipe_lowers_the_held_out_loss_leaves_the_weights_alone_and_repeats(
+def test_a_fit_lowers_the_held_out_loss_keeps_the_weights_and_is_deterministic(
     data: FitData, tmp_path: Path, recipe: LikelihoodRecipe | DisagreementRecipe
 ) -> None:
     weights = list(data.model.prefixes.base.model._module.parameters())
@@ -107,7 +107,9 @@ def test_a_recipe_lowers_the_held_out_loss_leaves_the_weights_alone_and_repeats(
         min(point.held_out for point in fitted.curves["vectors"]),
     )
     assert best < bias < start
-    assert fitted.curves["vectors"][0].held_out == pytest.approx(bias, rel=1e-5)  # they begin where the bias ended
+    assert fitted.curves["vectors"][0].held_out == pytest.approx(
+        bias, rel=1e-5
+    )  # the vectors start from the fitted bias
     assert all(
         torch.equal(a, b) for a, b in zip(before, data.model.prefixes.base.model._module.parameters(), strict=True)
     )
@@ -115,7 +117,7 @@ def test_a_recipe_lowers_the_held_out_loss_leaves_the_weights_alone_and_repeats(
     assert_same(fit(data, recipe, 0, tmp_path / "a"), fitted)
 
 
-def test_the_likelihood_recipes_loss_is_the_cross_entropy_of_the_sentences(data: FitData, tmp_path: Path) -> None:
+def test_the_likelihood_loss_is_the_cross_entropy_of_the_sentences(data: FitData, tmp_path: Path) -> None:
     fitted = fit(data, LIKELIHOOD, 0, tmp_path)
     nothing = FittedVectors(0 * fitted.bias, 0 * fitted.vectors, None, {})
     assert fitted.curves["bias"][0].held_out == pytest.approx(naive_cross_entropy(data, nothing), rel=1e-5)
@@ -124,10 +126,8 @@ def test_the_likelihood_recipes_loss_is_the_cross_entropy_of_the_sentences(data:
 
 
 @pytest.mark.parametrize("top", [1, 3, TOP])
-def test_the_disagreement_recipes_loss_is_the_divergence_from_what_crosses(
-    data: FitData, tmp_path: Path, top: int
-) -> None:
-    """Also where the likeliest tokens do not cross, or none does."""
+def test_the_disagreement_loss_is_the_divergence_from_the_top_tokens(data: FitData, tmp_path: Path, top: int) -> None:
+    """Even if the base's vocabulary lacks the likeliest tokens, or all of them."""
     found = data.gates.top.clone()
     found[::3, 0], found[1::5, 2:] = NONE, NONE
     last = int(data.gates.trace.max()) == data.gates.trace
@@ -141,7 +141,7 @@ def test_the_disagreement_recipes_loss_is_the_divergence_from_what_crosses(
     assert best < fitted.curves["bias"][0].held_out
 
 
-def test_tokens_that_begin_with_the_same_base_token_are_one_target(data: FitData) -> None:
+def test_equal_base_tokens_are_one_target(data: FitData) -> None:
     gates = replace(
         data.gates.of(torch.tensor([0])),
         top=torch.tensor([[5, 7, 7, NONE, 9, NONE, 5, 7], [NONE] * 8]),
@@ -156,7 +156,7 @@ def test_tokens_that_begin_with_the_same_base_token_are_one_target(data: FitData
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.recipe)
-def test_a_latent_without_gates_and_sentences_keeps_a_zero_vector(
+def test_a_latent_without_training_data_keeps_a_zero_vector(
     data: FitData, tmp_path: Path, recipe: LikelihoodRecipe | DisagreementRecipe
 ) -> None:
     fitted = fit(data, recipe, 0, tmp_path)
@@ -166,14 +166,14 @@ def test_a_latent_without_gates_and_sentences_keeps_a_zero_vector(
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.recipe)
-def test_a_category_learns_alone_what_it_learns_beside_the_others(
+def test_categories_do_not_influence_each_other(
     data: FitData, tmp_path: Path, recipe: LikelihoodRecipe | DisagreementRecipe
 ) -> None:
-    """Adam's first step has the sign of the gradient, whatever its length."""
+    """Adam's first step has the sign of the gradient."""
     recipe = replace(recipe, bias_epochs=0, epochs=1, batch=100)
 
     def first_step(some: FitData, folder: Path) -> Tensor:
-        """Also where it did not lower the held-out loss, and so is not the result."""
+        """The vectors after one step, even if it did not lower the held-out loss."""
         fit(some, recipe, 0, folder)
         return load_file(folder / "vectors.checkpoint.safetensors")["vectors"]
 
@@ -194,7 +194,7 @@ def test_a_category_learns_alone_what_it_learns_beside_the_others(
 
 
 def naive_examples(data: FitData, most: int) -> list[int]:
-    """By index: strongest first, of twice as many those least likely."""
+    """Indices: of the 2 * `most` strongest sentences, the least likely."""
     model, chosen = data.model.prefixes.base.model._module, []
     for category in range(LATENTS):
         own = [s for s in data.sentences if s.category == category and not data.held_out[s.row]]
@@ -210,7 +210,7 @@ def naive_examples(data: FitData, most: int) -> list[int]:
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 4, 100])
-def test_examples_are_the_least_likely_of_the_strongest(data: FitData, most: int) -> None:
+def test_training_examples_are_the_least_likely_of_the_strongest(data: FitData, most: int) -> None:
     chosen = module._training_examples(data, data.sentence_segments(held_out=False), most)
     assert [segment.index for segment in chosen] == naive_examples(data, most)
 
@@ -224,7 +224,7 @@ def test_a_sentence_without_base_tokens_is_left_out(data: FitData, tmp_path: Pat
     assert_same(fit(more, recipe, 0, tmp_path / "more"), fit(alike, recipe, 0, tmp_path / "alike"))
 
 
-def test_a_network_begins_with_coefficient_one_and_differs_by_seed(data: FitData, tmp_path: Path) -> None:
+def test_a_network_starts_with_coefficients_of_one_and_depends_on_the_seed(data: FitData, tmp_path: Path) -> None:
     recipe = replace(DISAGREEMENT, bias_epochs=0, epochs=0)
     zero, one = (fit(data, recipe, seed, tmp_path / str(seed)).network for seed in (0, 1))
     residual = 5 * torch.randn(20, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -237,8 +237,8 @@ def test_a_network_begins_with_coefficient_one_and_differs_by_seed(data: FitData
     assert (fitted[0].network.coefficient(residual, category) - 1).abs().max() > 1e-3
 
 
-def test_several_threads_add_gradients_up_in_one_order(data: FitData) -> None:
-    """Where there is so much that torch shares it out among them."""
+def test_gradients_do_not_depend_on_the_order_of_threads(data: FitData) -> None:
+    """With so many tokens that torch uses several threads."""
     generator, threads = torch.Generator().manual_seed(0), torch.get_num_threads()
     shapes = ((LATENTS, WIDTH), (64, WIDTH), (64,), (LATENTS, 64), (LATENTS,))
     parameters = [torch.randn(*shape, generator=generator).requires_grad_() for shape in shapes]
@@ -256,7 +256,7 @@ def test_several_threads_add_gradients_up_in_one_order(data: FitData) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"rate": 0.0}, {"rate": float("inf")}, {"rate": float("nan")}, {"layer": -1}])
-def test_numbers_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
+def test_invalid_numbers_are_refused(wrong: dict[str, float]) -> None:
     for recipe in (LikelihoodRecipe, DisagreementRecipe):
         with pytest.raises(pydantic.ValidationError):
             recipe(**{"layer": 1, **wrong})
@@ -266,7 +266,7 @@ def test_numbers_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.recipe)
-def test_what_was_fitted_on_a_gpu_is_on_the_cpu(
+def test_vectors_fitted_on_a_gpu_are_returned_on_the_cpu(
     data: FitData, tmp_path: Path, recipe: LikelihoodRecipe | DisagreementRecipe
 ) -> None:
     base = LocalBackend(tiny_model(0).to("cuda"), tiny_tokenizer())

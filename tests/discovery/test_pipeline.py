@@ -54,7 +54,7 @@ def write_problems(path: Path, count: int = 20) -> Path:
 
 
 def recipe(folder: Path, **changes: Any) -> DiscoveryRecipe:
-    """A recipe of a tiny pair, on problems in `folder`; a change of a part changes its fields that it names."""
+    """A recipe for a tiny pair and problems in `folder`; a change that is a dict updates the fields of that part."""
     path = folder / "problems.jsonl"
     if not path.exists():
         write_problems(path)
@@ -76,7 +76,7 @@ def found_by(made: DiscoveryRecipe, pair: Pair, work: Path, samples: Sequence[Tr
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    """The files below a folder, but for the lock."""
+    """The files below a folder, without the lock."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.stem}
 
 
@@ -98,7 +98,7 @@ def found(studied: Studied, place: Path) -> DiscoveryResult:
     return found_by(recipe(place), studied.pair, place / "work")
 
 
-def test_the_bundle_says_where_it_is_from(
+def test_the_manifest_names_models_data_and_settings(
     studied: Studied, found: DiscoveryResult, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(studied.thinking.config, "_commit_hash", "c0ffee", raising=False)
@@ -125,15 +125,15 @@ def test_the_bundle_says_where_it_is_from(
 
 
 @torch.no_grad()
-def test_its_figures_are_those_of_a_plain_loop(studied: Studied, found: DiscoveryResult, place: Path) -> None:
-    """Every model runs over every prefix by itself, and every steered token is computed from the start."""
+def test_holdout_metrics_are_those_of_a_plain_loop(studied: Studied, found: DiscoveryResult, place: Path) -> None:
+    """Each model reads each prefix alone, and each steered token is computed from the first token on."""
     bundle = bundling.make_bundle(found, studied.pair, recipe(place), "mine", "0.1.0")
     holdout, fitted = bundle.manifest.training.holdout, found.fitted
     base, thinking = (b.model._module for b in (studied.base, studied.thinking))
     network, places, opened = fitted.network, 0, 0
     assert network is not None
     hits, bias_hits, losses = [], [], {"loss": [], "loss_bias_only": [], "loss_unsteered": []}
-    for trace in found.traces[9:]:  # what is held out
+    for trace in found.traces[9:]:  # the held-out traces
         prompt = studied.base.tokenizer(trace.prompt).input_ids
         ids = [*prompt, *studied.base.tokenizer(trace.text).input_ids, studied.base.tokenizer.eos_token_id]
         row = torch.tensor([ids])
@@ -164,7 +164,7 @@ def test_its_figures_are_those_of_a_plain_loop(studied: Studied, found: Discover
 
 
 def steered(model: torch.nn.Module, ids: list[int], layer: int, added: torch.Tensor) -> torch.Tensor:
-    """Logits after `ids`, with something added to the last residual after a layer."""
+    """Logits after `ids`, with a vector added to the last residual after a layer."""
 
     def hook(_: object, __: object, output: torch.Tensor) -> torch.Tensor:
         output = output.clone()
@@ -178,7 +178,7 @@ def steered(model: torch.nn.Module, ids: list[int], layer: int, added: torch.Ten
         handle.remove()
 
 
-def test_the_gap_is_that_of_the_setting_chosen(studied: Studied, found: DiscoveryResult, place: Path) -> None:
+def test_the_gap_is_that_of_the_chosen_setting(studied: Studied, found: DiscoveryResult, place: Path) -> None:
     trials = tuple(
         replace(trial, gap=replace(trial.gap, recovered=0.25 * index))
         for index, trial in enumerate(found.calibration.trials)
@@ -189,7 +189,7 @@ def test_the_gap_is_that_of_the_setting_chosen(studied: Studied, found: Discover
     assert holdout["gap_recovered"] == 0.25 * chosen
 
 
-def test_a_second_run_makes_nothing(studied: Studied, found: DiscoveryResult, place: Path, tmp_path: Path) -> None:
+def test_a_second_run_writes_nothing(studied: Studied, found: DiscoveryResult, place: Path, tmp_path: Path) -> None:
     before = times_of(place / "work")
     again = found_by(recipe(place), studied.pair, place / "work")
     assert times_of(place / "work") == before
@@ -197,7 +197,9 @@ def test_a_second_run_makes_nothing(studied: Studied, found: DiscoveryResult, pl
     assert first.save(tmp_path / "a").identity == second.save(tmp_path / "b").identity
 
 
-def test_another_folder_finds_the_same(studied: Studied, found: DiscoveryResult, place: Path, tmp_path: Path) -> None:
+def test_a_run_in_another_folder_writes_the_same_bytes(
+    studied: Studied, found: DiscoveryResult, place: Path, tmp_path: Path
+) -> None:
     found_by(recipe(place), studied.pair, tmp_path)
     assert bytes_of(tmp_path) == bytes_of(place / "work")
 
@@ -222,16 +224,18 @@ ALL = ["activations", "calibration", "gates", "sae-1", "sae-2", "traces", "vecto
     ],
     ids=["vectors", "seeds", "calibration", "none", "layers", "sae", "activation", "holdout", "words", "seed", "name"],
 )
-def test_a_change_makes_only_what_depends_on_it(
+def test_a_change_renames_only_the_stages_that_depend_on_it(
     found: DiscoveryResult, place: Path, change: dict[str, Any], new: list[str]
 ) -> None:
-    """By the plans alone; what they say is done in the next test."""
+    """Compares plans; the next test runs one."""
     former = {stage.folder for stage in plan(recipe(place), place / "work").stages}
     changed = plan(recipe(place, **change), place / "work")
     assert sorted(stage.name for stage in changed.stages if stage.folder not in former) == sorted(new)
 
 
-def test_only_vectors_are_fitted_anew(studied: Studied, found: DiscoveryResult, place: Path) -> None:
+def test_a_changed_rate_redoes_only_vectors_and_calibration(
+    studied: Studied, found: DiscoveryResult, place: Path
+) -> None:
     before = times_of(place / "work")
     found_by(recipe(place, vectors={"rate": 0.01}), studied.pair, place / "work")
     after = times_of(place / "work")
@@ -240,10 +244,10 @@ def test_only_vectors_are_fitted_anew(studied: Studied, found: DiscoveryResult, 
     assert made == {"vectors-0", "vectors-1", "calibration"}
 
 
-def test_a_changed_file_of_problems_is_another_one(place: Path, tmp_path: Path) -> None:
+def test_a_changed_file_of_problems_changes_the_digests(place: Path, tmp_path: Path) -> None:
     made = recipe(tmp_path)
     former = plan(made, tmp_path / "work")
-    assert former.traces.digest == plan(recipe(place), place / "work").traces.digest, "the place does not count"
+    assert former.traces.digest == plan(recipe(place), place / "work").traces.digest, "the path does not matter"
     digests = (former.traces.digest, former.calibration.digest)
     write_problems(tmp_path / "problems.jsonl", 21)
     later = plan(made, tmp_path / "work")
@@ -266,25 +270,29 @@ def test_a_run_can_end_after_each_step(studied: Studied, place: Path, tmp_path: 
     assert stages_in(tmp_path) == sorted(name for step in STEPS[: number + 1] for name in kinds[step])
 
 
-def test_samples_stand_in_for_decoding(studied: Studied, found: DiscoveryResult, place: Path, tmp_path: Path) -> None:
-    """And calibration has problems that none of them is of, though fewer than traces.count are left."""
+def test_samples_replace_generated_traces(
+    studied: Studied, found: DiscoveryResult, place: Path, tmp_path: Path
+) -> None:
+    """Calibration draws problems that no trace answers, even if fewer than traces.count are left."""
     texts = {trace.prompt for trace in studied.traces}
     given = found_by(recipe(place, traces={"count": 2000}), studied.pair, tmp_path, studied.traces)
     assert given.traces == studied.traces and "traces" not in stages_in(tmp_path)
     assert len(given.calibration.base.scores) == 3
     with pytest.raises(HybridError, match="9 different ones are needed for traces and calibration; found 8"):
-        # Of the 20 problems the 12 traces are of the first 12.
+        # The 12 traces answer the first 12 of the 20 problems.
         assert len(texts) == 12
         plan(recipe(place, calibration={"problems": 9}), tmp_path, studied.traces).check()
 
 
 @pytest.mark.parametrize("holdout", [0.01, 0.5, 0.99])
-def test_both_sides_of_a_split_have_a_trace(studied: Studied, place: Path, tmp_path: Path, holdout: float) -> None:
+def test_training_and_held_out_traces_are_never_empty(
+    studied: Studied, place: Path, tmp_path: Path, holdout: float
+) -> None:
     run = DiscoveryRun(plan(recipe(place, traces={"holdout": holdout}), tmp_path, studied.traces[:2]), studied.pair)
     assert run.held_out_traces.tolist() == [False, True]
 
 
-def test_without_calibration_the_fit_with_the_smallest_loss_is_taken(
+def test_without_calibration_the_fit_with_the_smallest_loss_is_chosen(
     studied: Studied, found: DiscoveryResult, place: Path
 ) -> None:
     plain = found_by(recipe(place, calibration={"problems": 0}), studied.pair, place / "work")
@@ -293,7 +301,7 @@ def test_without_calibration_the_fit_with_the_smallest_loss_is_taken(
     assert plain.calibration.setting.select == "mlp"
 
 
-def test_what_cannot_be_compared_is_said_once_and_goes_on(
+def test_an_undefined_gap_is_one_warning(
     studied: Studied, found: DiscoveryResult, place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -306,7 +314,7 @@ def judged(place: Path, url: str, **changes: Any) -> DiscoveryRecipe:
     return recipe(place, judge={**asked, **changes})
 
 
-def test_a_judge_names_the_behaviors_and_reruns_alone(
+def test_a_judge_names_the_behaviors_and_is_asked_once(
     studied: Studied, found: DiscoveryResult, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     never_wait(monkeypatch)
@@ -324,7 +332,7 @@ def test_a_judge_names_the_behaviors_and_reruns_alone(
         assert {name: after[name] for name in before} == before
         made = sorted(after.keys() - before.keys())
         assert made[0] == "judge.jsonl" and {Path(name).name for name in made[1:]} == {DONE_FILE, GRADES_FILE}
-        # Nothing but how replies are fetched: not even the taxonomy is made anew.
+        # These settings only change how replies are fetched, so that nothing is redone.
         found_by(judged(place, server.url, timeout=5, retries=1, concurrency=2), studied.pair, place / "work")
         assert len(server.asked) == asked and times_of(place / "work") == after
         found_by(judged(place, server.url, sentences=2), studied.pair, place / "work")
@@ -336,7 +344,7 @@ def test_a_judge_names_the_behaviors_and_reruns_alone(
     assert torch.equal(named.fitted.vectors, found.fitted.vectors)
 
 
-def test_a_judge_that_cannot_be_reached_leaves_the_work(studied: Studied, found: DiscoveryResult, place: Path) -> None:
+def test_an_unreachable_judge_leaves_finished_stages(studied: Studied, found: DiscoveryResult, place: Path) -> None:
     before = times_of(place / "work")
     lonely = judged(place, "http://127.0.0.1:9/v1", retries=0, timeout=1)
     with pytest.raises(HybridError) as error:
@@ -349,7 +357,7 @@ def test_models_that_agree_are_refused(studied: Studied, place: Path, tmp_path: 
     agreeing = Pair(studied.thinking, studied.thinking, RAW)
     with pytest.raises(HybridError, match="never disagree in the training traces"):
         found_by(recipe(place), agreeing, tmp_path, studied.traces)
-    assert stages_in(tmp_path) == ["activations", "gates", "sae-1", "sae-2"], "finished work stays"
+    assert stages_in(tmp_path) == ["activations", "gates", "sae-1", "sae-2"], "finished stages stay"
 
 
 @pytest.mark.parametrize(
@@ -364,7 +372,7 @@ def test_models_that_agree_are_refused(studied: Studied, place: Path, tmp_path: 
     ],
     ids=["held-out silent", "all silent", "one sentence each", "one trace"],
 )  # fmt: skip
-def test_too_little_to_learn_from_is_refused(
+def test_too_few_traces_or_sentences_are_refused(
     studied: Studied, place: Path, tmp_path: Path, choose: Callable[[list[Trace]], list[Trace]], said: str
 ) -> None:
     with pytest.raises(HybridError, match=said) as error:
@@ -383,13 +391,13 @@ def test_traces_without_thoughts_are_a_warning(
     assert "3 of 15 traces have no thought, or none with a sentence in it" in caplog.text
 
 
-def test_a_model_that_says_nothing_is_refused(place: Path, tmp_path: Path) -> None:
+def test_a_model_that_generates_nothing_is_refused(place: Path, tmp_path: Path) -> None:
     silent = tiny_model(0)
     with torch.no_grad():
         silent.lm_head.weight.zero_()
         silent.lm_head.weight[1] = 1.0
         silent.model.norm.weight.abs_()
-        # Whatever it has read, the end token has the largest logit.
+        # The end token always has the largest logit.
         silent.lm_head.forward = lambda x: torch.nn.functional.one_hot(torch.ones(x.shape[:-1], dtype=int), 258).float()
     pair = Pair(LocalBackend(tiny_model(0), tiny_tokenizer()), LocalBackend(silent, tiny_tokenizer()), RAW)
     with pytest.raises(HybridError, match="at least one response that is not empty"):
@@ -418,14 +426,14 @@ def test_problems_are_read_before_the_work(place: Path, tmp_path: Path, change: 
     assert not (tmp_path / "work").exists()
 
 
-def test_problems_that_nobody_asks_for_are_not_read(place: Path, tmp_path: Path, studied: Studied) -> None:
+def test_problems_that_are_not_needed_are_not_read(place: Path, tmp_path: Path, studied: Studied) -> None:
     made = recipe(place, problems=[{"data": "absent.jsonl"}], calibration={"problems": 0})
     given = plan(made, tmp_path, studied.traces)
     given.check()
     assert given.problems == ([], []) and given.stages
 
 
-def test_finished_work_is_not_read_again(studied: Studied, found: DiscoveryResult, place: Path) -> None:
+def test_problems_of_finished_stages_are_not_read(studied: Studied, found: DiscoveryResult, place: Path) -> None:
     path = next((place / "work").glob(f"calibration-*/{SCORES_FILE}"))
     assert path.is_file() and next((place / "work").glob(f"traces-*/{TRACES_FILE}")).is_file()
     done = plan(recipe(place), place / "work")

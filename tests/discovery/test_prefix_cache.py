@@ -34,7 +34,7 @@ def counted(backend: LocalBackend) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt2", "gpt_neox"])
-def test_a_prefix_is_what_the_plain_model_makes_of_each_row(family: str) -> None:
+def test_a_prefix_has_the_plain_models_activations_of_each_row(family: str) -> None:
     backend, rows = backend_of(family), rows_of_tokens()
     longest = max(map(len, rows))
     prefix = PrefixCache(backend, rows, LAYER).read(range(len(rows)), longest)
@@ -52,7 +52,7 @@ def test_a_prefix_is_what_the_plain_model_makes_of_each_row(family: str) -> None
         assert not any(t[row, :, n:].any() for t in (*prefix.keys, *prefix.values))
 
 
-def test_kept_and_recomputed_are_the_same_bits_in_any_company(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_and_recomputed_prefixes_have_the_same_bits_in_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     backend, rows = backend_of("llama"), rows_of_tokens()
     kept = PrefixCache(backend, rows, LAYER)
     monkeypatch.setattr(module, "CACHE_BYTES", 0)
@@ -65,7 +65,7 @@ def test_kept_and_recomputed_are_the_same_bits_in_any_company(monkeypatch: pytes
         assert torch.equal(fewer.residual, kept.read(some, columns).residual[:, :1])
 
 
-def test_what_is_kept_takes_no_more_than_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_prefixes_stay_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = backend_of("llama")
     rows = [[7] * 10, [8] * 11, [9] * 12, [10] * 10]
     sizes = [PrefixCache(backend, rows, LAYER).read([row], len(rows[row])).nbytes for row in range(4)]
@@ -82,7 +82,7 @@ def test_what_is_kept_takes_no_more_than_the_room(monkeypatch: pytest.MonkeyPatc
         assert widths == [len(rows[row]) for row in range(4) if row not in kept]
 
 
-def test_a_row_that_is_read_again_at_once_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_is_read_twice_in_a_row_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CACHE_BYTES", 0)
     backend, rows = backend_of("llama"), rows_of_tokens()
     cache = PrefixCache(backend, rows, LAYER)
@@ -100,7 +100,7 @@ def test_a_prefix_can_be_read_through_nnsight_too() -> None:
     assert same(PrefixCache(backend, rows, LAYER).read([0, 1], 9), PrefixCache(other, rows, LAYER).read([0, 1], 9))
 
 
-def test_a_cache_of_a_prefix_keeps_nothing_of_a_pass() -> None:
+def test_a_kv_cache_of_a_prefix_keeps_nothing_of_a_pass() -> None:
     prefix = PrefixCache(backend_of("llama"), rows_of_tokens(), LAYER).read([0], 4)
     cache = prefix.kv_cache(LAYER + 1)
     assert len(cache.layers) == 4

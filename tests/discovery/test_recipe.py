@@ -21,7 +21,7 @@ PAPER = {  # steering layer, SAE layer, latents
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_packages_recipes_are_sound(name: str) -> None:
+def test_the_packages_recipes_are_valid(name: str) -> None:
     recipe = load(name)
     assert recipe == load(str(RECIPES / f"{name}.yaml"))
     assert DiscoveryRecipe.model_validate_json(recipe.model_dump_json()) == recipe
@@ -58,7 +58,7 @@ def test_unknown_names_list_the_known_ones() -> None:
         ("day: 2001-13-99", "a recipe"),
     ],
 )
-def test_unsound_files_are_refused_in_one_line(tmp_path: Path, text: str, said: str) -> None:
+def test_invalid_files_are_refused_in_one_line(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(HybridError, match=said) as error:
@@ -67,7 +67,7 @@ def test_unsound_files_are_refused_in_one_line(tmp_path: Path, text: str, said: 
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfe\xff", b"\xc3\x28: 1"])
-def test_files_that_are_no_text_are_refused_in_one_line(tmp_path: Path, data: bytes) -> None:
+def test_binary_files_are_refused_in_one_line(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "mine.yaml"
     path.write_bytes(data)
     with pytest.raises(HybridError, match=r"mine\.yaml: a recipe must be plain YAML") as error:
@@ -75,7 +75,7 @@ def test_files_that_are_no_text_are_refused_in_one_line(tmp_path: Path, data: by
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+def test_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").mkdir()
     with pytest.raises(HybridError, match="the recipe cannot be read"):
         load(str(tmp_path / "mine.yaml"))
@@ -93,7 +93,7 @@ def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
         ("prefix:", "prefx:", r"prompt\.prefx"),
     ],
 )
-def test_a_misspelt_part_is_named(tmp_path: Path, part: str, misspelt: str, said: str) -> None:
+def test_a_misspelt_field_is_named(tmp_path: Path, part: str, misspelt: str, said: str) -> None:
     text = (RECIPES / "r1-qwen-1.5b.yaml").read_text()
     assert part in text
     path = tmp_path / "mine.yaml"

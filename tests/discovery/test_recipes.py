@@ -1,7 +1,8 @@
-"""Each recipe of the paper's pairs, run whole on shrunken random models of the same architectures.
+"""The recipes of the paper's pairs, each run in full on small random models of the same architectures.
 
-Only counts and epochs are changed. The models have as many layers as the recipe's own need, the tokenizers special
-tokens that differ as the real ones do, the vocabularies padding; and the data sets are where the recipe looks for them.
+Only counts and epochs are reduced. The models have as many layers as the recipe's layers require, and padded
+vocabularies; the tokenizers' special tokens differ as the real ones' do; the data sets are in the folders that the
+recipe names.
 """
 
 import json
@@ -56,7 +57,7 @@ TEMPLATES = {
 
 
 def tokenizer(specials: tuple[str, ...], template: str | None = None, begins: bool = False) -> PreTrainedTokenizerFast:
-    """A token a byte, and special ones after them: the first ends a text, the second begins each where one does."""
+    """A tokenizer of bytes and special tokens: the first ends a text, the second may begin it."""
     vocabulary = {symbol: number for number, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     made = Tokenizer(BPE(vocabulary, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -77,7 +78,7 @@ def tokenizer(specials: tuple[str, ...], template: str | None = None, begins: bo
 
 
 def tokenizers(name: str) -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
-    """Of base and thinking model."""
+    """The tokenizers of base and thinking model."""
     kind = name.partition("-")[0]
     if name == "r1-llama-8b":
         return tokenizer(LLAMA, begins=True), tokenizer(R1, TEMPLATES["r1"], begins=True)
@@ -110,7 +111,7 @@ def model(name: str, layers: int) -> PreTrainedModel:
         made: PreTrainedModel = LlamaForCausalLM(LlamaConfig(**sizes, rope_parameters=rope))
     else:
         made = Qwen2ForCausalLM(Qwen2Config(**sizes))
-    made.config.architectures = [type(made).__name__]  # as loading notes
+    made.config.architectures = [type(made).__name__]  # as from_pretrained does
     heard = torch.ones(PADDED, dtype=torch.bool)
     for token in (*b"abcdefghijklmnopqrstuvwxyz0123456789 ....????!!!!\n\n",):
         (number,) = tokenizer(QWEN)(chr(token)).input_ids
@@ -124,7 +125,7 @@ def model(name: str, layers: int) -> PreTrainedModel:
 
 
 def pair_of(name: str, recipe: DiscoveryRecipe) -> Pair:
-    """A base, and a thinking model that is nearly the same one."""
+    """A base, and a thinking model that differs from it by noise."""
     layers = max(*recipe.sae.layers, recipe.vectors.layer) + 2
     base, thinking = model(name, layers), model(name, layers)
     torch.manual_seed(1)
@@ -149,7 +150,7 @@ def shrunken(recipe: DiscoveryRecipe) -> DiscoveryRecipe:
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A current folder in which the recipes' data sets are."""
+    """Change into a folder with the recipes' data sets."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     sets = {

@@ -31,20 +31,20 @@ def shown(made: tuple[DiscoveryResult, Bundle]) -> Findings:
 
 
 def behavior_of(made: tuple[DiscoveryResult, Bundle]) -> list[int | None]:
-    """Of each sentence the index of its behavior, by a plain loop."""
+    """The index of each sentence's behavior, by a plain loop."""
     found, bundle = made
     place = {behavior.latent: index for index, behavior in enumerate(bundle.manifest.behaviors)}
     return [place.get(max(range(len(row)), key=row.__getitem__)) for row in found.codes.tolist()]
 
 
-def test_it_names_the_run(made: tuple[DiscoveryResult, Bundle], shown: Findings) -> None:
+def test_findings_name_the_bundle_models_and_data(made: tuple[DiscoveryResult, Bundle], shown: Findings) -> None:
     training = made[1].manifest.training
     assert (shown.bundle, shown.base, shown.thinking) == ("mine@0.1.0", "the/base", "the/thinking")
     assert (shown.data, shown.seed, shown.holdout) == (training.data, training.seed, training.holdout)
     assert shown.grades is None
 
 
-def test_shares_are_counts_of_sentences(made: tuple[DiscoveryResult, Bundle], shown: Findings) -> None:
+def test_shares_and_examples_are_those_of_the_sentences(made: tuple[DiscoveryResult, Bundle], shown: Findings) -> None:
     category = behavior_of(made)
     assert [b.share for b in shown.behaviors] == pytest.approx(
         [category.count(index) / len(category) for index in range(len(shown.behaviors))]
@@ -73,9 +73,7 @@ def test_points_are_sentences_with_their_behaviors(made: tuple[DiscoveryResult, 
     ]
 
 
-def test_the_map_has_so_many_points_at_most(
-    made: tuple[DiscoveryResult, Bundle], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_map_has_a_maximum_of_points(made: tuple[DiscoveryResult, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report_data, "POINTS", 5)
     assert len(report_data.make_findings(*made).points) == 5
 
@@ -89,17 +87,17 @@ def test_cosines_are_of_the_bias_and_the_vectors(made: tuple[DiscoveryResult, Bu
     for i, one in enumerate(rows):
         for j, other in enumerate(rows):
             assert cosines[i, j].item() == pytest.approx(torch.cosine_similarity(one, other, dim=0).item(), abs=1e-5)
-    assert len(shown.cosines) == len(shown.behaviors) + 1, "also where a vector is zero"
+    assert len(shown.cosines) == len(shown.behaviors) + 1, "even if a vector is zero"
 
 
-def test_the_sweep_is_shown_whole(made: tuple[DiscoveryResult, Bundle], shown: Findings) -> None:
+def test_the_sweep_has_all_its_rows(made: tuple[DiscoveryResult, Bundle], shown: Findings) -> None:
     assert [(row.layer, row.size, row.method) for row in shown.sweep] == [(2, 3, "sae"), (1, 3, "sae")]
     assert (shown.chosen.layer, shown.chosen.size) == (made[0].chosen.layer, 3)
     best = max(shown.sweep, key=lambda row: row.score)
     assert best.layer == shown.chosen.layer
 
 
-def test_curves_are_of_every_fit(made: tuple[DiscoveryResult, Bundle], shown: Findings) -> None:
+def test_every_fit_has_its_curves(made: tuple[DiscoveryResult, Bundle], shown: Findings) -> None:
     assert set(shown.curves) == {"fit 0 bias", "fit 0 vectors", "fit 1 bias", "fit 1 vectors"}
     for number, fitted in enumerate(made[0].fits):
         for name, curve in fitted.curves.items():
@@ -109,7 +107,7 @@ def test_curves_are_of_every_fit(made: tuple[DiscoveryResult, Bundle], shown: Fi
     assert set(report_data.make_findings(alone, made[1]).curves) == {"bias", "vectors"}
 
 
-def test_one_setting_of_calibration_is_the_chosen_one(made: tuple[DiscoveryResult, Bundle], shown: Findings) -> None:
+def test_one_trial_of_calibration_is_marked_as_chosen(made: tuple[DiscoveryResult, Bundle], shown: Findings) -> None:
     trials = made[0].calibration.trials
     assert [(row.select, row.coefficients, row.accuracy, row.steered) for row in shown.calibration] == [
         (t.setting.select, t.setting.coefficients, t.result.accuracy, t.result.steered) for t in trials
@@ -134,7 +132,7 @@ def test_transitions_are_counted_within_a_trace_only() -> None:
         assert count_transitions(trace[:few], category[:few], 2).tolist() == [[0, 0], [0, 0]]
 
 
-def test_a_map_keeps_neighbours_together_and_is_the_same_again() -> None:
+def test_a_map_keeps_clusters_together_and_is_deterministic() -> None:
     random = torch.Generator().manual_seed(0)
     centres = 10 * torch.randn(3, 16, generator=random)
     category = torch.arange(60) % 3
@@ -147,19 +145,19 @@ def test_a_map_keeps_neighbours_together_and_is_the_same_again() -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (1, 4), (2, 4), (9, 1), (12, 1), (12, 2), (5, 40), (3, 0)])
-def test_a_map_of_few_points_or_axes_is_made_all_the_same(shape: tuple[int, int]) -> None:
+def test_a_map_of_few_points_or_dimensions(shape: tuple[int, int]) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).half()
     found = map_points(x, seed=0)
     assert found.shape == (shape[0], 2) and found.isfinite().all()
 
 
-def test_points_that_are_all_the_same_lie_at_one_place() -> None:
+def test_equal_points_have_equal_places() -> None:
     assert torch.equal(map_points(torch.full((50, 8), 0.3), seed=0), torch.zeros(50, 2))
     same_but_one = torch.zeros(50, 8)
     same_but_one[0] = 1
     assert map_points(same_but_one, seed=0).isfinite().all()
 
 
-def test_a_map_of_what_is_no_number_is_refused() -> None:
+def test_a_map_of_nan_is_refused() -> None:
     with pytest.raises(HybridError, match="NaN or infinity"):
         map_points(torch.tensor([[0.0], [float("nan")]]), seed=0)

@@ -1,4 +1,4 @@
-"""The whole command, killed at random moments, and as two processes: each ends in the same bundle."""
+"""The command, killed at random moments or run in two processes, ends in the same bundle."""
 
 import logging
 import os
@@ -42,7 +42,7 @@ def finished(process: subprocess.Popen) -> str:
 
 
 def work_of(folder: Path) -> dict[str, bytes]:
-    """All that the stages have made; a kill may have left a file half written under another name."""
+    """The files of the stages, without partly written ones, which have other names."""
     return {name: data for name, data in bytes_of(folder).items() if not Path(name).name.startswith(".")}
 
 
@@ -56,7 +56,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def at_work(process: subprocess.Popen) -> None:
-    """Waits until a run has begun with its stages: most of the time of a small one is its start."""
+    """Wait until a run has started its stages: most of the time of a small run is its start."""
     assert process.stderr is not None
     while not any(sign in (line := process.stderr.readline()) for sign in (b"begins in", b"going on in", b"already")):
         assert line, "the run ended"
@@ -64,7 +64,7 @@ def at_work(process: subprocess.Popen) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(place: Path) -> tuple[str, float]:
-    """The identity of what an undisturbed run makes, and the seconds that its stages take."""
+    """The identity of an undisturbed run's bundle, and the seconds that its stages take."""
     process = command(place)
     at_work(process)
     begun = time.monotonic()
@@ -72,12 +72,12 @@ def undisturbed(place: Path) -> tuple[str, float]:
     return Bundle.load(place / OUT).identity, time.monotonic() - begun
 
 
-def test_runs_that_are_killed_at_any_moment_make_the_same(place: Path, undisturbed: tuple[str, float]) -> None:
+def test_runs_killed_at_any_moment_end_in_the_same_bundle(place: Path, undisturbed: tuple[str, float]) -> None:
     identity, seconds = undisturbed
     moments, killed, folders = random.Random(0), 0, 1
     while killed < KILLS:
         out, work = f"killed-{folders}/mine/0.1.0", f"killed-{folders}.discover"
-        if (place / out).exists():  # killed as it ended: such a run would be refused
+        if (place / out).exists():  # killed just after it was done: a further run would be refused
             same(place, out, work, identity)
             folders += 1
             continue
@@ -87,7 +87,7 @@ def test_runs_that_are_killed_at_any_moment_make_the_same(place: Path, undisturb
             process.communicate(timeout=seconds * moments.uniform(0.0, 0.3))
             assert process.returncode == 0
             same(place, out, work, identity)
-            folders += 1  # and once more from the start
+            folders += 1  # and start over
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
@@ -103,7 +103,7 @@ def same(place: Path, out: str, work: str, identity: str) -> None:
     assert work_of(place / work) == work_of(place / WORK)
 
 
-def test_two_processes_make_the_same(place: Path, undisturbed: tuple[str, float]) -> None:
+def test_two_processes_end_in_the_same_bundle(place: Path, undisturbed: tuple[str, float]) -> None:
     finished(command(place, "two/mine/0.1.0", "two.discover", processes=2))
     same(place, "two/mine/0.1.0", "two.discover", undisturbed[0])
 

@@ -17,7 +17,7 @@ CASES += [(family, 1) for family in FAMILIES]
 
 
 def steering_of(batch: LocalBatch, directions: Tensor) -> Tensor:
-    """Of each token one of the directions [segments, longest, d]: so those of one segment differ."""
+    """The steering [m, T, d]: a different vector of `directions` [segments, longest, d] at each token of a segment."""
     column = batch.columns - batch.forks
     return directions[batch.segments.index.clamp(min=0), column.clamp(min=0)]
 
@@ -28,12 +28,12 @@ def directions_of(segments: list[Segment], width: int = 32) -> Tensor:
 
 
 def by_segment(batch: LocalBatch, logits: Tensor) -> dict[int, Tensor]:
-    """Of each segment its logits, in the order of its columns."""
+    """The logits of each segment, in the order of its columns."""
     return {n: logits[batch.segments.index == n] for n in batch.segments.index[batch.real].unique().tolist()}
 
 
 def assert_as_naive(backend: LocalBackend, layer: int, segments: list[Segment], rows: list[list[int]]) -> int:
-    """Compares all segments; returns in how many passes they were read."""
+    """Compare all segments with naive passes. Returns the number of batches."""
     model, directions, passes, seen = LocalSteeredModel(backend, rows, layer), directions_of(segments), 0, []
     for batch in model.batches(segments):
         passes += 1
@@ -52,7 +52,7 @@ def assert_as_naive(backend: LocalBackend, layer: int, segments: list[Segment], 
 
 
 @pytest.mark.parametrize("family, layer", CASES)
-def test_logits_are_those_of_the_whole_prefix_steered_at_the_segment_alone(family: str, layer: int) -> None:
+def test_logits_are_those_of_a_naive_pass_that_is_steered_at_the_segment_only(family: str, layer: int) -> None:
     rows = rows_of_tokens()
     assert assert_as_naive(backend_of(family), layer, some_segments(rows), rows) == 1
 
@@ -61,13 +61,15 @@ def test_logits_are_those_of_the_whole_prefix_steered_at_the_segment_alone(famil
 @pytest.mark.parametrize(
     "bound, size", [("LOGIT_BYTES", 1), ("LOGIT_BYTES", 4 * VOCABULARY * 9), ("SCORES", 300), ("COLUMNS", 30)]
 )
-def test_small_passes_give_the_same(monkeypatch: pytest.MonkeyPatch, family: str, bound: str, size: int) -> None:
+def test_small_batches_give_the_same_logits(
+    monkeypatch: pytest.MonkeyPatch, family: str, bound: str, size: int
+) -> None:
     monkeypatch.setattr(module, bound, size)
     rows = rows_of_tokens()
     assert assert_as_naive(backend_of(family), 1, some_segments(rows), rows) > 3
 
 
-def test_a_pass_stays_within_its_bounds_unless_one_segment_alone_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_batch_of_one_segment_exceeds_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     for bound, size in (("TOKENS", 12), ("SCORES", 250), ("COLUMNS", 40)):
         monkeypatch.setattr(module, bound, size)
     rows = rows_of_tokens()
@@ -84,7 +86,7 @@ def test_a_pass_stays_within_its_bounds_unless_one_segment_alone_does_not(monkey
     assert 0 < alone < len(segments)
 
 
-def test_packs_are_the_same_each_time_and_say_what_each_token_is() -> None:
+def test_batches_are_deterministic_and_describe_each_token() -> None:
     rows = rows_of_tokens()
     segments = some_segments(rows)
     model = LocalSteeredModel(backend_of("llama"), rows, 1)
@@ -107,13 +109,13 @@ def test_packs_are_the_same_each_time_and_say_what_each_token_is() -> None:
     )
 
 
-def test_no_segments_make_no_pass() -> None:
+def test_no_segments_make_no_batch() -> None:
     assert list(LocalSteeredModel(backend_of("llama"), rows_of_tokens(), 1).batches([])) == []
 
 
 @pytest.mark.parametrize("layer", [0, 2])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gpt_neox"])
-def test_gradients_are_those_of_the_naive_pass_and_leave_the_weights_alone(family: str, layer: int) -> None:
+def test_gradients_are_those_of_the_naive_pass_and_weights_get_none(family: str, layer: int) -> None:
     backend, rows = backend_of(family), rows_of_tokens()
     plain = backend.model._module
     before = [weight.clone() for weight in plain.parameters()]
@@ -136,7 +138,7 @@ def test_gradients_are_those_of_the_naive_pass_and_leave_the_weights_alone(famil
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
-def test_layers_up_to_the_steered_one_are_not_run(family: str) -> None:
+def test_layers_up_to_the_steering_layer_do_not_run(family: str) -> None:
     backend, rows = backend_of(family), rows_of_tokens()
     model = LocalSteeredModel(backend, rows, 2)
     (batch,) = model.batches(some_segments(rows))
@@ -157,7 +159,7 @@ def test_layers_up_to_the_steered_one_are_not_run(family: str) -> None:
     assert run == [3]
 
 
-def test_steering_a_half_precision_model_gives_float32_logits_and_gradients() -> None:
+def test_a_half_precision_model_gives_float32_logits_and_gradients() -> None:
     for dtype in (torch.bfloat16, torch.float16):
         backend = backend_of("llama")
         backend = LocalBackend(backend.model._module.to(dtype).requires_grad_(False), backend.tokenizer)

@@ -40,21 +40,21 @@ def test_a_version_of_the_code_counts_as_a_setting(tmp_path: Path) -> None:
     assert same(three(work), three(work, version=2)) == [True, False, False]
 
 
-def test_neither_order_nor_the_workshop_changes_a_digest(tmp_path: Path) -> None:
+def test_neither_the_order_of_settings_nor_the_folder_changes_a_digest(tmp_path: Path) -> None:
     first, second = WorkFolder(tmp_path / "a"), WorkFolder(tmp_path / "b")
     here, there = first.stage("x", 1, {"a": 1, "b": [2]}), second.stage("x", 1, {"b": (2,), "a": 1})
     assert here.digest == there.digest and here.folder != there.folder
     assert here.folder == tmp_path / "a" / f"x-{here.digest[:12]}"
 
 
-def test_the_order_of_former_stages_counts(tmp_path: Path) -> None:
+def test_the_order_of_inputs_changes_the_digest(tmp_path: Path) -> None:
     work = WorkFolder(tmp_path)
     one, two = work.stage("one", 1, {}), work.stage("two", 1, {})
     assert work.stage("x", 1, {}, one, two).digest != work.stage("x", 1, {}, two, one).digest
     assert work.stage("x", 1, {}, one).digest != work.stage("x", 1, {}).digest
 
 
-def test_a_stage_is_made_once(tmp_path: Path) -> None:
+def test_a_stage_runs_once(tmp_path: Path) -> None:
     stage, made = WorkFolder(tmp_path).stage("x", 1, {}), []
     assert (stage.started, stage.done) == (False, False)
     for _ in range(3):
@@ -65,7 +65,7 @@ def test_a_stage_is_made_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", [RuntimeError, KeyboardInterrupt, HybridError])
-def test_what_was_made_before_an_end_is_there_for_the_next_run(tmp_path: Path, end: type[BaseException]) -> None:
+def test_the_next_run_finds_the_files_of_an_interrupted_one(tmp_path: Path, end: type[BaseException]) -> None:
     stage = WorkFolder(tmp_path).stage("x", 1, {})
 
     def fail(folder: Path) -> None:
@@ -82,7 +82,7 @@ def test_what_was_made_before_an_end_is_there_for_the_next_run(tmp_path: Path, e
 
 @contextmanager
 def other_run(folder: Path) -> Iterator[subprocess.Popen]:
-    """A second process at work in a folder."""
+    """A second process that holds a folder's lock."""
     code = (
         "import sys; from pathlib import Path; from lm_eval_hybrid.discovery.stages import WorkFolder\n"
         "with WorkFolder(Path(sys.argv[1])).locked(): print('held', flush=True); sys.stdin.read()"
@@ -106,7 +106,7 @@ def test_one_run_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
             raise AssertionError("two runs in one folder")
         with WorkFolder(tmp_path / "other").locked():
             pass
-        process.kill()  # a run that was killed keeps nobody out
+        process.kill()  # the lock of a killed process is free
         process.wait()
         with work.locked():
             pass
@@ -114,7 +114,7 @@ def test_one_run_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
         pass
 
 
-def test_a_run_that_fails_lets_others_in(tmp_path: Path) -> None:
+def test_a_failed_run_releases_the_lock(tmp_path: Path) -> None:
     work = WorkFolder(tmp_path)
     with pytest.raises(RuntimeError), work.locked():
         raise RuntimeError
@@ -158,7 +158,7 @@ except HybridError as error:
 """
 
 
-def test_a_full_disk_is_one_line_and_finished_work_stays(tmp_path: Path) -> None:
+def test_a_full_disk_is_a_one_line_error_and_finished_stages_stay(tmp_path: Path) -> None:
     def run(room: int) -> str:
         return subprocess.run(
             [sys.executable, "-c", FULL, str(tmp_path), str(room)],

@@ -1,4 +1,4 @@
-"""Fitting to a base on a server: the losses, gradients and vectors that there are with the base in this process."""
+"""A base on a server gives the same losses, gradients and fitted vectors as one in this process."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from tests.discovery.naive_steering import (
     some_segments,
 )
 
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # sums are taken in another order
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # sums have another order
 
 
 def both(family: str, layer: int) -> tuple[LocalSteeredModel, RemoteSteeredModel]:
@@ -54,7 +54,7 @@ def ways_of() -> list[SteeringVectors]:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_neox"])
 @pytest.mark.parametrize("tokens", [5, 10_000])
 def test_losses_choices_and_gradients(family: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of places and stretches, in many passes and in one; gemma2 slides."""
+    """Of single positions and longer segments, in many batches and in one; gemma2 has sliding windows."""
     monkeypatch.setattr(module, "TOKENS", tokens)
     here, there = both(family, 1)
     some = some_segments(rows_of_tokens())
@@ -85,7 +85,7 @@ def test_losses_choices_and_gradients(family: str, tokens: int, monkeypatch: pyt
     assert there.residual_norm(some) == pytest.approx(here.residual_norm(some), rel=1e-5)
 
 
-def test_without_gradients_none_are_asked_for() -> None:
+def test_without_grad_mode_no_gradients_are_requested() -> None:
     here, there = both("llama", 1)
     some = some_segments(rows_of_tokens())
     with torch.no_grad():
@@ -114,7 +114,7 @@ def moved(data: FitData) -> FitData:
     ],
     ids=lambda recipe: recipe.recipe,
 )
-def test_a_fit(data: FitData, tmp_path: Path, recipe: LikelihoodRecipe | DisagreementRecipe) -> None:
+def test_fits_and_effects_agree(data: FitData, tmp_path: Path, recipe: LikelihoodRecipe | DisagreementRecipe) -> None:
     here = fit(data, recipe, 0, tmp_path / "here")
     there = fit(moved(data), recipe, 0, tmp_path / "there")
     for name, curve in here.curves.items():
@@ -122,7 +122,7 @@ def test_a_fit(data: FitData, tmp_path: Path, recipe: LikelihoodRecipe | Disagre
             [point.held_out for point in curve], rel=1e-4
         )
     for ours, theirs in zip(tensors(here), tensors(there), strict=True):
-        # Adam divides by a gradient's size: of those that are nearly zero even the sign is arithmetic's.
+        # Adam normalizes gradients: of those near zero, rounding determines even the sign.
         assert (ours - theirs).norm() <= 0.02 * ours.norm()
     measured = [effects_of(one, here) for one in (data, moved(data))]
     assert torch.equal(measured[0].hits, measured[1].hits) and torch.equal(measured[0].gates, measured[1].gates)

@@ -31,7 +31,7 @@ def cross_entropy(logits: Tensor, batch: LocalBatch) -> Tensor:
 
 
 def losses_of(steering: Callable[[LocalBatch], Tensor], loss: Loss) -> LossFunction:
-    """Of the rows of tokens, with `steering` of a pass added in a llama."""
+    """The loss of a llama on the rows of tokens, with a batch's `steering` added after layer 1."""
     model = LocalSteeredModel(backend_of("llama"), rows_of_tokens(), 1)
 
     def losses(segments: Sequence[Segment]) -> Iterator[Tensor]:
@@ -58,13 +58,13 @@ def task_of(loss: Loss = cross_entropy, rate: float = 0.05) -> TrainTask:
 def run(
     folder: Path, loss: Loss = cross_entropy, config: TrainConfig = CONFIG, rate: float = 0.05
 ) -> tuple[list[EpochMetrics], TrainTask]:
-    """In a process's own objects: nothing is shared with another run but the folder."""
+    """Train with objects of its own: only the folder is shared with other runs."""
     task = task_of(loss, rate)
     return VectorTrainer(task, config, folder).run(), task
 
 
 def after(calls: int, end: Callable[[], None], of: Loss = cross_entropy) -> Loss:
-    """A loss that ends at its n-th call."""
+    """A loss that calls `end` after so many calls."""
     made: list[int] = []
 
     def loss(logits: Tensor, batch: LocalBatch) -> Tensor:
@@ -93,7 +93,7 @@ def assert_same(one: tuple[list[EpochMetrics], TrainTask], other: tuple[list[Epo
     assert all(torch.equal(a, b) for a, b in zip(values(one[1]), values(other[1]), strict=True))
 
 
-def test_a_descent_lowers_both_losses_and_tells_its_curve(tmp_path: Path) -> None:
+def test_training_lowers_both_losses_and_returns_its_curve(tmp_path: Path) -> None:
     curve, task = run(tmp_path)
     assert [point.epoch for point in curve] == [0, 1, 2, 3, 4]
     assert curve[0].loss is None and curve[0].norm == 0
@@ -101,19 +101,19 @@ def test_a_descent_lowers_both_losses_and_tells_its_curve(tmp_path: Path) -> Non
     assert min(point.held_out for point in curve) < curve[0].held_out
     assert all(point.norm > 0 for point in curve[1:])
     assert [path.name for path in tmp_path.iterdir()] == ["both.checkpoint.safetensors"]
-    assert values(task)[0].norm() > values(task)[1].norm() > 0  # by name, whatever the order, go the rates
+    assert values(task)[0].norm() > values(task)[1].norm() > 0  # each parameter has its own rate, by name
 
 
-# An epoch: three steps of a pass each, and a pass over what is held out, as before the first.
+# An epoch has three steps of one pass each and a pass over the held-out data, as has the initialization.
 @pytest.mark.parametrize("calls", [0, 1, 3, 4, 5, 8, 14, 16])
-def test_a_descent_that_was_interrupted_ends_in_the_same_bits(tmp_path: Path, calls: int) -> None:
+def test_an_interrupted_training_ends_in_the_same_bits(tmp_path: Path, calls: int) -> None:
     whole = run(tmp_path / "whole")
     with pytest.raises(Interrupted):
         run(tmp_path / "cut", after(calls, interrupt))
     assert_same(run(tmp_path / "cut"), whole)
 
 
-def test_a_descent_that_was_killed_time_and_again_ends_in_the_same_bits(tmp_path: Path) -> None:
+def test_a_training_killed_several_times_ends_in_the_same_bits(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole")
     ends = []
     for calls in (2, 6, 1, 7):
@@ -125,24 +125,24 @@ def test_a_descent_that_was_killed_time_and_again_ends_in_the_same_bits(tmp_path
     assert_same(run(tmp_path / "cut"), whole)
 
 
-def test_no_kept_past_is_needed_for_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_without_kept_prefixes_ends_in_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(tmp_path / "whole")
     monkeypatch.setattr("lm_eval_hybrid.discovery.vectors.prefix_cache.CACHE_BYTES", 0)
     assert_same(run(tmp_path / "bare"), whole)
 
 
-def test_a_finished_descent_is_read_and_not_run(tmp_path: Path) -> None:
+def test_a_finished_training_is_read_from_its_checkpoint(tmp_path: Path) -> None:
     whole = run(tmp_path)
     assert_same(run(tmp_path, after(0, interrupt)), whole)
 
 
-def test_the_order_is_the_seeds(tmp_path: Path) -> None:
+def test_the_seed_determines_the_order(tmp_path: Path) -> None:
     one, other = (run(tmp_path / str(seed), config=replace(CONFIG, seed=seed)) for seed in (3, 4))
     assert one[0][0] == other[0][0] and one[0][1:] != other[0][1:]
 
 
 def scripted(held_out: list[float]) -> Loss:
-    """Learns as ever, but is measured as written here."""
+    """The training loss as usual, with these values as the held-out loss."""
     values = iter(held_out)
 
     def loss(logits: Tensor, batch: LocalBatch) -> Tensor:
@@ -160,7 +160,7 @@ def scripted(held_out: list[float]) -> Loss:
         ([5.0, 4.0, math.nan, math.nan], 1),
     ],
 )
-def test_the_best_epoch_counts_and_patience_ends_a_descent(tmp_path: Path, held_out: list[float], best: int) -> None:
+def test_the_best_epoch_is_kept_and_patience_ends_training(tmp_path: Path, held_out: list[float], best: int) -> None:
     config = replace(CONFIG, epochs=12, patience=2)
     curve, task = run(tmp_path / "a", scripted(held_out), config)
     assert [point.held_out for point in curve] == pytest.approx(held_out, nan_ok=True)
@@ -171,15 +171,15 @@ def test_the_best_epoch_counts_and_patience_ends_a_descent(tmp_path: Path, held_
         assert torch.equal(tensor, kept[name]) and torch.equal(tensor, kept[f"best.{name}"])
 
 
-def test_no_epochs_leave_everything_at_its_start(tmp_path: Path) -> None:
+def test_no_epochs_leave_the_initial_values(tmp_path: Path) -> None:
     curve, task = run(tmp_path, config=replace(CONFIG, epochs=0))
     assert [(point.epoch, point.loss) for point in curve] == [(0, None)]
     assert not any(tensor.any() for tensor in values(task))
     assert_same(run(tmp_path, config=replace(CONFIG, epochs=0)), (curve, task))
 
 
-def test_steps_follow_a_cosine(tmp_path: Path) -> None:
-    """Of a loss whose gradient never changes Adam's every step has the length of its rate."""
+def test_the_learning_rate_follows_a_cosine(tmp_path: Path) -> None:
+    """If the gradient never changes, each of Adam's steps is as long as the learning rate."""
     at: list[float] = []
     shift = torch.zeros(WIDTH, requires_grad=True)
 
@@ -196,7 +196,7 @@ def test_steps_follow_a_cosine(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.tensor(steps), torch.tensor(expected), rtol=1e-3, atol=1e-7)
 
 
-def test_several_passes_of_a_step_give_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_of_several_passes_is_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(CONFIG, epochs=1, batch=3)
     one = run(tmp_path / "one", config=config)
     monkeypatch.setattr("lm_eval_hybrid.discovery.vectors.segments.TOKENS", 5)
@@ -206,7 +206,7 @@ def test_several_passes_of_a_step_give_one_step(tmp_path: Path, monkeypatch: pyt
 
 
 def spoiled(whole: bytes, tensors: dict[str, Tensor], curve: str) -> dict[str, bytes | tuple]:
-    """What may lie where a descent's last epoch is looked for."""
+    """Files that are not a checkpoint of this training: bytes, or (tensors, metadata)."""
     cut = {name: tensor for name, tensor in tensors.items() if name != "adam.shift.exp_avg"}
     return {
         "empty": b"",
@@ -227,7 +227,7 @@ def spoiled(whole: bytes, tensors: dict[str, Tensor], curve: str) -> dict[str, b
 
 
 @pytest.mark.parametrize("what", spoiled(b"", {}, "[{}, {}]"))
-def test_what_is_not_this_descents_is_left_alone_and_replaced(
+def test_a_file_that_is_not_its_checkpoint_is_ignored_and_replaced(
     tmp_path: Path, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     from safetensors import safe_open
