@@ -179,7 +179,7 @@ def _validate(args: argparse.Namespace) -> int:
 
 def _diff(args: argparse.Namespace, console: Console) -> None:
     from lm_eval_hybrid.bundles.difference import compare
-    from lm_eval_hybrid.report.difference import print_difference
+    from lm_eval_hybrid.report.bundles import print_difference
 
     print_difference(console, compare(_load(args.before), _load(args.after)))
 
@@ -192,7 +192,7 @@ def _schema(args: argparse.Namespace) -> None:
 
 def _new_version(args: argparse.Namespace, console: Console) -> None:
     from lm_eval_hybrid.bundles.revision import renewed
-    from lm_eval_hybrid.report.difference import print_difference
+    from lm_eval_hybrid.report.bundles import print_difference
 
     difference = renewed(_load(args.former), args.edited, args.step)
     print_difference(console, difference)

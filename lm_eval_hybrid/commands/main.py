@@ -150,7 +150,7 @@ def _compare(args: argparse.Namespace) -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     found = outputs.read(args.folder)
-    table = terminal.render(comparison.compare(found, args.seed), found, args.seed)
+    table = terminal.comparison_table(comparison.compare(found, args.seed), found, args.seed)
     shown = answer.choose(found, args.document)
 
     def show(console: "Console") -> None:

@@ -18,63 +18,63 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the command's arguments."""
+    """Declare the command's arguments."""
     parser.description = (
-        "One HTML page of all tasks and arms below DIR (written with --output_path DIR --log_samples, or by run), "
-        "with every document and answer. The same figures in the terminal: lm-eval-hybrid compare."
+        "Write one HTML page about all tasks and arms below DIR (made by run, or by lm_eval with --output_path DIR "
+        "--log_samples), with every document and answer. For the same figures in the terminal: lm-eval-hybrid compare."
     )
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLES
     add = parser.add_argument
-    add("folder", metavar="DIR", type=Path, help="searched for results_*.json to any depth")
+    add("folder", metavar="DIR", type=Path, help="folder to search for results_*.json, at any depth")
     add("--out", metavar="FILE.html", type=Path, help="the page (default: report.html in DIR)")
-    add("--plots", metavar="DIR", type=Path, help="also write plots for papers there, as PNG and SVG")
+    add("--plots", metavar="DIR", type=Path, help="also write plots for papers into this folder, as PNG and SVG")
     add("--table", metavar="FILE", type=Path, help="also write the figures as Markdown (.md) or LaTeX (.tex)")
-    add("--seed", metavar="N", type=_seed, default=0, help="of the bootstrap (default: 0)")
+    add("--seed", metavar="N", type=_seed, default=0, help="seed of the bootstrap (default: 0)")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Writes what is asked for.
+    """Write the page, and the plots and the table if their flags are given.
 
     Raises:
-        HybridError: for a folder without runs that can be compared, a file that cannot be read, or plots where
-            matplotlib is missing.
+        HybridError: the folder has no runs that can be compared, a file cannot be read, the table's ending is unknown,
+            or --plots is given and vl-convert is not installed.
     """
-    from lm_eval_hybrid.report import comparison_page, plots, table
+    from lm_eval_hybrid.report import arm_charts, comparison_page, table
     from lm_eval_hybrid.results import outputs
     from lm_eval_hybrid.results.comparison import compare
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    # What can be wrong with the arguments is said before the long work begins.
+    # Mistakes in the arguments are reported before the long work.
     if args.table:
         table.check(args.table)
     if args.plots:
-        plots.check()
+        arm_charts.check_plots()
     runs = outputs.read(args.folder)
-    found = compare(runs, args.seed)
+    comparison = compare(runs, args.seed)
     page = args.out or args.folder / "report.html"
-    comparison_page.write(runs, found, args.seed, page, _made(args.folder / "gap.json"))
+    comparison_page.write(runs, comparison, args.seed, page, _gap_file(args.folder / "gap.json"))
     _log.info("%s written", page)
     if args.plots:
-        plots.write(found, args.plots)
+        arm_charts.write_plots(comparison, args.plots)
         _log.info("plots written to %s", args.plots)
     if args.table:
-        table.write(runs, found, args.seed, args.table)
+        table.write(runs, comparison, args.seed, args.table)
         _log.info("%s written", args.table)
 
 
-def _made(path: Path) -> dict[str, Any] | None:
-    """What `run` says of how the runs were made; None where it did not make them."""
+def _gap_file(path: Path) -> dict[str, Any] | None:
+    """The content of the gap.json that `run` wrote; None where there is none."""
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise HybridError(f"{path}: must be a gap.json, as run writes it; found {error}; move it away") from None
+        raise HybridError(f"{path} is not a gap.json as run writes it: {error}; move it away") from None
     return content if isinstance(content, dict) else None
 
 
 def _seed(text: str) -> int:
     seed = int(text)
     if seed < 0:
-        raise argparse.ArgumentTypeError(f"a seed is 0 or more; found {seed}")
+        raise argparse.ArgumentTypeError(f"{seed} is negative; a seed is 0 or more")
     return seed

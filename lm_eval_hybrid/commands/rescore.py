@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
 
     from lm_eval_hybrid.common.files import write_file
     from lm_eval_hybrid.judging.verdicts import agreements
-    from lm_eval_hybrid.report import agreement
+    from lm_eval_hybrid.report.terminal import agreement_table
     from lm_eval_hybrid.results import recordings
     from lm_eval_hybrid.results.recordings import scores
 
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
             console.print(line)
         rows = [{"file": str(recording.path), **vars(score)} for score in found]
         if said:
-            console.print(agreement.render(agreements(found, said[place]), judge))
+            console.print(agreement_table(agreements(found, said[place]), judge))
             rows = [{**row, "judge": verdict.right} for row, verdict in zip(rows, said[place], strict=True)]
         lines += [json.dumps(row, ensure_ascii=False) for row in rows]
     if args.out:

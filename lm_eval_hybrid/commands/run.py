@@ -101,6 +101,6 @@ def execute(experiment: Experiment, folder: Path, command: list[str], console: "
         return None
     content = gap_file.write(folder, experiment, command)
     runs = outputs.read(folder)
-    console.print(terminal.render(compare(runs, experiment.bootstrap_seed), runs, experiment.bootstrap_seed))
+    console.print(terminal.comparison_table(compare(runs, experiment.bootstrap_seed), runs, experiment.bootstrap_seed))
     console.print(f"{folder / gap_file.GAP_FILE} written; lm-eval-hybrid report {folder} makes a page", markup=False)
     return content

@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 
 from lm_eval_hybrid.bundles.bundle import Bundle
 from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.common.text import clip
 from lm_eval_hybrid.discovery.result import DiscoveryResult
 from lm_eval_hybrid.discovery.taxonomy import naming
 from lm_eval_hybrid.discovery.taxonomy.sae import unit_rows
@@ -22,12 +23,12 @@ from lm_eval_hybrid.report.findings import (
     JudgeGrades,
     MapPoint,
     SweepRow,
-    shorten,
 )
 
 POINTS = 3000  # sentences on the map
 EXAMPLES = 8
 EXAMPLE = 1000  # characters of an example
+SENTENCE = 200  # characters of a sentence on the map
 COMPONENTS = 30  # principal components that t-SNE gets
 PERPLEXITY = 30.0  # approximate number of neighbours that t-SNE keeps close
 FEWEST = 10  # sentences; of fewer the map is their principal components, since neighbours mean little
@@ -71,7 +72,7 @@ def _behaviors(result: DiscoveryResult, bundle: Bundle, category: Tensor) -> Ite
             title=behavior.title,
             description=behavior.description,
             share=float((category == index).float().mean()),
-            examples=tuple(shorten(text, EXAMPLE) for text in examples),
+            examples=tuple(clip(text.strip(), EXAMPLE) for text in examples),
             norm=float(bundle.tensors[behavior.tensor].norm()),
             effect=effect[behavior.latent],
             gates=int(result.effects.gates[behavior.latent]),
@@ -83,7 +84,7 @@ def _points(result: DiscoveryResult, category: Tensor) -> Iterator[MapPoint]:
     sample = order[category[order] >= 0][:POINTS].sort().values
     unit = unit_rows(result.activations[sample], result.chosen.sae.encoder.mean)
     for (x, y), i in zip(map_points(unit, 0).tolist(), sample.tolist(), strict=True):
-        yield MapPoint(x=x, y=y, behavior=int(category[i]), text=shorten(result.sentences[i]))
+        yield MapPoint(x=x, y=y, behavior=int(category[i]), text=clip(result.sentences[i].strip(), SENTENCE))
 
 
 def _sweep(result: DiscoveryResult) -> Iterator[SweepRow]:

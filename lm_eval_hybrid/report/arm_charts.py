@@ -1,203 +1,144 @@
-"""Charts of arms: the gap that each recovers, and accuracy by the share of tokens that it takes."""
+"""Charts of a comparison, for pages and papers: gaps recovered, accuracy by tokens steered, behaviors used."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
 
 from markupsafe import Markup
 
-from lm_eval_hybrid.report import figures
-from lm_eval_hybrid.report.charts import Axis, outline, svg, tag, ticks
-from lm_eval_hybrid.results.comparison import ArmFigures
+from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.common.files import write_file
+from lm_eval_hybrid.common.text import clip
+from lm_eval_hybrid.report import cells, charts
+from lm_eval_hybrid.report.charts import CIRCLE, DIAMOND, SQUARE, Axis, Plane, line, mark, tag, text
+from lm_eval_hybrid.report.page import writable
+from lm_eval_hybrid.results.comparison import ArmFigures, TaskComparison
 from lm_eval_hybrid.results.runs import WITHOUT
 
-_WIDEST = (-1.5, 2.5)  # of a gap's axis; few documents give intervals of many gaps
-_CIRCLE, _DIAMOND, _SQUARE = 0, 3, 2
-Box = tuple[float, float, float, float]  # left, top, right and bottom
-_LETTER, _LINE = 6.6, 14.0  # width and height of a label's letter
-# Where a label may stand from its point: right, left, above, below, and then further away with a line to it.
-_PLACES = (
-    *((9, 4, "start"), (-9, 4, "end"), (0, -12, "middle"), (0, 20, "middle")),
-    *((sign * dx, dy, anchor) for dy in (18, -12, 32, -26, 46, -40) for sign, anchor in ((1, "start"), (-1, "end"))
-      for dx in (12, 26)),
-)  # fmt: skip
+_WIDEST = (-150.0, 250.0)  # of a gap's axis: with few documents, intervals can be many gaps wide
+_NAME = 30  # characters of a row's name
 
 
 def gap_axis(arms: Iterable[ArmFigures]) -> Axis:
-    """The axis that all the arms' gaps are on, with 0 and 1 on it."""
-    found = [arm.gap for arm in arms if arm.gap is not None]
-    ends = [v for gap in found for v in (gap.recovered, gap.low, gap.high) if v is not None]
-    low, high = max(min([0.0, *ends]), _WIDEST[0]), min(max([1.0, *ends]), _WIDEST[1])
-    return Axis("gap recovered", ticks(low, high))
+    """The axis of all arms' gaps, in percent, with ticks at 0 and 100."""
+    gaps = [arm.gap for arm in arms if arm.gap is not None]
+    ends = [100 * end for gap in gaps for end in (gap.recovered, gap.low, gap.high) if end is not None]
+    low, high = max(min([0.0, *ends]), _WIDEST[0]), min(max([100.0, *ends]), _WIDEST[1])
+    return Axis("gap recovered [95%]: 0% is the base, 100% the thinking model", charts.ticks(low, high), "%")
 
 
 def gap_row(arm: ArmFigures, axis: Axis) -> Markup:
-    """One arm's gap and its interval, as wide as there is room: places along the axis are shares of the width."""
-    height = 32
-    parts = [_part(axis, axis.marks[0], 0.0, "harm-ground"), _part(axis, 1.0, axis.marks[-1], "beyond-ground")]
-    for mark in axis.marks:
-        parts.append(_upright(axis, mark, height, "axis" if mark in (0, 1) else "grid"))
-    gap = arm.gap
-    if gap is not None and gap.recovered is not None:
-        class_ = kind(arm)
-        if gap.low is not None and gap.high is not None:
-            ends = {"x1": _along(axis, gap.low), "x2": _along(axis, gap.high)}
-            parts.append(tag("line", **ends, y1=height // 2, y2=height // 2, class_=f"whisker {class_}"))
-        shape = tag("path", d=outline(_CIRCLE if arm.arm == "hybrid" else _DIAMOND, 0, 0), class_=f"mark {class_}")
-        parts.append(tag("svg", shape, x=_along(axis, gap.recovered), y=height // 2, overflow="visible"))
-    return tag("svg", *parts, height=height, class_="gap", aria_hidden="true")
-
-
-def gap_scale(axis: Axis) -> Markup:
-    """The axis that stands below the rows."""
-    parts = []
-    crowded = len(axis.marks) > 6
-    for mark in axis.marks[axis.marks.index(0) % 2 :: 2] if crowded else axis.marks:
-        anchor = "start" if mark == axis.marks[0] else "end" if mark == axis.marks[-1] else "middle"
-        shown = f"{100 * mark:g}%".replace("-", "\N{MINUS SIGN}")
-        parts.append(tag("text", shown, x=_along(axis, mark), y=14, class_=f"tick {anchor}"))
-    return tag("svg", *parts, height=20, class_="gap", aria_hidden="true")
+    """One arm's gap with its interval."""
+    ends = (None, None, None) if arm.gap is None else (arm.gap.recovered, arm.gap.low, arm.gap.high)
+    return charts.interval(axis, ends, kind(arm), CIRCLE if arm.arm == "hybrid" else DIAMOND)
 
 
 def kind(arm: ArmFigures) -> str:
     """The class of an arm's marks: `hybrid`, `without` a behavior, `harm` where it is below the base, or `control`."""
-    if arm.arm == "hybrid":
-        return "hybrid"
-    if arm.arm.startswith(WITHOUT):
-        return "without"
-    harms = arm.gap is not None and arm.gap.high is not None and arm.gap.high < 0
-    return "harm" if harms else "control"
+    if arm.arm == "hybrid" or arm.arm.startswith(WITHOUT):
+        return arm.arm.split()[0]
+    return "harm" if arm.gap is not None and arm.gap.high is not None and arm.gap.high < 0 else "control"
 
 
-def _along(axis: Axis, value: float) -> str:
-    return f"{min(max(axis.place(value, 100.0), 0.0), 100.0):.2f}%"
-
-
-def _upright(axis: Axis, value: float, height: int, class_: str) -> Markup:
-    return tag("line", x1=_along(axis, value), x2=_along(axis, value), y1=0, y2=height, class_=class_)
-
-
-def _part(axis: Axis, low: float, high: float, class_: str) -> Markup | None:
-    if high <= low:
+def accuracy_chart(arms: Sequence[ArmFigures]) -> Markup | None:
+    """Accuracy by the share of tokens steered, with a line for the thinking model; None where no share is known."""
+    shown = [(arm, 100 * arm.steered.tokens) for arm in arms if arm.steered is not None and arm.arm != "thinking"]
+    if not shown:
         return None
-    width = f"{axis.place(high, 100.0) - axis.place(low, 100.0):.2f}%"
-    return tag("rect", x=_along(axis, low), width=width, height="100%", class_=class_)
+    shown.sort(key=lambda pair: (not pair[0].arm.startswith(WITHOUT), pair[0].arm == "hybrid"))  # hybrid on top
+    ends = [100 * end for arm in arms for end in (arm.accuracy.low, arm.accuracy.high)]
+    x, y = Axis.over("tokens steered", [0.0, *(s for _, s in shown)], "%", 4), Axis.over("accuracy [95%]", ends, "%")
+    plane = Plane(x, y, 520, 340, right=130)
+    parts, edge, named = plane.frame(), plane.at(x.ticks[-1], 0)[0], []
+    for arm in arms:
+        if arm.arm == "thinking":
+            at = plane.at(0, 100 * arm.accuracy.value)[1]
+            parts.append(line(58, at, edge, at, "thinking-line"))
+            named.append((at, edge, "thinking model"))
+    for arm, steered in shown:
+        (a, b), low, high = (
+            plane.at(steered, 100 * v) for v in (arm.accuracy.value, arm.accuracy.low, arm.accuracy.high)
+        )
+        hint = f"{arm.arm}: accuracy {cells.accuracy(arm.accuracy)}, {steered:.1f}% of the tokens steered"
+        shape = {"hybrid": CIRCLE, "base": SQUARE}.get(arm.arm, DIAMOND)
+        whisker = line(a, low[1], a, high[1], f"whisker thin {kind(arm)}")
+        parts.append(tag("g", tag("title", hint), whisker, mark(shape, a, b, kind(arm), 1.7)))
+        if not arm.arm.startswith(WITHOUT):  # these are many and close together: only the hints have their names
+            named.append((b, a + 6, clip(arm.arm, 18)))
+    named.sort()
+    for (b, a, name), at in zip(named, spread([b for b, _, _ in named], 14, plane.height - 40), strict=True):
+        leader = tag("path", d=f"M{a:.1f} {b:.1f}L{edge:.1f} {b:.1f}L{edge + 10:.1f} {at:.1f}", class_="leader")
+        parts += [leader, text(name, edge + 13, at + 4, "name")]
+    return charts.svg(
+        plane.width, plane.height, "Accuracy by the share of tokens steered, a point for each arm", *parts
+    )
 
 
-@dataclass(frozen=True)
-class Label:
-    """Where a label stands: relative to its point, and which of its ends (`start`, `middle`, `end`)."""
-
-    dx: float
-    dy: float
-    anchor: str
-
-    @property
-    def far(self) -> bool:
-        """So that a line must tell what it belongs to."""
-        return abs(self.dy) > 20 or (abs(self.dx) > 9 and abs(self.dy) > 4)
+def spread(places: Sequence[float], gap: float, end: float) -> list[float]:
+    """Ascending places, moved so that they are `gap` apart and none is beyond `end`."""
+    apart = accumulate(places, lambda last, place: max(place, last + gap))
+    return [min(place, end - gap * (len(places) - 1 - i)) for i, place in enumerate(apart)]
 
 
-def place_labels(
-    points: Sequence[tuple[float, float]], names: Sequence[str], room: Box, full: Sequence[Box] = ()
-) -> list[Label | None]:
-    """Places for names beside their points (in pixels, y downwards) that cover neither points nor one another.
+def write_plots(comparison: Sequence[TaskComparison], folder: Path) -> list[Path]:
+    """Write each task's charts as <chart>-<task>.png and .svg, and return their paths.
 
-    Args:
-        names: an empty one needs no place (None).
-        room: where names may be; one for which there is none has no place (None).
-        full: where they may not.
+    Raises:
+        HybridError: vl-convert is not installed.
     """
-    taken = [*full, *((x - 5, y - 5, x + 5, y + 5) for x, y in points)]
-    found: list[Label | None] = []
-    for (x, y), name in zip(points, names, strict=True):
-        for label in (Label(*place) for place in _PLACES if name):
-            box = _box(x, y, label, len(name) * _LETTER)
-            inside = box[0] >= room[0] and box[1] >= room[1] and box[2] <= room[2] and box[3] <= room[3]
-            if inside and not any(_overlap(box, other) for other in taken):
-                taken.append(box)
-                found.append(label)
-                break
-        else:
-            found.append(None)
-    return found
+    check_plots()
+    from vl_convert import svg_to_png
+
+    plain = [re.sub(r"[^A-Za-z0-9_-]+", "-", task.task)[:80] for task in comparison]
+    files: dict[Path, bytes] = {}
+    for i, (task, name) in enumerate(zip(comparison, plain, strict=True), start=1):
+        for chart, title, picture in _paper_charts(task):
+            path = folder / f"{chart}-{name}{f'-{i}' if plain.count(name) > 1 else ''}.svg"
+            content = writable(charts.paper(clip(title, 70), picture))
+            files |= {path.with_suffix(".png"): svg_to_png(content, ppi=200), path: content.encode()}
+    for path, data in files.items():
+        write_file(path, data)
+    return list(files)
 
 
-def _box(x: float, y: float, label: Label, width: float) -> Box:
-    left = x + label.dx - {"start": 0.0, "middle": width / 2, "end": width}[label.anchor]
-    bottom = y + label.dy + 3
-    return left, bottom - _LINE, left + width, bottom
+def check_plots() -> None:
+    """Check that PNG files can be written.
 
-
-def _overlap(one: Box, other: Box) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
-
-
-def steered_points(arms: Iterable[ArmFigures]) -> list[tuple[ArmFigures, float]]:
-    """Arms but `thinking`, which writes every token itself, with the share of tokens that they steer.
-
-    In the order in which to draw them: the hybrid above all, those that leave a behavior out of it below.
+    Raises:
+        HybridError: vl-convert is not installed.
     """
-    shown = [(arm, arm.steered.tokens) for arm in arms if arm.steered is not None and arm.arm != "thinking"]
-    return sorted(shown, key=lambda pair: (not pair[0].arm.startswith(WITHOUT), pair[0].arm == "hybrid"))
+    try:
+        import vl_convert  # noqa: F401
+    except ImportError:
+        raise HybridError(
+            "vl-convert is not installed; --plots needs it; pip install 'lm-eval-hybrid[plots]'"
+        ) from None
 
 
-def label_of(arm: ArmFigures) -> str:
-    """What stands beside its point: nothing of the many that leave a behavior out, which are near one another."""
-    return "" if arm.arm.startswith(WITHOUT) else arm.arm
-
-
-def accuracy_by_steered(arms: Sequence[ArmFigures]) -> Markup:
-    """Accuracy, with its interval, by the share of tokens steered; the thinking model's is a line."""
-    width, height, left, top, right, bottom = 480, 340, 52, 26, 14, 42
-    across, down = width - left - right, height - top - bottom
-    shown = steered_points(arms)
-    thinking = next((arm for arm in arms if arm.arm == "thinking"), None)
-    ends = [v for arm in arms for v in (arm.accuracy.low, arm.accuracy.high)]
-    x = Axis.over("tokens steered", [0.0, *(steered for _, steered in shown)], 4)
-    y = Axis.over("accuracy", ends, 5)
-    parts: list[object] = []
-    for mark in y.marks:
-        at = top + down - y.place(mark, down)
-        parts.append(tag("line", x1=left, x2=left + across, y1=at, y2=at, class_="grid"))
-        parts.append(tag("text", f"{100 * mark:g}%", x=left - 7, y=at + 4, class_="tick end"))
-    for mark in x.marks:
-        at = left + x.place(mark, across)
-        parts.append(tag("text", f"{100 * mark:g}%", x=at, y=top + down + 18, class_="tick middle"))
-    parts.append(tag("line", x1=left, x2=left + across, y1=top + down, y2=top + down, class_="axis"))
-    parts.append(tag("text", x.label, x=left + across / 2, y=height - 6, class_="label middle"))
-    places = [
-        (left + x.place(steered, across), top + down - y.place(arm.accuracy.value, down)) for arm, steered in shown
-    ]
-    words: list[Box] = []
-    if thinking is not None:
-        at = top + down - y.place(thinking.accuracy.value, down)
-        parts.append(tag("line", x1=left, x2=left + across, y1=at, y2=at, class_="thinking-line"))
-        parts.append(tag("text", "thinking model", x=left + across, y=at + 15, class_="tick end"))
-        words.append((left + across - 14 * _LETTER, at, left + across, at + 20))
-    labels = place_labels(places, [label_of(arm) for arm, _ in shown], (left, 0, width, top + down), words)
-    for (arm, steered), (a, b), label in zip(shown, places, labels, strict=True):
-        parts.append(_point(arm, steered, a, b, label, [top + down - y.place(v, down) for v in _ends(arm)]))
-    return svg(width, height, "Accuracy by the share of tokens steered, a point an arm", *parts, class_="natural")
-
-
-def _ends(arm: ArmFigures) -> tuple[float, float]:
-    return arm.accuracy.low, arm.accuracy.high
-
-
-def _point(
-    arm: ArmFigures, steered: float, x: float, y: float, label: Label | None, whisker: Sequence[float]
-) -> Markup:
-    shape = _CIRCLE if arm.arm == "hybrid" else _SQUARE if arm.arm == "base" else _DIAMOND
-    hint = f"{arm.arm}: {figures.accuracy(arm.accuracy)} right, {steered:.1%} of the tokens steered"
-    parts: list[object] = [
-        tag("title", hint),
-        tag("line", x1=x, x2=x, y1=whisker[0], y2=whisker[1], class_=f"whisker thin {kind(arm)}"),
-        tag("path", d=outline(shape, x, y), class_=f"mark {kind(arm)}"),
-    ]
-    if label is not None:
-        if label.far:
-            parts.append(tag("line", x1=x, y1=y, x2=x + label.dx, y2=y + label.dy - 4, class_="leader"))
-        parts.append(tag("text", arm.arm, x=x + label.dx, y=y + label.dy, class_=f"name {label.anchor}"))
-    return tag("g", *parts)
+def _paper_charts(task: TaskComparison) -> Iterator[tuple[str, str, Markup]]:
+    """(name, title, picture) of each chart for which something was measured."""
+    title, uses = f"{task.task}, {task.documents:,} documents", task.behaviors
+    gaps = [(arm, arm.gap) for arm in task.arms if arm.gap is not None]
+    if any(gap.recovered is not None for _, gap in gaps):
+        axis = gap_axis(task.arms)
+        yield (
+            "gap",
+            title,
+            charts.row_chart(
+                axis,
+                [(clip(arm.arm, _NAME), gap_row(arm, axis), cells.signed(cells.recovered(gap))) for arm, gap in gaps],
+            ),
+        )
+    if (picture := accuracy_chart(task.arms)) is not None:
+        yield "accuracy", title, picture
+    if uses:
+        lost = "; then points of accuracy lost without the behavior [95%]" if any(use.left_out for use in uses) else ""
+        axis = Axis.over(f"share of steered tokens{lost}", [0.0, *(100 * use.share for use in uses)], "%")
+        rows = []
+        for use in uses:
+            beside = [f"{use.share:.1%}", *([cells.difference(use.left_out.difference)] if use.left_out else [])]
+            rows.append(
+                (clip(use.behavior, _NAME), charts.bar(axis, 100 * use.share, "c0"), cells.signed("; ".join(beside)))
+            )
+        yield "behaviors", f"{task.task}: behaviors used", charts.row_chart(axis, rows)

@@ -1,7 +1,7 @@
-// The list of documents: what is packed, what the address says is shown of it, and the controls that change that.
-// Other people's words come in as text alone: no markup is ever made of them.
-const CORE_ENDINGS = { truncated: "cut by the token limit", unfinished: "ends within a thought" };
-const PAGE = 200;  // rows that are added at a time
+// The list of documents. The address holds the whole state of the view (task, filters, open document); the controls
+// change the address. Words of models and data sets are inserted as text only, never as markup.
+const ENDINGS = { truncated: "cut at the token limit", unfinished: "ends inside a thought" };
+const PAGE = 200;  // rows added at a time
 const find = (query, root = document) => root.querySelector(query);
 const count = (number) => number.toLocaleString("en");
 const documents = (number) => `${count(number)} document${number === 1 ? "" : "s"}`;
@@ -24,32 +24,33 @@ async function unpack(name) {
 }
 
 let tasks = [];
-let view = null;  // what the address says
-let matching = [];  // places of the documents that the filters leave
+let view = null;  // the parsed address
+let matching = [];  // indices of the documents that pass the filters
 let shown = 0;  // how many of them have a row
 
-// The address: #TASK/DOC_ID?right=ARM&wrong=ARM&behavior=KEY&ending=ARM.KIND&q=WORDS&arm=ARM, where all but TASK can be absent.
+// #TASK/DOC_ID?right=ARM&wrong=ARM&behavior=KEY&ending=ARM.KIND&q=WORDS&arm=ARM; everything but TASK is optional.
+// Null for any other address.
 function read(hash) {
   const [path, query] = [hash.slice(1).split("?", 1)[0], hash.split("?").slice(1).join("?")];
   let [name, id] = path.split("/");
   try { name = decodeURIComponent(name); } catch { return null; }
   const place = tasks.findIndex((task) => task.task === name);
   if (place < 0) return null;
-  const task = tasks[place], said = new URLSearchParams(query), outcomes = new Map();
+  const task = tasks[place], parameters = new URLSearchParams(query), outcomes = new Map();
   for (const [verdict, key] of [[1, "right"], [0, "wrong"]]) {
-    for (const arm of said.getAll(key)) if (task.arms.includes(arm)) outcomes.set(task.arms.indexOf(arm), verdict);
+    for (const arm of parameters.getAll(key)) if (task.arms.includes(arm)) outcomes.set(task.arms.indexOf(arm), verdict);
   }
-  const arms = said.getAll("arm").map((arm) => task.arms.indexOf(arm)).filter((arm) => arm >= 0);
+  const arms = parameters.getAll("arm").map((arm) => task.arms.indexOf(arm)).filter((arm) => arm >= 0);
   const document = id === undefined ? -1 : task.ids.findIndex((each) => String(each) === id);
-  const behavior = task.behaviors.indexOf(said.get("behavior"));
-  return { place, task, document, outcomes, behavior, ending: said.get("ending") || "", q: said.get("q") || "", arms };
+  const behavior = task.behaviors.indexOf(parameters.get("behavior"));
+  return { place, task, document, outcomes, behavior, ending: parameters.get("ending") || "", q: parameters.get("q") || "", arms };
 }
 
 function address(changes = {}) {
   const { task, document, outcomes, behavior, ending, q, arms } = { ...view, ...changes };
   const query = new URLSearchParams();
   for (const [verdict, key] of [[1, "right"], [0, "wrong"]]) {
-    for (const [arm, wanted] of outcomes) if (wanted === verdict) query.append(key, task.arms[arm]);
+    for (const [arm, each] of outcomes) if (each === verdict) query.append(key, task.arms[arm]);
   }
   if (behavior >= 0) query.append("behavior", task.behaviors[behavior]);
   if (ending) query.append("ending", ending);
@@ -87,9 +88,9 @@ function list() {
   more();
   controls();
   const all = view.task.ids.length;
-  const said = matching.length === all ? documents(all) : `${count(matching.length)} of ${documents(all)}`;
+  const words = matching.length === all ? documents(all) : `${count(matching.length)} of ${documents(all)}`;
   const status = find(".counted [role=status]");
-  if (status.textContent !== said) status.textContent = said;
+  if (status.textContent !== words) status.textContent = words;
   find(".clear").hidden = matching.length === all;
 }
 
@@ -116,7 +117,7 @@ function row(i) {
     make("span", { class: "steered" }, steered)));
 }
 
-// The arms whose verdicts are in the list: base, hybrid and thinking, as far as they were run; else the first three.
+// The arms whose verdicts the list shows: those of base, hybrid and thinking that were run, else the first three.
 const listed = (task) => (task.core.length ? task.core : [...task.arms.keys()].slice(0, 3));
 
 function controls() {
@@ -131,11 +132,11 @@ function controls() {
   const q = find("input[name=q]");
   if (q.value !== view.q) q.value = view.q;
   const used = task.behaviors.map((_, b) => task.used.filter((behaviors) => behaviors.includes(b)).length);
-  options("behavior", view.behavior, [[-1, "any behavior, or none"], ...task.behaviors.map((name, b) =>
+  options("behavior", view.behavior, [[-1, "any or no behavior"], ...task.behaviors.map((name, b) =>
     [b, `${b + 1} ${name} (${count(used[b])})`]).filter(([b]) => used[b] || b === view.behavior)]);
   const endings = [["", "any"]];
   for (const [arm, name] of task.arms.entries()) {
-    for (const [kind, words] of Object.entries(CORE_ENDINGS)) {
+    for (const [kind, words] of Object.entries(ENDINGS)) {
       const times = task.outcomes[arm][kind].filter((value) => value === 1).length;
       if (times) endings.push([`${name}.${kind}`, `${name} ${words} (${count(times)})`]);
     }
@@ -182,14 +183,14 @@ function cell(pair, verdicts) {
 
 let scrolled = 0;
 
-// Shows what the address says; one that is not ours is a section's, and the browser's to follow.
+// Show what the address says. The address of a section is not ours: the browser scrolls there.
 function follow(first) {
-  const said = read(location.hash);
-  const opened = said !== null && said.document >= 0;
+  const next = read(location.hash);
+  const opened = next !== null && next.document >= 0;
   const closing = document.body.classList.contains("reading") && !opened;
   const last = view && view.document;
   if (opened && !document.body.classList.contains("reading")) scrolled = window.scrollY;
-  if (said !== null) view = said;
+  if (next !== null) view = next;
   if (!opened) view = { ...view, document: -1 };
   list();
   for (const part of document.querySelectorAll("body > header, main, body > footer")) part.hidden = opened;
@@ -199,12 +200,12 @@ function follow(first) {
     open();
   } else if (closing) {
     close();
-    if (said === null) return find(`[id="${CSS.escape(location.hash.slice(1))}"]`)?.scrollIntoView({ behavior: "instant" });
+    if (next === null) return find(`[id="${CSS.escape(location.hash.slice(1))}"]`)?.scrollIntoView({ behavior: "instant" });
     if (matching.includes(last)) while (shown <= matching.indexOf(last)) more();
     window.scrollTo({ top: scrolled, behavior: "instant" });
     const link = find(`[data-document="${last}"]`);
     (link || find("input[name=q]")).focus({ preventScroll: Boolean(scrolled) });
-  } else if (first && said !== null) {
+  } else if (first && next !== null) {
     find("#documents").scrollIntoView({ behavior: "instant" });
   }
 }

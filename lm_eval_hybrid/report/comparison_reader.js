@@ -1,20 +1,20 @@
-// The document that is open: its question, and answers side by side, the hybrid's with its steered tokens marked.
-const PART = 6000;  // characters of a part, after which the next line begins another
-const MARK = 40;  // of them, what a mark counts for
-const KEPT = 12;  // unpacked blocks
+// The open document: its question, and answers side by side, the hybrid's with its steered tokens marked.
+const PART = 6000;  // characters after which a part of an answer ends at the next line
+const MARK = 40;  // characters that a mark counts for
+const KEPT = 12;  // unpacked blocks to keep
 const blocks = new Map();
 let opening = 0;
-let tipped = null;  // the mark that the tip is about
+let tipped = null;  // the mark that the tip describes
 
 function block(name) {
   const held = blocks.get(name) || unpack(name);
   blocks.delete(name);
-  blocks.set(name, held);  // the last used is the last to go
+  blocks.set(name, held);  // least recently used first
   if (blocks.size > KEPT) blocks.delete(blocks.keys().next().value);
   return held;
 }
 
-// What arm `arm` (-1: the document itself) has for a document; null where the page was made without.
+// The answer of arm `arm` (-1: the document itself) to document i; null where the page leaves it out.
 async function packed(place, task, arm, i) {
   const number = task.blocks[arm + 1].findIndex(([start, end]) => start <= i && i < end);
   return number < 0 ? null : (await block(`${place}-${arm}-${number}`))[i - task.blocks[arm + 1][number][0]];
@@ -26,7 +26,7 @@ async function open() {
   const at = matching.indexOf(i);
   const title = `${task.task}, document ${task.ids[i]}`;
   find("#opened").textContent = document.title = title;
-  find(".where").textContent = at < 0 ? "not among those filtered" : `${count(at + 1)} of ${documents(matching.length)}`;
+  find(".where").textContent = at < 0 ? "does not match the filters" : `${count(at + 1)} of ${documents(matching.length)}`;
   find(".back").setAttribute("href", address({ document: -1 }));
   find(".previous").disabled = at <= 0;
   find(".next").disabled = at < 0 ? !matching.length : at === matching.length - 1;
@@ -40,7 +40,7 @@ async function open() {
   find(".asked").replaceChildren(
     make("div", {}, make("h3", {}, "Question"), words(question)),
     target === null ? "" : make("div", {}, make("h3", {}, "Right answer"), words(target)),
-    prompt === null ? "" : make("details", {}, make("summary", {}, "The prompt as the models read it"), words(prompt)));
+    prompt === null ? "" : make("details", {}, make("summary", {}, "Prompt, as the models read it"), words(prompt)));
   const columns = chosen.map((arm, k) => column(task, arm, i, answers[k]));
   find(".answers").replaceChildren(...columns.map(([element]) => element));
   for (const [, text, pieces] of columns) await draw(text, pieces, () => mine === opening);
@@ -78,21 +78,21 @@ function chooser(chosen) {
   if (active) find(`[data-arm="${active}"]`)?.focus();
 }
 
-// An arm's answer: the element, where its text goes, and the text's pieces.
+// An arm's answer: its element, the element for its text, and the text's pieces.
 function column(task, arm, i, answer) {
   const outcome = task.outcomes[arm], right = outcome.right[i], name = task.arms[arm];
   const facts = [];
   if (outcome.tokens[i] !== null) facts.push(`${count(outcome.tokens[i])} tokens`);
   if (name === "hybrid" && outcome.steered[i] !== null) facts.push(`${count(outcome.steered[i])} steered`);
-  for (const [kind, said] of Object.entries(CORE_ENDINGS)) if (outcome[kind][i] === 1) facts.push(said);
+  for (const [kind, words] of Object.entries(ENDINGS)) if (outcome[kind][i] === 1) facts.push(words);
   const text = make("div", { class: "text", dir: "auto" });
   const pieces = answer === null ? [] : typeof answer[0] === "string" ? [answer[0]] : answer[0];
   const element = make("section", { class: name === "hybrid" ? "answer hybrid" : "answer" },
     make("h3", {}, name, make("span", { class: "verdict" }, verdict(right), right ? " right" : " wrong")),
     make("p", { class: "facts" }, facts.join(" · ")),
     ...legend(task, pieces),
-    answer === null ? make("p", { class: "note" }, "Left out, to keep the page small.") : text,
-    ...(answer !== null && answer[1] !== null ? [make("p", { class: "read" }, `Read as: ${answer[1] || "nothing"}`)] : []));
+    answer === null ? make("p", { class: "note" }, "Left out to keep the page small.") : text,
+    ...(answer !== null && answer[1] !== null ? [make("p", { class: "read" }, `Read answer: ${answer[1] || "none"}`)] : []));
   return [element, text, pieces];
 }
 
@@ -109,8 +109,8 @@ const colour = (behavior) => `b${behavior % COLOURS}`;
 const tag = (behavior) => make("span", { class: `tag ${colour(behavior)}` }, String(behavior + 1));
 const rest = () => new Promise((done) => setTimeout(done));
 
-// An answer in parts that are laid out by themselves, as they come into view: the longest have tens of thousands of
-// marks. A part ends with a line, or where there are no lines, with a piece.
+// An answer in parts that the browser lays out separately, as they come into view: long answers have tens of thousands
+// of marks. A part ends at the end of a line, or without lines, at the end of a piece.
 function* parts(pieces) {
   const lines = (text) => text.split(/(?<=\n)/).flatMap((line) => line.match(/[^]{1,20000}/gu));
   let part = [], weight = 0;
@@ -125,19 +125,19 @@ function* parts(pieces) {
   yield part;
 }
 
-// Puts an answer's pieces in its place, letting the browser do something else after each part.
-async function draw(text, pieces, wanted) {
+// Insert an answer's pieces, letting the browser respond after each part; stop when `current()` is false.
+async function draw(text, pieces, current) {
   const held = [...parts(pieces)];
   for (const [i, part] of held.entries()) {
     if (i) await rest();
-    if (!wanted()) return;
+    if (!current()) return;
     const drawn = part.flatMap((piece, k) => drawnPiece(piece, !i && !k));
     text.append(...(held.length > 1 ? [make("div", { class: "part" }, ...drawn)] : drawn));
     if (!text.querySelector("mark[tabindex='0']")) text.querySelector("mark")?.setAttribute("tabindex", "0");
   }
 }
 
-// An answer's first space would only push its first word out of line.
+// An answer's leading space would only indent its first word.
 function drawnPiece(piece, begins) {
   if (typeof piece === "string") return [begins ? piece.trimStart() : piece];
   const [whole, behavior, , , changed] = piece, inner = whole.trim();
@@ -150,23 +150,23 @@ function drawnPiece(piece, begins) {
   return [begins ? "" : before, mark, after];
 }
 
-// A token's text with what cannot be seen made visible.
+// A token's text with its invisible characters made visible.
 const visible = (text) => text.replace(/^ | $/g, "␣").replace(/\n/g, "↵").replace(/\t/g, "⇥") || "◌";
 const percent = (share) => (share === null ? "–" : share >= 0.9995 && share < 1 ? ">99.9%" : share > 0 && share < 0.0005
   ? "<0.1%" : `${(100 * share).toFixed(1)}%`);
 
 function show(mark) {
   const [text, behavior, coefficient, window_, changed, taken, base, baseP, thinking, thinkingP] = mark.piece;
-  const { task } = view, line = (head, said, beside) => make("tr", {}, make("th", { scope: "row" }, head),
-    make("td", {}, said), make("td", {}, beside));
-  const token = (said) => make("code", { dir: "auto" }, visible(said));
+  const { task } = view, line = (head, value, beside) => make("tr", {}, make("th", { scope: "row" }, head),
+    make("td", {}, value), make("td", {}, beside));
+  const token = (words) => make("code", { dir: "auto" }, visible(words));
   const lines = [];
-  if (base !== null) lines.push(line("base would say", token(base), percent(baseP)));
-  if (thinking !== null) lines.push(line("thinking would say", token(thinking), percent(thinkingP)));
-  lines.push(line("taken", token(text), taken === null ? "" : `${percent(taken)} by thinking`));
+  if (base !== null) lines.push(line("base's choice", token(base), percent(baseP)));
+  if (thinking !== null) lines.push(line("thinking model's choice", token(thinking), percent(thinkingP)));
+  lines.push(line("emitted", token(text), taken === null ? "" : `${percent(taken)} by thinking`));
   if (coefficient !== null) lines.push(line("coefficient", coefficient.toFixed(2), ""));
   if (window_ !== null) lines.push(line("window", window_ ? `${window_} position${window_ === 1 ? "" : "s"}` : "all positions", ""));
-  const steered = base === null ? "Steered." : changed ? "Steered, and changed by it." : "Steered, but not changed: the base says the same.";
+  const steered = base === null ? "Steered." : changed ? "Steered and changed." : "Steered, but not changed: it is the base's own choice.";
   const tip = find("#tip");
   tip.replaceChildren(make("b", {}, `${behavior + 1} ${task.behaviors[behavior]}`), make("div", {}, steered),
     make("table", {}, make("tbody", {}, ...lines)));
@@ -198,7 +198,7 @@ function step(by) {
   open();
 }
 
-// From mark to mark of an answer; only one of them is in the order of the Tab key.
+// Move between the marks of an answer; only one of them is in the tab order.
 function along(mark, key) {
   const marks = [...mark.closest(".text").querySelectorAll("mark")], at = marks.indexOf(mark);
   const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: marks.length - 1 }[key];
@@ -208,7 +208,7 @@ function along(mark, key) {
   marks[to].focus();
 }
 
-// j and k in the list go from row to row.
+// j and k move between the rows of the list.
 function down(by) {
   const rows = [...document.querySelectorAll("[data-document]")];
   const at = rows.indexOf(document.activeElement);
@@ -233,7 +233,7 @@ const touched = (event) => event.target.closest?.("mark");
 answers.addEventListener("focusin", (event) => { if (touched(event)) show(touched(event)); });
 answers.addEventListener("focusout", hide);
 answers.addEventListener("pointerover", (event) => { if (touched(event)) { clearTimeout(leaving); show(touched(event)); } });
-// The tip can be pointed at, too: it stays for as long as the pointer is on it or on its mark.
+// The tip stays while the pointer is on it or on its mark.
 for (const part of [answers, find("#tip")]) {
   part.addEventListener("pointerout", () => {
     clearTimeout(leaving);
@@ -246,6 +246,6 @@ find(".previous").addEventListener("click", () => step(-1));
 find(".next").addEventListener("click", () => step(1));
 document.addEventListener("keydown", press);
 start().catch((error) => {
-  const said = typeof DecompressionStream === "undefined" ? "this browser is too old to unpack them" : error.message;
-  find("#documents").append(make("p", { class: "note" }, `The documents cannot be shown: ${said}.`));
+  const reason = typeof DecompressionStream === "undefined" ? "this browser is too old to unpack them" : error.message;
+  find("#documents").append(make("p", { class: "note" }, `The documents cannot be shown: ${reason}.`));
 });

@@ -8,7 +8,6 @@ from pathlib import Path
 from lm_eval_hybrid.common.files import write_file
 
 SCHEMA = 1
-MAX_TEXT = 200  # characters of a sentence on the map
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class BehaviorRow:
 
 @dataclass(frozen=True)
 class MapPoint:
-    """One sentence on the map: its place, the index of its behavior, and its text (see `shorten`)."""
+    """One sentence on the map: its place, the index of its behavior, and its text."""
 
     x: float
     y: float
@@ -167,9 +166,3 @@ def write(findings: Findings, path: Path) -> None:
     """Write the findings as JSON, whole or not at all."""
     fields = {"schema_version": SCHEMA, **asdict(findings)}
     write_file(path, json.dumps(fields, indent=1, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-
-
-def shorten(text: str, most: int = MAX_TEXT) -> str:
-    """A sentence cut to `most` characters, the last an ellipsis where something was cut."""
-    text = text.strip()
-    return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"

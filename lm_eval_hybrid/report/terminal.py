@@ -1,6 +1,6 @@
-"""The comparison of arms as one table, with what it rests on below it."""
+"""Tables in the terminal: the comparison of arms, the agreement of a rule with a judge; helpers for other tables."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
 from rich.columns import Columns
@@ -8,91 +8,103 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lm_eval_hybrid.report import figures, provenance
-from lm_eval_hybrid.report.figures import ABSENT
+from lm_eval_hybrid.common.text import printable
+from lm_eval_hybrid.judging.verdicts import Agreement
+from lm_eval_hybrid.report import cells
+from lm_eval_hybrid.report.cells import ABSENT
 from lm_eval_hybrid.results.comparison import ArmFigures, TaskComparison
 from lm_eval_hybrid.results.runs import WITHOUT, Runs
 
-_NUMBERS = ("steered", "changed", "tokens/s", "docs")
+
+def plain(value: object, style: str = "") -> Text:
+    """Text of models or strangers, without effect on the terminal: no markup, no control characters."""
+    return Text(printable(str(value)), style=style)
 
 
-def render(comparison: Sequence[TaskComparison], runs: Runs, seed: int) -> Group:
-    """The table of all tasks and arms, differences from the hybrid, and the footer; at most 100 columns wide.
+def table(*columns: str, left: Sequence[str] = (), caption: str | None = None) -> Table:
+    """A table of numbers with a rule below its head; the first column and those named in `left` align to the left."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    if caption is not None:
+        made.caption, made.caption_justify = Text(caption, style="dim"), "left"
+    for name in columns:
+        made.add_column(name, justify="left" if name in (columns[0], *left) else "right", overflow="fold")
+    return made
+
+
+def comparison_table(comparison: Sequence[TaskComparison], runs: Runs, seed: int) -> Group:
+    """All tasks and arms, differences from the hybrid, and the provenance; at most 100 columns wide.
 
     Args:
-        comparison: what `compare` found in `runs` with that seed of the bootstrap.
+        comparison: what `compare` returned for `runs` with that seed of the bootstrap.
     """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("arm", overflow="fold")
-    table.add_column("accuracy [95%]", justify="right", overflow="fold")
-    # As wide as a number with its interval; the reasons why there is none wrap.
-    table.add_column("gap recovered [95%]", justify="right", overflow="fold", max_width=24)
-    for name in _NUMBERS:
-        table.add_column(name, justify="right", overflow="fold")
+    gap = "gap recovered [95%]"
+    made = table("arm", "accuracy [95%]", gap, "steered", "changed", "tokens/s", "docs")
+    made.columns[2].max_width = 24  # a number with its interval; a reason why there is none wraps
     for task in comparison:
-        arms = runs.arms(task.task)
-        table.add_row(Text(task.task, style="bold"))
-        for arm in filter(_is_shown, task.arms):
-            speed = arms[arm.arm].tokens_per_second
-            cells = (
-                f"  {arm.arm}",
-                figures.accuracy(arm.accuracy),
-                figures.gap(arm, task.missing),
-                # Not `figures.share`: these are known of runs without token records, too.
-                _percent(arms[arm.arm].steered_fraction),
-                _percent(arms[arm.arm].changed_fraction),
-                ABSENT if speed is None else figures.count(speed),
-                f"{task.documents}",
-            )
-            table.add_row(*map(Text, cells))
-        table.add_section()
+        made.add_row(plain(task.task, style="bold"))
+        for arm in filter(_has_row, task.arms):
+            made.add_row(*map(plain, _row(arm, task, runs)))
+        made.add_section()
     parts = [part for task in comparison for part in (*_differences(task), *_left_out(task))]
-    return Group(table, *parts, *_footer(runs, seed))
+    lines = [
+        "intervals: 95%; Wilson for accuracy, paired bootstrap over documents for the others",
+        "gap recovered: (arm - base) / (thinking - base), signed; steered, changed: of generated tokens",
+        *(f"{name}: {value}" for name, value in cells.provenance(runs, seed)),
+    ]
+    return Group(made, *parts, *(plain(line, style="dim") for line in lines))
 
 
-def _is_shown(arm: ArmFigures) -> bool:
-    """Whether it has a row: what leaving a behavior out costs is told apart."""
+def _has_row(arm: ArmFigures) -> bool:
+    """Arms that leave a behavior out are listed below the table."""
     return not arm.arm.startswith(WITHOUT)
 
 
-def _percent(fraction: float | None) -> str:
-    return ABSENT if fraction is None else f"{fraction:.1%}"
+def _row(arm: ArmFigures, task: TaskComparison, runs: Runs) -> tuple[str, ...]:
+    run = runs.arms(task.task)[arm.arm]
+    return (
+        f"  {arm.arm}",
+        cells.accuracy(arm.accuracy),
+        cells.gap(arm, task.missing),
+        # The run's own shares are known without token records, too.
+        cells.percent(run.steered_fraction),
+        cells.percent(run.changed_fraction),
+        ABSENT if run.tokens_per_second is None else cells.count(run.tokens_per_second),
+        f"{task.documents}",
+    )
 
 
 def _differences(task: TaskComparison) -> Iterable[RenderableType]:
-    """Hybrid minus every other arm."""
+    """The hybrid minus each other arm."""
     items = [
-        Text(f"{arm.arm} {figures.difference(arm.against.difference)} p {figures.p_value(arm.against.holm)}")
-        for arm in filter(_is_shown, task.arms)
+        f"{arm.arm} {cells.difference(arm.against.difference)} p {cells.p_value(arm.against.holm)}"
+        for arm in filter(_has_row, task.arms)
         if arm.against is not None
     ]
-    if items:
-        yield Text(f"{task.task}: hybrid minus each arm, in points of accuracy [95%], McNemar's p (Holm)", style="bold")
-        yield Columns(items, padding=(0, 3))
-        yield Text()
+    return _list(f"{task.task}: hybrid minus each arm, in points of accuracy [95%], McNemar's p (Holm)", items)
 
 
 def _left_out(task: TaskComparison) -> Iterable[RenderableType]:
-    """Hybrid minus itself without each behavior."""
+    """The hybrid minus the hybrid without each behavior."""
     items = [
-        Text(
-            f"{use.behavior} ({use.share:.0%}) {figures.difference(use.left_out.difference)} "
-            f"p {figures.p_value(use.left_out.holm)}"
-        )
+        f"{use.behavior} ({use.share:.0%}) {cells.difference(use.left_out.difference)} "
+        f"p {cells.p_value(use.left_out.holm)}"
         for use in task.behaviors
         if use.left_out is not None
     ]
-    if items:
-        title = f"{task.task}: hybrid minus itself without a behavior (its share of the steered tokens), likewise"
-        yield Text(title, style="bold")
-        yield Columns(items, padding=(0, 3))
-        yield Text()
+    title = f"{task.task}: hybrid minus hybrid without a behavior (its share of steered tokens), same units"
+    return _list(title, items)
 
 
-def _footer(runs: Runs, seed: int) -> list[Text]:
-    lines = [
-        "intervals: 95%; Wilson for accuracy, paired bootstrap over documents for the rest",
-        "gap recovered: (arm - base) / (thinking - base), signed; steered, changed: of generated tokens",
-        *(f"{name}: {value}" for name, value in provenance.facts(runs, seed)),
-    ]
-    return [Text(line, style="dim") for line in lines]
+def _list(title: str, items: Sequence[str]) -> Iterable[RenderableType]:
+    return (plain(title, style="bold"), Columns(map(plain, items), padding=(0, 3)), Text()) if items else ()
+
+
+def agreement_table(agreements: Mapping[str, Agreement], judge: str) -> Table:
+    """One row for each model, by its name: how the scoring rule (first) agrees with a judge (second)."""
+    numbers = ("rule right", "judge right", "agree", "kappa", "only rule", "only judge", "unclear")
+    made = table("model", *numbers, caption=f"judge: {judge}; shares of the answers that it judged; Cohen's kappa")
+    for model, of in agreements.items():
+        shares = map(cells.percent, (of.first_right, of.second_right, of.share))
+        counts = (f"{number:,}" for number in (of.only_first, of.only_second, of.unclear))
+        made.add_row(*map(plain, (model, *shares, ABSENT if of.kappa is None else f"{of.kappa:.3f}", *counts)))
+    return made

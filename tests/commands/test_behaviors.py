@@ -78,7 +78,7 @@ def test_a_new_version_of_an_edited_copy(shelf: Path, run: Run, tmp_path: Path) 
     save_file({**tensors, "bias": 2 * tensors["bias"]}, copy / "tensors.safetensors")
     status, shown, _ = run("new-version", "tiny", copy)
     assert status == 0
-    assert "This calls for a minor step: 1.0.0 -> 1.1.0 or above. 1.1.0 is enough." in shown
+    assert "This needs a minor step: 1.0.0 -> 1.1.0 or above. 1.1.0 is enough." in shown
     assert shown.splitlines()[-1].endswith(f"written to {shelf / 'tiny' / '1.1.0'}")
     assert run("validate", "tiny@1.1.0")[0] == 0
     status, shown, _ = run("diff", "tiny@1.0", "tiny@1.1")

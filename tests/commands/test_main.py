@@ -86,7 +86,7 @@ def test_compare_shows_the_document_asked_for(outputs: Path, capsys: pytest.Capt
     assert "toy, document 3: base right, hybrid right" in shown
     assert "bootstrap 5 " in shown
     assert main(["compare", str(outputs), "--document", "99"]) == 2
-    assert "found none named '99'" in capsys.readouterr().err
+    assert "has no document '99' with token records" in capsys.readouterr().err
 
 
 def test_compare_draws_a_picture(outputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from lm_eval_hybrid.bundles.bundle import Bundle
 from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.common.text import clip
 from lm_eval_hybrid.discovery import bundling, report_data
 from lm_eval_hybrid.discovery.report_data import count_transitions, map_points
 from lm_eval_hybrid.discovery.result import DiscoveryResult
@@ -52,7 +53,7 @@ def test_shares_and_examples_are_those_of_the_sentences(made: tuple[DiscoveryRes
     known = {text: behavior for text, behavior in zip(made[0].sentences, category, strict=True)}
     for index, behavior in enumerate(shown.behaviors):
         assert behavior.examples and all(
-            known[text] == index for text in made[0].sentences if findings.shorten(text, 1000) in behavior.examples
+            known[text] == index for text in made[0].sentences if clip(text.strip(), 1000) in behavior.examples
         )
 
 
@@ -69,7 +70,7 @@ def test_a_behavior_follows_another_within_a_trace_only(made: tuple[DiscoveryRes
 def test_points_are_sentences_with_their_behaviors(made: tuple[DiscoveryResult, Bundle], shown: Findings) -> None:
     known = [(i, c) for i, c in enumerate(behavior_of(made)) if c is not None]
     assert [(point.text, point.behavior) for point in shown.points] == [
-        (findings.shorten(made[0].sentences[i]), c) for i, c in known
+        (clip(made[0].sentences[i].strip(), 200), c) for i, c in known
     ]
 
 

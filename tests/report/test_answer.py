@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.report.answer import PALETTE, PROMPT_SHOWN, Shown, choose, render
+from lm_eval_hybrid.report.answer import PALETTE, PROMPT_SHOWN, ShownAnswer, choose, render
 from lm_eval_hybrid.results.outputs import read
 from lm_eval_hybrid.results.runs import RecordedAnswer
 from tests.results.outputs import PLAIN, STEERED, Token, records, samples, write
@@ -13,12 +13,14 @@ from tests.results.outputs import PLAIN, STEERED, Token, records, samples, write
 ONE: tuple[Token, ...] = ((" So", "compute", True), (" 4", None, False))
 
 
-def answer(tokens: tuple[Token, ...], prompt: str = "Question: 2+2?\nAnswer:", finish: str = "stop") -> Shown:
+def answer(tokens: tuple[Token, ...], prompt: str = "Question: 2+2?\nAnswer:", finish: str = "stop") -> ShownAnswer:
     text = "".join(text for text, _, _ in tokens)
-    return Shown(RecordedAnswer(3, "toy", "hybrid", prompt, text, finish, {}, tuple(records(tokens))), True, False)
+    return ShownAnswer(
+        RecordedAnswer(3, "toy", "hybrid", prompt, text, finish, {}, tuple(records(tokens))), True, False
+    )
 
 
-def drawn(shown: Shown, colour: bool = False, width: int = 100) -> str:
+def drawn(shown: ShownAnswer, colour: bool = False, width: int = 100) -> str:
     console = Console(
         width=width, file=io.StringIO(), force_terminal=colour, color_system="truecolor" if colour else None
     )
@@ -33,7 +35,7 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_brackets_where_there_is_no_colour() -> None:
+def test_without_colour_steered_tokens_are_in_brackets() -> None:
     assert drawn(answer(STEERED)).splitlines() == [
         "toy, document 3: base wrong, hybrid right",
         "",
@@ -45,12 +47,12 @@ def test_brackets_where_there_is_no_colour() -> None:
     ]
 
 
-def test_a_steered_line_break_can_be_seen() -> None:
+def test_a_steered_line_break_is_spelled_out() -> None:
     tokens = ((" 4", None, False), ("\n", "check", True), ("So", None, False))
     assert "Answer: 4[check: \\n]\nSo" in drawn(answer(tokens))
 
 
-def test_colour_marks_steered_words_and_nothing_else() -> None:
+def test_colour_marks_only_steered_words() -> None:
     text = drawn(answer(STEERED), colour=True)
     red, green, blue = (int(PALETTE[0][i : i + 2], 16) for i in (1, 3, 5))
     on = f"\x1b[38;2;0;0;0;48;2;{red};{green};{blue}m"
@@ -73,16 +75,16 @@ def test_more_behaviors_than_colours_are_all_in_the_legend() -> None:
     assert all(f" behavior-{i} " in text for i in range(len(PALETTE) + 3))
 
 
-def test_long_prompts_end_with_the_question_and_truncation_is_told() -> None:
+def test_long_prompts_are_cut_to_their_end_and_the_title_says_that_the_answer_was_cut() -> None:
     text = drawn(answer(PLAIN, prompt="shot " * PROMPT_SHOWN + "Question: 2+2?\nAnswer:", finish="length"))
     assert "[...] " in text
     assert len(text) < PROMPT_SHOWN + 300
     assert "Question: 2+2?\nAnswer: 4 apples." in text
-    assert "hybrid right, cut off at the allowed length" in text
+    assert "hybrid right, cut at the token limit" in text
     assert "steered: 0 of 3 tokens" in text
 
 
-def test_markup_and_control_characters_of_a_model_do_nothing() -> None:
+def test_markup_and_control_characters_have_no_effect() -> None:
     tokens = (("[bold]\x1b[31m", "compute", True), ("[/bold]\x07", None, False))
     text = drawn(answer(tokens))
     assert "[compute: [bold]\ufffd[31m][/bold]\ufffd" in text
@@ -122,5 +124,5 @@ def test_a_document_can_be_named(tmp_path: Path) -> None:
     runs = read(tmp_path)
     assert (choose(runs, "0").answer.task, choose(runs, "0").answer.doc_id) == ("a", 0)
     assert (choose(runs, "b:1").answer.task, choose(runs, "b:1").answer.doc_id) == ("b", 1)
-    with pytest.raises(HybridError, match="found none named 'b:7'"):
+    with pytest.raises(HybridError, match="has no document 'b:7'"):
         choose(runs, "b:7")

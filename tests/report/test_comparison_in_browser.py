@@ -117,11 +117,11 @@ def test_words_behaviors_and_endings_filter(browser: Browser) -> None:
     browser.get(fill % ("input[name=q]", json.dumps("IMG src=x"), "input"))
     assert listed(browser) == ["2"]
     browser.get(fill % ("input[name=q]", "''", "input"))
-    assert texts(browser, "select[name=behavior] option") == ["any behavior, or none", "1 check (3)", "2 compute (6)"]
+    assert texts(browser, "select[name=behavior] option") == ["any or no behavior", "1 check (3)", "2 compute (6)"]
     browser.get(fill % ("select[name=behavior]", "'0'", "change"))
     assert listed(browser) == ["1", "3", "5"] and browser.get("location.hash") == "#toy?behavior=check"
     browser.get(fill % ("select[name=behavior]", "'-1'", "change"))
-    assert texts(browser, "select[name=ending] option") == ["any", "hybrid cut by the token limit (1)"]
+    assert texts(browser, "select[name=ending] option") == ["any", "hybrid cut at the token limit (1)"]
     browser.get(fill % ("select[name=ending]", "'hybrid.truncated'", "change"))
     assert listed(browser) == ["0"] and browser.get("location.hash") == "#toy?ending=hybrid.truncated"
 
@@ -136,7 +136,7 @@ def test_an_address_opens_a_document_among_those_filtered(browser: Browser) -> N
     assert texts(browser, ".answer h3") == ["base✗ wrong", "hybrid✓ right", "thinking✗ wrong"]
     assert texts(browser, ".answer .facts") == ["3 tokens", "3 tokens · 1 steered", "3 tokens"]
     assert texts(browser, ".answer > .text") == ["4 apples."] * 3
-    assert texts(browser, ".answer .read") == ["Read as: 4"] * 3
+    assert texts(browser, ".answer .read") == ["Read answer: 4"] * 3
     assert browser.get("document.querySelector('.next').disabled") is True
     click(browser, ".back")
     browser.wait("document.querySelector('#document').hidden")
@@ -158,7 +158,7 @@ def test_steered_tokens_are_marked_by_colour_number_and_line(browser: Browser) -
     assert tag == marks[1][3]
 
 
-TIP = ["base would say", "token 11", "60.7%", "thinking would say", "␣So", "88.2%"]
+TIP = ["base's choice", "token 11", "60.7%", "thinking model's choice", "␣So", "88.2%"]
 
 
 def test_pointing_at_a_mark_tells_of_it(browser: Browser) -> None:
@@ -169,9 +169,9 @@ def test_pointing_at_a_mark_tells_of_it(browser: Browser) -> None:
     )
     browser.move(x, y)
     browser.wait("!document.querySelector('#tip').hidden")
-    assert texts(browser, "#tip b") == ["2 compute"] and texts(browser, "#tip div") == ["Steered, and changed by it."]
+    assert texts(browser, "#tip b") == ["2 compute"] and texts(browser, "#tip div") == ["Steered and changed."]
     cells = texts(browser, "#tip th, #tip td")
-    assert cells[:6] == TIP and cells[6:9] == ["taken", "␣So", "77.9% by thinking"]
+    assert cells[:6] == TIP and cells[6:9] == ["emitted", "␣So", "77.9% by thinking"]
     assert cells[9:] == ["coefficient", "1.00", "", "window", "all positions", ""]
     assert browser.get("document.querySelector('mark').getAttribute('aria-describedby')") == "tip"
     browser.move(2, 2)
@@ -184,7 +184,7 @@ def test_keys_go_from_mark_to_mark_and_tell_of_each(browser: Browser) -> None:
     browser.get("document.querySelector('mark').focus()")
     assert texts(browser, "#tip b") == ["2 compute"]
     browser.press("ArrowRight")
-    assert texts(browser, "#tip div") == ["Steered, but not changed: the base says the same."]
+    assert texts(browser, "#tip div") == ["Steered, but not changed: it is the base's own choice."]
     assert "↵" in texts(browser, "#tip code")
     browser.press("End")
     assert browser.get("document.activeElement.textContent") == "it"
@@ -204,7 +204,7 @@ def test_keys_go_from_document_to_document_and_back_to_the_list(browser: Browser
     browser.press("Escape")
     browser.wait("document.querySelector('#document').hidden")
     assert browser.get("document.activeElement.dataset.document") == "0"
-    assert browser.get("document.title").startswith("Arms compared")
+    assert browser.get("document.title").startswith("Comparison of arms")
     browser.press("j")
     assert browser.get("document.activeElement.dataset.document") == "1"
     browser.get("history.back()")
@@ -242,9 +242,10 @@ def test_addresses_of_nothing_show_the_list(browser: Browser, address: str) -> N
 
 def test_sections_can_be_gone_to_from_an_open_document(browser: Browser) -> None:
     go(browser, "#toy/1")
-    go(browser, "#grounds")
+    go(browser, "#provenance")
     assert browser.get("document.querySelector('main').hidden") is False
-    assert browser.get("Math.abs(document.querySelector('#grounds').getBoundingClientRect().top) < innerHeight") is True
+    top = browser.get("document.querySelector('#provenance').getBoundingClientRect().top")
+    assert abs(top) < browser.get("innerHeight")
 
 
 def test_dark_and_narrow_screens_and_paper(browser: Browser) -> None:

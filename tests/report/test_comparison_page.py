@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from lm_eval_hybrid.report import charts, comparison_page
+from lm_eval_hybrid.report import comparison_page
 from lm_eval_hybrid.report.answer import PALETTE
+from lm_eval_hybrid.report.arm_charts import gap_axis, gap_row, spread
 from lm_eval_hybrid.report.comparison_page import INK, PAPER, STRENGTH, render, shade, write
 from lm_eval_hybrid.report.documents import pack
 from lm_eval_hybrid.report.page import digest
@@ -15,7 +16,7 @@ from lm_eval_hybrid.results.comparison import compare
 from lm_eval_hybrid.results.outputs import read
 from tests.report.pages import Element, parse
 from tests.report.test_answer import luminance
-from tests.report.test_documents_pack import unpacked
+from tests.report.test_documents import unpacked
 from tests.results.outputs import PLAIN, STEERED, samples
 from tests.results.outputs import write as write_run
 
@@ -36,9 +37,9 @@ def whole(folder: Path) -> None:
     write_run(folder, "hybrid", {"toy": samples(WITHOUT)}, tokens=[PLAIN] * 100, **left_out)
 
 
-def page(folder: Path, seed: int = 0, made: dict[str, Any] | None = None) -> Element:
+def page(folder: Path, seed: int = 0, recorded: dict[str, Any] | None = None) -> Element:
     runs = read(folder)
-    return parse(render(runs, compare(runs, seed), seed, made))
+    return parse(render(runs, compare(runs, seed), seed, recorded))
 
 
 def section(found: Element, task: int = 1) -> Element:
@@ -54,7 +55,7 @@ def index(found: Element, task: int = 0) -> Any:
 def test_the_table_has_every_figure_of_every_arm(tmp_path: Path) -> None:
     whole(tmp_path)
     rows = {row[0]: row[1:] for row in section(page(tmp_path)).one("table", class_="arms").rows()}
-    assert list(rows) == ["base", "hybrid", "thinking", "random-category"]  # the fifth is told with the behaviors
+    assert list(rows) == ["base", "hybrid", "thinking", "random-category"]  # the fifth is in the table of behaviors
     (task,) = compare(read(tmp_path))
     gap, against = task.arm("hybrid").gap, task.arm("random-category").against.difference
     dash = "\N{EN DASH}"
@@ -67,13 +68,13 @@ def test_the_table_has_every_figure_of_every_arm(tmp_path: Path) -> None:
     assert rows["random-category"][8] == "<0.001" and rows["base"][1] == dash
 
 
-def test_large_figures_say_what_the_hybrid_comes_to(tmp_path: Path) -> None:
+def test_tiles_sum_up_the_hybrid(tmp_path: Path) -> None:
     whole(tmp_path)
     write_run(tmp_path, "takeover", {"toy": samples(THINKING)}, tokens=[PLAIN] * 100)
     tiles = [(item.one("b").text, item.text) for item in section(page(tmp_path)).one("ul", class_="figures").all("li")]
     assert [value for value, _ in tiles] == ["+84.6%", "30.0% → 85.0%", "33.3%", "+100.0%"]
-    assert "(95%: +" in tiles[0][1] and "the thinking model's is 95.0%" in tiles[1][1]
-    assert "22.2% are not what the base would have said" in tiles[2][1]
+    assert "; 95%: [+" in tiles[0][1] and "thinking model: 95.0%" in tiles[1][1]
+    assert "22.2% differ from the base's own choice" in tiles[2][1]
     assert tiles[3][1].endswith("takeover, the strongest control")
 
 
@@ -108,10 +109,12 @@ def test_accuracy_by_tokens_steered_has_a_point_an_arm(tmp_path: Path) -> None:
     hints = {title.text.split(":")[0]: title.text for title in picture.all("title")}
     # The thinking model is a line; the hybrid is drawn last, above the others.
     assert list(hints) == ["without check", "base", "random-category", "hybrid"]
-    assert hints["hybrid"] == "hybrid: 85.0% [76.7, 90.7] right, 33.3% of the tokens steered"
-    assert len(picture.all("line", class_="thinking-line")) == 1
-    names = [text.text for text in picture.all("text") if "name" in (text.attributes["class"] or "")]
-    assert names == ["base", "random-category", "hybrid"]
+    assert hints["hybrid"] == "hybrid: accuracy 85.0% [76.7, 90.7], 33.3% of the tokens steered"
+    # Names are in the order of accuracy; an arm without a behavior has none.
+    assert picture.all("line", class_="thinking-line")
+    assert [text.text for text in picture.all("text", class_="name")] == [
+        *("thinking model", "hybrid", "base", "random-category"),
+    ]
 
 
 def test_behaviors_have_their_share_and_what_leaving_them_out_costs(tmp_path: Path) -> None:
@@ -126,34 +129,34 @@ def test_behaviors_have_their_share_and_what_leaving_them_out_costs(tmp_path: Pa
         ["1", "compute", "66.7%", "100", "50", dash, dash],
         ["2", "check", "33.3%", "50", "50", shown, "<0.001"],
     ]
-    widths = [bar.attributes["width"] for bar in found.all("rect") if "bar" in (bar.attributes["class"] or "")]
-    assert widths == ["66.67%", "33.33%"]
-    assert "was not run" not in found.text
+    bars = [row.one("rect").attributes for row in found.one("table", class_="behaviors").one("tbody").all("tr")]
+    assert [bar["width"] for bar in bars] == ["66.67%", "33.33%"]
+    assert "leave-one-out" not in found.text
 
 
-def test_the_page_says_that_leaving_behaviors_out_was_not_run(tmp_path: Path) -> None:
+def test_the_page_says_how_to_run_the_hybrid_without_each_behavior(tmp_path: Path) -> None:
     write_run(tmp_path, "hybrid", {"toy": samples([1])}, tokens=[STEERED])
     write_run(tmp_path, "base", {"toy": samples([0])}, tokens=[PLAIN])
     found = section(page(tmp_path))
-    assert "was not run: lm-eval-hybrid run --arms base,hybrid,leave-one-out does." in found.text
+    assert "was not run; to run it: lm-eval-hybrid run --arms base,hybrid,leave-one-out." in found.text
     assert len(found.one("table", class_="behaviors").rows()[0]) == 5
 
 
-def test_it_says_what_it_rests_on(tmp_path: Path) -> None:
+def test_the_page_gives_its_provenance(tmp_path: Path) -> None:
     whole(tmp_path)
     hardware = {"machine": "x86_64", "cores": 2, "gpus": ["H100", "H100"], "none": []}
-    grounds = page(tmp_path, 3, {"command": "lm-eval-hybrid run --out x", "hardware": hardware}).one(
-        "section", id="grounds"
+    provenance = page(tmp_path, 3, {"command": "lm-eval-hybrid run --out x", "hardware": hardware}).one(
+        "section", id="provenance"
     )
-    assert grounds.one("pre").text == "lm-eval-hybrid run --out x"
-    terms = [term.text for term in grounds.all("dt")]
-    facts = dict(zip(terms, [value.text for value in grounds.all("dd")], strict=True))
+    assert provenance.one("pre").text == "lm-eval-hybrid run --out x"
+    terms = [term.text for term in provenance.all("dt")]
+    facts = dict(zip(terms, [value.text for value in provenance.all("dd")], strict=True))
     assert facts["Bundle"] == "embedded@1.0.0#0123456789ab"
     assert facts["Models"] == "base embedded:base@000000000000; thinking embedded:thinking@111111111111"
-    assert facts["Seeds"] == "decoding 7; bootstrap 3 (10,000 draws)"
+    assert facts["Seeds"] == "decoding 7; bootstrap 3 (10,000 resamples)"
     assert facts["Hardware"] == "machine x86_64; cores 2; gpus H100, H100"
-    assert "open" not in grounds.one("details").attributes
-    rows = grounds.rows()
+    assert "open" not in provenance.one("details").attributes
+    rows = provenance.rows()
     assert [row[:2] for row in rows][:2] == [["toy", "base"], ["toy", "hybrid"]]
     assert re.fullmatch(r"\d{4}-\d\d-\d\d\xa0\d\d:\d\d:\d\d", rows[0][2])
     assert rows[1][3:] == ["\N{EN DASH}", "200", "hybridxxxxxxxxxx"]
@@ -164,18 +167,21 @@ def test_it_says_what_it_rests_on(tmp_path: Path) -> None:
 )
 def test_a_gap_file_that_says_nothing_adds_nothing(tmp_path: Path, made: dict) -> None:
     write_run(tmp_path, "hybrid", {"toy": samples([1])})
-    grounds = page(tmp_path, made=made).one("section", id="grounds")
-    assert grounds.all("pre") == [] and "Hardware" not in grounds.text
-    assert "open" in grounds.one("details").attributes
+    provenance = page(tmp_path, recorded=made).one("section", id="provenance")
+    assert provenance.all("pre") == [] and "Hardware" not in provenance.text
+    assert "open" in provenance.one("details").attributes
 
 
 @pytest.mark.parametrize(
     ("arms", "notes"),
     [
-        (["hybrid"], ["No run of base and thinking", "No token records of hybrid"]),
-        (["base", "thinking"], ["No run of hybrid", "No token records of base and thinking"]),
-        (["takeover"], ["No run of base and thinking", "No run of hybrid", "No token records of takeover"]),
-        (["base", "hybrid", "thinking"], ["No token records of base, hybrid and thinking"]),
+        (["hybrid"], ["Not run: base and thinking", "No token records (tokens_*.jsonl) of hybrid"]),
+        (["base", "thinking"], ["Not run: hybrid", "No token records (tokens_*.jsonl) of base and thinking"]),
+        (
+            ["takeover"],
+            ["Not run: base and thinking", "Not run: hybrid", "No token records (tokens_*.jsonl) of takeover"],
+        ),
+        (["base", "hybrid", "thinking"], ["No token records (tokens_*.jsonl) of base, hybrid and thinking"]),
     ],
 )
 def test_any_arms_make_a_page_that_says_what_is_missing(tmp_path: Path, arms: list[str], notes: list[str]) -> None:
@@ -187,10 +193,10 @@ def test_any_arms_make_a_page_that_says_what_is_missing(tmp_path: Path, arms: li
     assert [row[0] for row in section(found).one("table", class_="arms").rows()] == arms
     assert index(found)["arms"] == arms
     assert (len(section(found).all("figure", class_="gaps")) == 1) is (len(arms) == 3)
-    assert "None" not in found.one("main").text and "nan" not in found.one("main").text
+    assert not re.search(r"\b(None|nan)\b", found.one("main").text)
 
 
-def test_undefined_gaps_say_why(tmp_path: Path) -> None:
+def test_undefined_gaps_give_the_reason(tmp_path: Path) -> None:
     for arm, scores in (("base", THINKING), ("hybrid", HYBRID), ("thinking", BASE)):
         write_run(tmp_path, arm, {"a-inverted": samples(scores)})
     for arm, scores in {"base": [0, 0, 1, 0], "hybrid": [1, 0, 1, 0], "thinking": [1, 1, 0, 0]}.items():
@@ -205,23 +211,23 @@ def test_undefined_gaps_say_why(tmp_path: Path) -> None:
     assert [line for line in figure.all("line") if "whisker" in (line.attributes["class"] or "")] == []
 
 
-def test_other_prompts_are_told(tmp_path: Path) -> None:
+def test_different_prompts_are_noted(tmp_path: Path) -> None:
     write_run(tmp_path, "base", {"toy": samples([1])})
     made = samples([1])
     made[0]["prompt_hash"] = "another"
     write_run(tmp_path, "thinking", {"toy": made})
     notes = [note.text for note in section(page(tmp_path)).all("p", class_="note")]
-    assert "Prompts of thinking differ from those of base, which are the ones shown." in notes
+    assert "Prompts of thinking differ from those of base; the page shows the latter." in notes
 
 
-def test_what_is_left_out_is_told(tmp_path: Path) -> None:
+def test_answers_left_out_are_noted(tmp_path: Path) -> None:
     for arm in ("base", "takeover"):
         write_run(tmp_path, arm, {"toy": samples([1] * 60)}, tokens=[PLAIN] * 60)
     runs = read(tmp_path)
     (task,) = compare(runs)
     (held,) = pack(runs, [task], limit=100)
     *_, note = comparison_page._notes(task, runs.arms("toy"), held)
-    assert "left out of base (60 of 60 documents) and takeover (60 of 60 documents); lm-eval-hybrid compare" in note
+    assert note.startswith("Answers of base (60 of 60 documents) and takeover (60 of 60 documents) are left out")
 
 
 HOSTILE = [
@@ -252,7 +258,7 @@ def test_words_stay_words_wherever_they_stand(tmp_path: Path, words: str) -> Non
     write_run(tmp_path, "hybrid", {"toy": made}, tokens=tokens, hybrid_without=[words, "x"], **config)
     for arm, score in (("base", 0.0), ("thinking", 1.0)):
         write_run(tmp_path, arm, {"toy": [sample | {"exact_match": score} for sample in made]}, hybrid_base=words)
-    found = page(tmp_path, made={"command": words, "hardware": {words: words}})
+    found = page(tmp_path, recorded={"command": words, "hardware": {words: words}})
     for where in ("header", "title", "pre", "dl", "nav"):
         assert any(words in element.text for element in found.all(where)), where
     mine = next(part for part in found.all("section", class_="results") if words in part.one("h2").text)
@@ -280,7 +286,7 @@ def test_what_a_page_cannot_hold_is_replaced(tmp_path: Path) -> None:
     write_run(tmp_path, "hybrid", {"toy": samples([1])}, hybrid_bundle="a\x00b\x1b", tokens=[((" a", "\x07", True),)])
     found = page(tmp_path)
     mark = "\N{REPLACEMENT CHARACTER}"
-    assert found.one("h1").text == f"Arms compared: a{mark}b{mark}" and index(found)["behaviors"] == [mark]
+    assert found.one("h1").text == f"Comparison of arms: a{mark}b{mark}" and index(found)["behaviors"] == [mark]
 
 
 def test_the_page_loads_nothing_and_allows_only_its_own_style_and_script(tmp_path: Path) -> None:
@@ -321,7 +327,7 @@ def test_words_are_readable_on_every_behaviors_colour_by_day_and_by_night() -> N
 
 
 def test_inks_are_readable_on_their_papers() -> None:
-    css = (Path(comparison_page.__file__).parent / "comparison.css").read_text()
+    css = (Path(comparison_page.__file__).parent / "page.css").read_text(encoding="utf-8")
     schemes = re.findall(r":root \{\n(.*?)\n *\}", css, re.DOTALL)[:2]
     pairs = [*itertools.product(("ink", "soft", "link"), ("paper", "ground", "tint"))]
     pairs += itertools.product(("hybrid", "control", "harm", "right", "wrong"), ["paper"])
@@ -333,32 +339,26 @@ def test_inks_are_readable_on_their_papers() -> None:
     assert len(schemes) == 2
 
 
-def test_labels_do_not_cover_points_or_one_another() -> None:
-    from lm_eval_hybrid.report.arm_charts import _box, _overlap, place_labels
-
-    points = [(100.0, 100.0), (102.0, 104.0), (98.0, 97.0), (300.0, 20.0), (5.0, 50.0)]
-    names = ["hybrid", "takeover", "random-select", "thinking", "bias-only"]
-    labels = place_labels(points, names, (0, 0, 320, 200))
-    boxes = [
-        _box(x, y, label, 6.6 * len(name)) for (x, y), name, label in zip(points, names, labels, strict=True) if label
-    ]
-    assert len(boxes) == 5
-    for i, box in enumerate(boxes):
-        assert box[0] >= 0 and box[1] >= 0 and box[2] <= 320 and box[3] <= 200
-        assert not any(_overlap(box, other) for other in boxes[:i])
-        assert not any(_overlap(box, (x - 5, y - 5, x + 5, y + 5)) for x, y in points)
-    assert place_labels([(5.0, 5.0)], ["much too long a name"], (0, 0, 40, 40)) == [None]
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        ([10, 50, 90], [10, 50, 90]),
+        ([10, 12, 13, 90], [10, 24, 38, 90]),
+        ([10, 80, 95, 99], [10, 72, 86, 100]),
+        ([], []),
+    ],
+)
+def test_names_are_apart_and_move_no_further_than_needed(places: list[float], expected: list[float]) -> None:
+    assert spread(places, 14, 100) == expected
 
 
 def test_an_axis_of_gaps_shows_the_widest_only_in_part(tmp_path: Path) -> None:
-    from lm_eval_hybrid.report.arm_charts import gap_axis, gap_row
-
     for arm, scores in (("base", [0, *BASE[1:]]), ("hybrid", [1] * 100), ("thinking", BASE)):
         write_run(tmp_path, arm, {"toy": samples(scores)})
     (task,) = compare(read(tmp_path))
     hybrid = task.arm("hybrid")
     assert hybrid.gap.recovered == 71
     axis = gap_axis([hybrid])
-    assert (axis.marks[0], axis.marks[-1]) == (0, 2.5)
+    assert (axis.ticks[0], axis.ticks[-1]) == (0, 250)
     assert 'x="100.00%"' in gap_row(hybrid, axis)
-    assert gap_axis([]).marks[0] == 0 and gap_axis([]).marks[-1] == 1 and isinstance(axis, charts.Axis)
+    assert gap_axis([]).ticks[0] == 0 and gap_axis([]).ticks[-1] == 100

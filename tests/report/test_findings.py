@@ -1,7 +1,7 @@
 import json
 from pathlib import Path
 
-from lm_eval_hybrid.report.findings import shorten, write
+from lm_eval_hybrid.report.findings import write
 from tests.report.pages import findings, made_up
 
 
@@ -14,9 +14,3 @@ def test_findings_are_written_as_json_with_every_field(tmp_path: Path) -> None:
     assert written["schema_version"] == 1 and written["transitions"] == fields["transitions"]
     assert written["behaviors"][2] == fields["behaviors"][2]
     assert written["calibration"][1]["gap"] is None
-
-
-def test_long_sentences_are_shortened() -> None:
-    assert shorten(" One. ") == "One."
-    assert shorten("a" * 200) == "a" * 200
-    assert shorten("a" * 201) == "a" * 199 + "…"

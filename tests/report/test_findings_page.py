@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lm_eval_hybrid.report import charts
-from lm_eval_hybrid.report.findings_page import render, write
+from lm_eval_hybrid.report.findings_page import PARTS, figure, render, write
 from tests.report.pages import Element, findings, made_up, parse
 
 SECTIONS = {
@@ -24,14 +24,20 @@ def page(fields: dict[str, Any]) -> Element:
     return parse(render(findings(fields)))
 
 
+def shade(cell: Element) -> int:
+    """Of a cell of a heat map: from -20 to 20."""
+    strength, *others = (cell.attributes["class"] or "").split()
+    return int(strength[1:]) * (-1 if "below" in others else 1)
+
+
 @pytest.fixture
 def fields() -> dict[str, Any]:
     return made_up()
 
 
-def test_the_page_begins_with_what_it_is_of(fields: dict) -> None:
+def test_the_header_names_bundle_models_and_data(fields: dict) -> None:
     header = page(fields).one("header")
-    assert header.one("h1").text == "What was found: tiny@1.0.0"
+    assert header.one("h1").text == "Behaviors of tiny@1.0.0"
     assert "into 3 behaviors" in header.text
     assert [item.text for item in header.one("dl").all("dd")] == [
         "org/base",
@@ -40,7 +46,7 @@ def test_the_page_begins_with_what_it_is_of(fields: dict) -> None:
         "lm-eval-hybrid 0.1.0, seed 5",
     ]
     figures = [item.text for item in header.one("ul", class_="figures").all("li")]
-    assert figures[0] == "83.1% of held-out gates are hit with the bias and the behaviors' vectors"
+    assert figures[0] == "83.1% hit rate with the bias and the behaviors' vectors"
     assert figures[1].startswith("6.1% of held-out tokens are gates")
     assert figures[2] == "1.235 some loss"
 
@@ -49,14 +55,14 @@ def test_the_taxonomy_says_what_the_findings_say(fields: dict) -> None:
     table = page(fields).one("table", class_="taxonomy")
     rows = [[cell.text for cell in row.inside] for row in table.one("tbody").all("tr")]
     assert [row[:5] for row in rows] == [
-        ["1", "Title 0Description 0.", "16.7%", "1,000", "-1.0"],
+        ["1", "Title 0Description 0.", "16.7%", "1,000", "\N{MINUS SIGN}1.0"],
         ["2", "Title 1Description 1.", "33.3%", "1,001", "\N{EN DASH}"],
         ["3", "Title 2Description 2.", "50.0%", "1,002", "+1.0"],
     ]
     second = table.one("tbody").all("tr")[1].one("details")
     assert [item.text for item in second.all("li")] == ["Sentence 1-0", "Sentence 1-1", "Sentence 1-2"]
-    bars = [float(row.all("rect")[1].attributes["width"] or 0) for row in table.one("tbody").all("tr")]
-    assert bars == pytest.approx([110 / 6, 110 / 3, 110 / 2], abs=0.01)
+    bars = [row.one("rect").attributes["width"] for row in table.one("tbody").all("tr")]
+    assert bars == ["16.67%", "33.33%", "50.00%"]
 
 
 def test_every_sentence_is_a_mark_of_its_behavior_in_the_order_of_the_list(fields: dict) -> None:
@@ -86,13 +92,14 @@ def test_the_map_keeps_what_is_left_and_up_so(fields: dict) -> None:
 
 def test_transitions_are_counts_and_shares_of_their_row(fields: dict) -> None:
     section = page(fields).one("section", id="transitions")
-    assert [row[1:] for row in section.rows()] == [["0", "1", "2"], ["3", "4", "5"], ["6", "7", "8"]]
-    hints = [title.text for title in section.one("svg", class_="natural").all("title")]
-    assert hints[4] == "Title 1 → Title 1: 4 of 12 (33.3%)"
-    shades = [float(cell.attributes["fill-opacity"] or 0) for cell in section.all("rect", class_="heat")]
-    highest = 2 / 3  # of the first row
-    expected = [count / total / highest for row, total in (((0, 1, 2), 3), ((3, 4, 5), 12)) for count in row]
-    assert shades[-9:-3] == pytest.approx(expected, abs=0.001)
+    assert [row[1:] for row in section.one("details").rows()] == [["0", "1", "2"], ["3", "4", "5"], ["6", "7", "8"]]
+    rows = section.one("table", class_="heat share").one("tbody").all("tr")
+    assert [cell.text for cell in rows[1].all("td")] == ["25", "33", "42"]
+    assert rows[1].all("td")[1].attributes["title"] == "Title 1 → Title 1: 4 of 12 (33.3%)"
+    # The darkest cell is the highest share, 2 of 3 in the first row.
+    assert [shade(cell) for row in rows[:2] for cell in row.all("td")] == pytest.approx(
+        [0, 10, 20, 7.5, 10, 12.5], abs=0.5
+    )
 
 
 def test_the_sweep_shows_all_figures_and_marks_the_chosen_one(fields: dict) -> None:
@@ -101,20 +108,24 @@ def test_the_sweep_shows_all_figures_and_marks_the_chosen_one(fields: dict) -> N
     assert len(rows) == len(fields["sweep"])
     for row, want in zip(rows, fields["sweep"], strict=True):
         chosen = (want["layer"], want["method"], want["size"]) == (7, "sae", 10)
-        figures = [
-            want[part] for part in ("score", "stability", "silhouette", "confidence", "explained", "word_information")
-        ]
+        values = [want[part] for part in ("score", *PARTS)]
         assert row[:3] == [str(want["layer"]), want["method"] + (" chosen" if chosen else ""), str(want["size"])]
-        assert row[3:] == ["\N{EN DASH}" if value is None else f"{value:.3f}" for value in figures]
+        assert row[3:] == [
+            "\N{EN DASH}" if value is None else f"{value:.3f}".replace("-", "\N{MINUS SIGN}") for value in values
+        ]
     assert [title.text for title in section.all("text", class_="title")][:2] == ["layer 3", "layer 7"]
     hints = [title.text for title in section.all("title")]
     assert "sae, layer 7, 10 categories: score 0.570" in hints
-    drawn = [path.attributes["d"] or "" for path in section.all("path") if "line" in (path.attributes["class"] or "")]
-    lines = [[float(place.split()[0]) for place in path[1:].split("L")] for path in drawn if "L" in path]
-    # Three lines in the panels of both layers and of four parts, and two where one method was not measured.
-    assert len(lines) == 3 * 6 + 2 and all(line == sorted(line) for line in lines)
-    # One in the panel of its layer, and one in each of the five parts.
-    assert len(section.all("circle", class_="ring")) == 6
+    # The chosen taxonomy is ringed in its own layer's panel, not in the other's.
+    panels = {panel.one("text", class_="title").text: panel for panel in section.all("svg", role="img")}
+    assert panels["layer 7"].all("circle", class_="ring") and not panels["layer 3"].all("circle", class_="ring")
+    for panel in panels.values():
+        for path in panel.all("path"):
+            if "line" in (path.attributes["class"] or ""):
+                xs = [float(place.split()[0]) for place in (path.attributes["d"] or "")[1:].split("L")]
+                assert xs == sorted(xs)
+    # A method without a measured part has no line for it.
+    assert "gmm" not in panels["word information"].text and "sae, layer 7" in panels["word information"].text
 
 
 def test_curves_of_a_kind_share_a_figure_and_end_where_they_ended(fields: dict) -> None:
@@ -129,7 +140,7 @@ def test_curves_of_a_kind_share_a_figure_and_end_where_they_ended(fields: dict) 
     ]
 
 
-def test_a_long_curve_is_thinned_but_keeps_its_end(fields: dict) -> None:
+def test_a_long_curve_is_thinned_and_keeps_its_end(fields: dict) -> None:
     fields["curves"] = {"bias": [{"epoch": i, "loss": i % 7} for i in range(9_998)]}
     section = page(fields).one("section", id="curves")
     drawn = section.all("svg", role="img")[0].one("path", class_="line c0").attributes["d"] or ""
@@ -139,22 +150,25 @@ def test_a_long_curve_is_thinned_but_keeps_its_end(fields: dict) -> None:
 
 def test_cosines_are_of_the_bias_and_all_behaviors(fields: dict) -> None:
     section = page(fields).one("section", id="cosines")
-    assert [row[0] for row in section.rows()] == ["bias", "1", "2", "3"]
-    assert [row[1:] for row in section.rows()] == [[f"{value:.2f}" for value in row] for row in fields["cosines"]]
-    hints = [title.text for title in section.all("title")]
-    assert hints[1] == "bias and Title 0: cosine -0.20"
-    picture = section.one("svg", class_="natural")
-    assert len(picture.all("rect", class_="above")) == 4 and len(picture.all("rect", class_="below")) == 12
+    twin = section.one("details").rows()
+    assert [row[0] for row in twin] == ["bias", "1", "2", "3"]
+    values = [[f"{value:.2f}".replace("-", "\N{MINUS SIGN}") for value in row] for row in fields["cosines"]]
+    assert [row[1:] for row in twin] == values
+    rows = section.one("table", class_="heat signed").one("tbody").all("tr")
+    assert rows[0].all("td")[1].attributes["title"] == "bias and Title 0: cosine \N{MINUS SIGN}0.20"
+    assert [shade(cell) for cell in rows[0].all("td")] == [20, -4, -4, -4]
 
 
 def test_effects_are_bars_from_zero(fields: dict) -> None:
     section = page(fields).one("section", id="effects")
-    first, unknown, last = section.all("g", data_b="0") + section.all("g", data_b="1") + section.all("g", data_b="2")
-    assert "-1.0, 1,000 gates" in first.text and "+1.0, 1,002 gates" in last.text
+    first, unknown, last = (section.one("tr", data_b=str(i)) for i in range(3))
+    assert "\N{MINUS SIGN}1.0, 1,000 gates" in first.text and "+1.0, 1,002 gates" in last.text
     assert "not measured" in unknown.text and not unknown.all("rect")
-    left, right = first.one("rect").attributes, last.one("rect").attributes
-    assert float(left["x"] or 0) + float(left["width"] or 0) == pytest.approx(float(right["x"] or 0), abs=0.02)
-    assert left["width"] == right["width"]
+    left, right = (
+        [float((row.one("rect").attributes[name] or "").rstrip("%")) for name in ("x", "width")]
+        for row in (first, last)
+    )
+    assert left[0] + left[1] == pytest.approx(right[0]) and left[1] == right[1]
 
 
 def test_calibration_is_a_row_a_way_to_steer(fields: dict) -> None:
@@ -162,14 +176,14 @@ def test_calibration_is_a_row_a_way_to_steer(fields: dict) -> None:
     gap = "87.5% [50.0, 125.0]"
     assert section.rows() == [
         ["guardrail chosen", "0.5, 1", "1, all", gap, "", "61.3%", "8.1%", "5.2%"],
-        ["mlp", "by its network", "8", "undefined", "", "30.0%", "20.0%", "10.0%"],
+        ["mlp", "from its network", "8", "undefined", "", "30.0%", "20.0%", "10.0%"],
     ]
     assert [row.attributes.get("class") for row in section.one("tbody").all("tr")] == ["chosen", None]
 
 
-def test_the_judge_is_named_and_what_it_was_not_asked_is_left_open(fields: dict) -> None:
+def test_the_judge_is_named_and_a_missing_grade_is_a_dash(fields: dict) -> None:
     section = page(fields).one("section", id="judge")
-    assert section.one("p").text.startswith("a judge read") and "1,234 of its answers" in section.text
+    assert section.one("p").text.startswith("a judge graded") and "1,234 of its replies" in section.text
     assert [row[1] for row in section.rows()] == ["0.750", "0.500", "\N{EN DASH}", "0.625"]
 
 
@@ -186,6 +200,10 @@ def test_a_section_is_there_exactly_when_there_are_data(fields: dict, section: s
     assert {element.attributes["id"] for element in left.all("section")} == everything - {section}
     links = [link.attributes["href"] for link in left.one("nav").all("a")]
     assert links == [f"#{element.attributes['id']}" for element in left.all("section")]
+
+
+def test_figures_have_3_decimals_and_a_minus_sign_or_are_a_dash() -> None:
+    assert [figure(value) for value in (0.12345, -0.125, None)] == ["0.123", "\N{MINUS SIGN}0.125", "\N{EN DASH}"]
 
 
 def test_findings_of_next_to_nothing_make_a_page(fields: dict) -> None:

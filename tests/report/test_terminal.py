@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lm_eval_hybrid.report.terminal import render
+from lm_eval_hybrid.judging.verdicts import Agreement
+from lm_eval_hybrid.report.terminal import agreement_table, comparison_table
 from lm_eval_hybrid.results.comparison import compare
 from lm_eval_hybrid.results.outputs import read
 from lm_eval_hybrid.results.statistics import difference, gap
@@ -16,10 +17,10 @@ THINKING = [1] * 95 + [0] * 5
 
 
 def shown(folder: Path, seed: int = 0) -> str:
-    """As piped, with runs of blanks made one so that rows can be compared with what they say."""
+    """The table as piped, with each run of blanks collapsed into one."""
     console = Console(width=100, file=io.StringIO(), highlight=False)
     runs = read(folder)
-    console.print(render(compare(runs, seed), runs, seed))
+    console.print(comparison_table(compare(runs, seed), runs, seed))
     text = console.file.getvalue()
     assert max(map(len, text.splitlines())) <= 100
     return "\n".join(" ".join(line.split()) for line in text.splitlines())
@@ -59,7 +60,7 @@ def test_an_arm_that_hurts_is_negative(tmp_path: Path) -> None:
     assert row in shown(tmp_path)
 
 
-def test_undefined_gaps_say_why(tmp_path: Path) -> None:
+def test_cells_of_undefined_gaps_give_the_reason(tmp_path: Path) -> None:
     for arm, scores in (("base", THINKING), ("hybrid", HYBRID), ("thinking", BASE)):
         write(tmp_path, arm, {"inverted": samples(scores)})
     few = {"base": [0, 0, 1, 0], "hybrid": [1, 0, 1, 0], "thinking": [1, 1, 0, 0]}
@@ -71,15 +72,15 @@ def test_undefined_gaps_say_why(tmp_path: Path) -> None:
     assert "undefined: thinking is" in text
     assert "not above base" in text
     assert "+100.0% no interval:" in text
-    assert "undefined: no run of" in text
+    assert "undefined: base and" in text and "thinking were not" in text
 
 
-def test_footer_says_what_the_numbers_rest_on(tmp_path: Path) -> None:
+def test_the_footer_gives_the_provenance(tmp_path: Path) -> None:
     write(tmp_path, "base", {"toy": samples([1])})
     text = shown(tmp_path, seed=3)
     assert "bundle: embedded@1.0.0#0123456789ab" in text
     assert "models: base embedded:base@000000000000; thinking not recorded" in text
-    assert "seeds: decoding 7; bootstrap 3 (10,000 draws)" in text
+    assert "seeds: decoding 7; bootstrap 3 (10,000 resamples)" in text
     assert (
         "versions: lm_eval_hybrid 0.1.0, lm_eval 0.4.13, torch 2.13.0+cpu, transformers 5.23.0, nnsight 0.8.1"
     ) in text
@@ -99,25 +100,37 @@ def test_footer_names_what_differs_between_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80])
-def test_narrow_terminals_wrap_and_lose_nothing(tmp_path: Path, width: int) -> None:
+def test_on_narrow_terminals_cells_wrap_and_nothing_is_cut(tmp_path: Path, width: int) -> None:
     for arm, scores in (("base", BASE), ("random-positions", HYBRID), ("thinking", THINKING)):
         write(tmp_path, arm, {"toy": samples(scores)})
     console = Console(width=width, file=io.StringIO())
     runs = read(tmp_path)
-    console.print(render(compare(runs), runs, 0))
+    console.print(comparison_table(compare(runs), runs, 0))
     text = console.file.getvalue()
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
     assert "+84.6%" in text
 
 
-def test_what_leaving_a_behavior_out_costs_is_told_apart(tmp_path: Path) -> None:
+def test_arms_without_a_behavior_are_listed_below_the_table(tmp_path: Path) -> None:
     write(tmp_path, "base", {"toy": samples(BASE)})
     write(tmp_path, "hybrid", {"toy": samples(HYBRID)}, tokens=[STEERED] * len(HYBRID))
     left_out = {"hybrid_without": ["compute"], "hybrid_bundle": "embedded@1.0.0#0123456789ab[check]"}
     write(tmp_path, "hybrid", {"toy": samples(BASE)}, tokens=[STEERED] * len(BASE), **left_out)
     text = " ".join(shown(tmp_path).split())
-    assert "hybrid minus itself without a behavior" in text
+    assert "hybrid minus hybrid without a behavior" in text
     assert "compute (67%) +" in text
     assert "without compute" not in text
     assert "bundle: embedded@1.0.0#0123456789ab models" in text
+
+
+def test_agreement_has_a_row_for_each_model_and_shows_its_name_unchanged() -> None:
+    console = Console(width=100, file=io.StringIO(), highlight=False)
+    found = {"gsm8k_hybrid base [red]": Agreement(3, 1, 1, 2, 3), "math500_hybrid base": Agreement(1200, 0, 0, 0)}
+    console.print(agreement_table(found | {"empty": Agreement(0, 0, 0, 0, 5)}, "gpt-4.1 at [b]https://host/v1"))
+    lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+    assert "model rule right judge right agree kappa only rule only judge unclear" in lines
+    assert "gsm8k_hybrid base [red] 57.1% 71.4% 57.1% 0.087 1 2 3" in lines
+    assert "math500_hybrid base 100.0% 100.0% 100.0% - 0 0 0" in lines
+    assert "empty - - - - 0 0 5" in lines
+    assert any("judge: gpt-4.1 at [b]https://host/v1" in line for line in lines)

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from lm_eval_hybrid.report import documents
-from lm_eval_hybrid.report.documents import Pack, numbered, pack
+from lm_eval_hybrid.report.documents import DocumentPack, numbered, pack
 from lm_eval_hybrid.results.comparison import compare
 from lm_eval_hybrid.results.outputs import read
 from tests.results.outputs import PLAIN, STEERED, Token, samples, write
 
 
-def packs(folder: Path, limit: int = documents.LIMIT) -> list[Pack]:
+def packs(folder: Path, limit: int = documents.LIMIT) -> list[DocumentPack]:
     runs = read(folder)
     return pack(runs, compare(runs), limit)
 
@@ -26,7 +26,7 @@ def unpacked(text: str) -> Any:
     return json.loads(zlib.decompress(base64.b64decode(text)))
 
 
-def contents(found: Pack) -> dict[int, list[Any]]:
+def contents(found: DocumentPack) -> dict[int, list[Any]]:
     """What all blocks of an arm hold, in their order: a value a document; of arm -1, the documents."""
     held: dict[int, list[Any]] = {}
     numbers: Counter[int] = Counter()
