@@ -28,8 +28,8 @@ from lm_eval_hybrid.bundles.bundle import Bundle
 from lm_eval_hybrid.bundles.compatibility import model_card
 from lm_eval_hybrid.bundles.manifest import Behavior, Manifest, PromptSpec, SaeSpec, SteeringSpec, Training
 from lm_eval_hybrid.decoding.steering import SparseEncoder
-from lm_eval_hybrid.experiment import plan, running
-from lm_eval_hybrid.experiment.plan import Experiment
+from lm_eval_hybrid.experiment import definition, running
+from lm_eval_hybrid.experiment.definition import Experiment
 
 T = TypeVar("T")
 _ARMS = ("base", "hybrid", "thinking")
@@ -96,11 +96,11 @@ def _experiments(pairs: list[str], sizes: list[int], limit: int, folder: Path) -
 
 def _experiment(bundle: str, tasks: list[str], limit: int, size: int, settings: dict[str, Any]) -> Experiment:
     fields = {"behaviors": bundle, "tasks": tasks, "arms": _ARMS, "limit": limit, "batch_size": str(size)}
-    return plan.read({**fields, "gen_kwargs": settings}, "the benchmark")
+    return definition.read({**fields, "gen_kwargs": settings}, "the benchmark")
 
 
 def _planned(experiment: Experiment, documents: int) -> Figures:
-    from lm_eval_hybrid.commands.plan import make
+    from lm_eval_hybrid.experiment.estimate.plan import make
 
     _register()
     found = make(experiment, documents=documents)
@@ -121,7 +121,7 @@ def _actual(experiment: Experiment, folder: Path) -> Figures:
 
     _register()
     models = Models.of(experiment, Machine.local())
-    requests(experiment, TaskManager(), tokenizer_of(models.sources["base"], models.theirs))
+    requests(experiment, TaskManager(), tokenizer_of(models.sources["base"], models.model_args))
     with _watched() as peak:
         running.run(experiment, folder)
     tokens, seconds = {}, {}

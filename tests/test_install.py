@@ -208,7 +208,7 @@ def test_the_command_line_lists_our_tasks(kind: str, request: pytest.FixtureRequ
 @pytest.mark.parametrize("kind", ["regular", "editable"])
 def test_paths_lead_to_what_was_shipped(kind: str, request: pytest.FixtureRequest, tree: Path) -> None:
     code = """
-from lm_eval_hybrid import paths
+from lm_eval_hybrid.common import paths
 print(paths.tasks_dir(), paths.bundles_dir(), paths.embedded_dir(), sep="\\n")
 """
     found = request.getfixturevalue(kind).run("-c", code).stdout.splitlines()

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.experiment import plan
-from lm_eval_hybrid.experiment.plan import Experiment
+from lm_eval_hybrid.experiment import definition
+from lm_eval_hybrid.experiment.definition import Experiment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def experiment_of(args: argparse.Namespace) -> Experiment:
         HybridError: they describe none.
     """
     keys: list[str] = []
-    if plan.LEAVE_ONE_OUT in args.arms or plan.WITHOUT in args.arms:
+    if definition.LEAVE_ONE_OUT in args.arms or definition.WITHOUT in args.arms:
         from lm_eval_hybrid.bundles.bundle import Bundle
         from lm_eval_hybrid.bundles.store.resolve import resolve
 
@@ -51,12 +51,12 @@ def experiment_of(args: argparse.Namespace) -> Experiment:
     fields = {name: getattr(args, name) for name in Experiment.model_fields if hasattr(args, name)}
     fields |= {
         "tasks": _listed(args.tasks),
-        "arms": plan.named_arms(_listed(args.arms), keys),
+        "arms": definition.named_arms(_listed(args.arms), keys),
         "model_args": _pairs(args.model_args),
         "gen_kwargs": _pairs(args.gen_kwargs),
         "metadata": _json(args.metadata),
     }
-    return plan.read(fields, "the arguments")
+    return definition.read(fields, "the arguments")
 
 
 @contextmanager

@@ -9,16 +9,16 @@ from rich.table import Table
 from rich.text import Text
 
 from lm_eval_hybrid.experiment.estimate.documents import TaskRequests
-from lm_eval_hybrid.experiment.estimate.estimate import ArmEstimate
+from lm_eval_hybrid.experiment.estimate.timing import ArmEstimate
 from lm_eval_hybrid.models.placement import USABLE_SHARE, Machine, ModelNeed, Placement, gib
 
 if TYPE_CHECKING:
-    from lm_eval_hybrid.commands.plan import Plan
+    from lm_eval_hybrid.experiment.estimate.plan import ExperimentPlan
 
 ABSENT = "-"
 
 
-def render(plan: "Plan") -> Group:
+def render(plan: "ExperimentPlan") -> Group:
     """All of it."""
     parts = [_models(plan), *_memory(plan.needs, plan.machine), _tasks(plan.tasks), _arms(plan.estimates)]
     return Group(*parts, Text("Time is of generation; loading the models and scoring come on top.", style="dim"))
@@ -44,7 +44,7 @@ def _table(*columns: str, words: Sequence[str] = ()) -> Table:
     return table
 
 
-def _models(plan: "Plan") -> Table:
+def _models(plan: "ExperimentPlan") -> Table:
     table = _table("model", "parameters", "weights in", "weights", "texts", "together", "goes to", words=["goes to"])
     for role, name in plan.names.items():
         need = next((need for need in plan.needs if need.role == role), None)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval_hybrid.commands import experiment_args as arguments
 from lm_eval_hybrid.commands.experiment_args import experiment_of, harness_needed
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.experiment.plan import Experiment
+from lm_eval_hybrid.experiment.definition import Experiment
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,16 +59,16 @@ def _run(args: argparse.Namespace, make_console: MakeConsole) -> None:
 
 
 def _rerun(args: argparse.Namespace, make_console: MakeConsole) -> int:
-    from lm_eval_hybrid.experiment import gap_file, rerun
+    from lm_eval_hybrid.experiment import gap_file
 
     then, experiment = gap_file.load(args.gap)
     console = make_console()
     now = execute(experiment, args.out, sys.argv[1:], console)
     if now is None:
         return 0
-    for line in rerun.circumstances(then, now):
+    for line in gap_file.changed_circumstances(then, now):
         console.print(f"made with other {line}", markup=False)
-    found = rerun.differences(then, now)
+    found = list(gap_file.changed_runs(then, now))
     for line in found:
         console.print(line, markup=False)
     if not found:

@@ -1,1 +1,1 @@
-"""Arms x tasks in one go: what is run, running it, and the file that says everything of it."""
+"""Arms x tasks in one go: what an experiment is, running it, gap.json, and what a run will take."""

@@ -1,6 +1,6 @@
-"""gap.json: every figure of an experiment, what they rest on, and what it takes to make them again.
+"""gap.json: all figures of an experiment, what they rest on, and what it takes to run it again.
 
-Whatever two runs of one experiment may differ in without any figure's being another is under `timings`.
+Everything in which two runs of one experiment may differ without a different figure is under `timings`.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.common.files import write_file
-from lm_eval_hybrid.experiment.plan import Experiment, read
+from lm_eval_hybrid.experiment.definition import Experiment, read
 from lm_eval_hybrid.experiment.running import arm_folder, versions
 from lm_eval_hybrid.results import outputs
 from lm_eval_hybrid.results.comparison import compare
@@ -27,17 +27,17 @@ from lm_eval_hybrid.results.statistics import RESAMPLES
 
 GAP_FILE = "gap.json"
 SCHEMA = 1
+_CIRCUMSTANCES = ("bundle", "models", "versions", "hardware")
 
 
 def write(folder: Path, experiment: Experiment, arguments: Sequence[str]) -> dict[str, Any]:
-    """Write DIR/gap.json, and return what is in it.
+    """Write DIR/gap.json for a finished experiment. Returns its content.
 
     Args:
-        folder: of the experiment, all of which has been run.
         arguments: of the command, for the reader.
 
     Raises:
-        HybridError: where the runs cannot be compared.
+        HybridError: the runs cannot be compared.
     """
     content = _content(folder, experiment, arguments)
     write_file(folder / GAP_FILE, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
@@ -45,7 +45,7 @@ def write(folder: Path, experiment: Experiment, arguments: Sequence[str]) -> dic
 
 
 def load(path: Path) -> tuple[dict[str, Any], Experiment]:
-    """The content of a gap.json, and the experiment that it is of.
+    """The content of a gap.json, and its experiment.
 
     Raises:
         HybridError: it is none, or another version's.
@@ -58,16 +58,16 @@ def load(path: Path) -> tuple[dict[str, Any], Experiment]:
     except HybridError:
         raise
     except OSError as error:
-        raise HybridError(f"{path}: must be a readable gap.json; found {error.strerror}; name another") from None
+        raise HybridError(f"{path}: cannot be read ({error.strerror}); name a gap.json") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise HybridError(f"{path}: must be a gap.json, as run writes it; found {error!r}; name another") from None
+        raise HybridError(f"{path}: not a gap.json, as run writes it ({error!r}); name another") from None
     raise HybridError(
-        f"{path}: must have schema version {SCHEMA}; found {schema!r}; read it with the lm-eval-hybrid that wrote it"
+        f"{path} has schema version {schema!r}; must be {SCHEMA}; read it with the lm-eval-hybrid that wrote it"
     )
 
 
 def hardware() -> dict[str, Any]:
-    """What results were made on: floating-point sums depend on it."""
+    """The hardware, since floating-point sums depend on it."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "machine": platform.machine(),
@@ -79,39 +79,66 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def changed_circumstances(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """How bundle, models, versions and hardware of two gap.json contents differ: one line each."""
+    pairs = ((name, then.get(name) or {}, now.get(name) or {}) for name in _CIRCUMSTANCES)
+    return [
+        f"{name} {key}: {old.get(key)} then, {new.get(key)} now"
+        for name, old, new in pairs
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+
+
+def changed_runs(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Yield one line for each arm and task whose answers differ between two gap.json contents."""
+    old, new = ({(run["task"], run["arm"]): run for run in content["runs"]} for content in (then, now))
+    for task, arm in sorted(old.keys() | new.keys()):
+        first, second = old.get((task, arm)), new.get((task, arm))
+        where = f"{task}, arm {arm}"
+        if first is None or second is None:
+            yield f"{where}: run {'only now' if first is None else 'only then'}"
+        elif first["documents"] != second["documents"]:
+            yield f"{where}: {first['documents']} documents then, {second['documents']} now"
+        elif first["right"] != second["right"]:
+            pairs = list(zip(first["right"], second["right"], strict=True))
+            gained, lost = pairs.count(("0", "1")), pairs.count(("1", "0"))
+            yield f"{where}: {gained} documents right that were wrong, {lost} wrong that were right"
+        elif first["answers_sha256"] != second["answers_sha256"]:
+            yield f"{where}: other answers, all as right or wrong as they were"
+
+
 def _content(folder: Path, experiment: Experiment, arguments: Sequence[str]) -> dict[str, Any]:
-    runs = Runs(
-        tuple(
-            run
-            for run in outputs.read(folder).runs
-            if run.arm in experiment.arms and run.samples.parent == arm_folder(folder, run.arm)
-        )
+    runs = tuple(
+        run
+        for run in outputs.read(folder).runs
+        if run.arm in experiment.arms and run.samples.parent == arm_folder(folder, run.arm)
     )
-    figures = compare(runs, experiment.bootstrap_seed)
-    hybrid = next((run for run in runs.runs if run.arm == "hybrid"), runs.runs[0])
+    hybrid = next((run for run in runs if run.arm == "hybrid"), runs[0])
+    models = {"base": [run.base for run in runs], "thinking": [run.thinking for run in runs]}
     return {
         "schema_version": SCHEMA,
         "command": shlex.join(["lm-eval-hybrid", *arguments]),
         "experiment": experiment.model_dump(mode="json"),
         "bundle": {"identity": hybrid.bundle, "tensors_sha256": hybrid.tensors},
-        "models": {role: _first(getattr(run, role) for run in runs.runs) for role in ("base", "thinking")},
+        "models": {role: next((name for name in names if name is not None), None) for role, names in models.items()},
         "seeds": {"decoding": experiment.seed, "harness": experiment.seed, "bootstrap": experiment.bootstrap_seed},
         "bootstrap": {"method": "BCa, paired over documents", "resamples": RESAMPLES, "interval": 0.95},
         "versions": {"python": platform.python_version(), **versions()},
         "hardware": hardware(),
-        "tasks": [asdict(task) for task in figures],
-        "runs": [_run(run) for run in runs.runs],
+        "tasks": [asdict(task) for task in compare(Runs(runs), experiment.bootstrap_seed)],
+        "runs": [_run(run) for run in runs],
         "timings": {
-            "written": _newest(runs.runs),
-            "tokens_per_second": {f"{run.task}/{run.arm}": run.tokens_per_second for run in runs.runs},
-            "files": {f"{run.task}/{run.arm}": run.samples.name for run in runs.runs},
+            "written": max(run.date for run in runs),
+            "tokens_per_second": {f"{run.task}/{run.arm}": run.tokens_per_second for run in runs},
+            "files": {f"{run.task}/{run.arm}": run.samples.name for run in runs},
             "python": sys.executable,
         },
     }
 
 
 def _run(run: ArmRun) -> dict[str, Any]:
-    """What says whether another run gave the same answers."""
+    """What shows whether another run gave the same answers."""
     texts = [document.counts.text_sha256 if document.counts else "" for document in run.documents]
     return {
         "task": run.task,
@@ -123,11 +150,3 @@ def _run(run: ArmRun) -> dict[str, Any]:
         "right": "".join(str(int(document.exact_match)) for document in run.documents),
         "answers_sha256": hashlib.sha256("".join(texts).encode()).hexdigest() if all(texts) else None,
     }
-
-
-def _first(values: Any) -> str | None:
-    return next((value for value in values if value is not None), None)
-
-
-def _newest(runs: Sequence[ArmRun]) -> str:
-    return max(run.date for run in runs)

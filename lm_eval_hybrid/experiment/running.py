@@ -1,8 +1,8 @@
-"""Runs an experiment: its arms one after the other over all its tasks, the two models loaded once.
+"""Runs an experiment: its arms one after the other over all its tasks, with the two models loaded once.
 
-A folder for each arm, with the harness's results and samples files and our tokens files. An arm's answers are written
-down as they are finished (`harness/answers_file.py`); its files appear all at once, the results file last, and from
-then on the arm is finished for these tasks: it is not run again.
+Each arm has a folder with the harness's results and samples files and our tokens files. An arm's answers are written
+as they are finished (`harness/resuming.py`), so that an interrupted run goes on from there. Its files appear all at
+once, the results file last; from then on the arm is finished for these tasks and is not run again.
 """
 
 import json
@@ -12,14 +12,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.common.files import locked, write_file
-from lm_eval_hybrid.experiment.plan import DONE_FILE, Experiment, settle
+from lm_eval_hybrid.experiment.definition import DONE_FILE, Experiment, check_tasks, claim, loading_data
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -32,41 +31,41 @@ _WRITING = ".writing-"
 _PARTS = ("tokens", "samples", "results")  # of a run's files, in the order in which they appear
 
 Report = Callable[[str], None]
-"""Is told, in a line, what goes on."""
+"""Called with a line about the progress."""
 
 
 def run(experiment: Experiment, folder: Path, report: Report = log.info) -> Experiment:
-    """Runs whatever is not there yet. Returns the experiment that the folder is of: arms and tasks add up.
+    """Run every arm and task that is not finished yet. Returns the folder's experiment: arms and tasks add up.
 
     Raises:
-        HybridError: for a folder of another experiment, or one where another run is at work; for an unknown task; and
-            whatever the model or its bundle refuses.
+        HybridError: the folder is of another experiment, or another run is at work in it; a task is unknown; or the
+            model or its bundle refuses something.
     """
     # Processes of one run, side by side, share the folder.
     with locked(folder, "--out", f".lock{os.environ.get('RANK', '')}"):
-        experiment = settle(folder, experiment, versions())
+        experiment = claim(folder, experiment, versions())
         todo = [(arm, tasks) for arm in experiment.arms if (tasks := _missing(folder, arm, experiment.tasks))]
         finished = len(experiment.arms) - len(todo)
         if finished:
             report(f"{finished} of {len(experiment.arms)} arms are finished already")
         if todo:
-            _run(experiment, folder, todo, report)
+            _run_arms(experiment, folder, todo, report)
     return experiment
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that decide results; `none` where one is not installed."""
-    found = {}
+    """Versions of the packages that decide results; `none` for one that is not installed."""
+    installed = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "none"
-    return found
+            installed[name] = "none"
+    return installed
 
 
 def arm_folder(folder: Path, arm: str) -> Path:
-    """Where an arm's files are."""
+    """The folder of an arm's files."""
     return folder / arm.replace(" ", "-")
 
 
@@ -76,7 +75,7 @@ def _missing(folder: Path, arm: str, tasks: Sequence[str]) -> list[str]:
 
 
 def _done(folder: Path) -> dict[str, str]:
-    """Of each task that is finished its results file; a task whose files are gone counts as not run."""
+    """The results file of each finished task; a task whose file is gone counts as not run."""
     path = folder / DONE_FILE
     if not path.exists():
         return {}
@@ -84,10 +83,10 @@ def _done(folder: Path) -> dict[str, str]:
         done = json.loads(path.read_text(encoding="utf-8"))
         return {str(task): str(name) for task, name in done.items() if (folder / Path(str(name)).name).is_file()}
     except (ValueError, AttributeError) as error:
-        raise HybridError(f"{path}: must be what run writes; found {error}; delete {folder}") from None
+        raise HybridError(f"{path}: not what run writes ({error}); delete {folder}") from None
 
 
-def _run(experiment: Experiment, folder: Path, todo: Sequence[tuple[str, list[str]]], report: Report) -> None:
+def _run_arms(experiment: Experiment, folder: Path, todo: Sequence[tuple[str, list[str]]], report: Report) -> None:
     from lm_eval.tasks import TaskManager
 
     from lm_eval_hybrid.harness.arguments import HybridArguments
@@ -95,71 +94,57 @@ def _run(experiment: Experiment, folder: Path, todo: Sequence[tuple[str, list[st
     from lm_eval_hybrid.harness.resuming import AnswersFile
 
     manager = TaskManager(include_path=experiment.include_path, metadata=experiment.metadata)
-    _check_tasks(manager, experiment.tasks)
+    check_tasks(manager, experiment.tasks)
     loading = {"batch_size": experiment.batch_size, "device": experiment.device}
     lm = HybridLM(**experiment.arm_arguments(todo[0][0]), **loading)
-    for place, (arm, tasks) in enumerate(todo, start=1):
-        report(f"arm {place} of {len(todo)}: {arm}, {', '.join(tasks)}")
+    for number, (arm, tasks) in enumerate(todo, start=1):
+        report(f"arm {number} of {len(todo)}: {arm}, {', '.join(tasks)}")
         begun = time.monotonic()
-        kept = AnswersFile(arm_folder(folder, arm), lm.rank)
-        ours, _ = HybridArguments.split(experiment.arm_arguments(arm))
-        lm.switch_arm(ours, kept)
-        _evaluate(lm, manager, experiment, arm, tasks, folder)
+        answers = AnswersFile(arm_folder(folder, arm), lm.rank)
+        arguments, _ = HybridArguments.split(experiment.arm_arguments(arm))
+        lm.switch_arm(arguments, answers)
+        _evaluate(lm, manager, experiment, arm, tasks, arm_folder(folder, arm))
         if lm.rank == 0:
-            kept.remove()
-        report(f"arm {place} of {len(todo)}: {arm} finished after {time.monotonic() - begun:.0f} s")
-
-
-def _check_tasks(manager: "TaskManager", tasks: Sequence[str]) -> None:
-    known = set(manager.all_tasks)
-    if unknown := [task for task in tasks if task not in known]:
-        import difflib
-
-        near = difflib.get_close_matches(unknown[0], sorted(known), n=3)
-        advice = f"did you mean {' or '.join(near)}?" if near else "lm_eval ls tasks lists them"
-        raise HybridError(f"--tasks must be known to the harness; found {unknown[0]}; {advice}")
+            answers.remove()
+        report(f"arm {number} of {len(todo)}: {arm} finished after {time.monotonic() - begun:.0f} s")
 
 
 def _evaluate(
-    lm: "HybridLM", manager: "TaskManager", experiment: Experiment, arm: str, tasks: list[str], folder: Path
+    lm: "HybridLM", manager: "TaskManager", experiment: Experiment, arm: str, tasks: list[str], target: Path
 ) -> None:
     from lm_eval import simple_evaluate
+
+    limit = experiment.limit
+    with loading_data(tasks):
+        results = simple_evaluate(
+            model=lm,
+            model_args=experiment.arm_arguments(arm),
+            tasks=list(tasks),
+            task_manager=manager,
+            num_fewshot=experiment.num_fewshot,
+            batch_size=experiment.batch_size,
+            device=experiment.device,
+            use_cache=None if experiment.use_cache is None else f"{experiment.use_cache}_{arm.replace(' ', '-')}",
+            limit=int(limit) if limit is not None and limit >= 1 else limit,
+            log_samples=True,
+            bootstrap_iters=0,  # our own intervals are paired
+            system_instruction=experiment.system_instruction,
+            apply_chat_template=experiment.apply_chat_template,
+            gen_kwargs=dict(experiment.gen_kwargs) or None,
+            random_seed=experiment.seed,
+            numpy_random_seed=experiment.seed,
+            torch_random_seed=experiment.seed,
+            fewshot_random_seed=experiment.seed,
+        )
+    if results is not None:  # only the first of several processes has them
+        _write(experiment, arm, tasks, results, target)
+
+
+def _write(experiment: Experiment, arm: str, tasks: Sequence[str], results: dict[str, Any], target: Path) -> None:
+    """Write a run's files elsewhere, then move them into `target`, the results file last, and mark its tasks done."""
     from lm_eval.loggers import EvaluationTracker
 
-    arguments = experiment.arm_arguments(arm)
-    cache = None if experiment.use_cache is None else f"{experiment.use_cache}_{arm.replace(' ', '-')}"
-    evaluate = partial(
-        simple_evaluate,
-        model=lm,
-        model_args=arguments,
-        tasks=list(tasks),
-        task_manager=manager,
-        num_fewshot=experiment.num_fewshot,
-        batch_size=experiment.batch_size,
-        device=experiment.device,
-        use_cache=cache,
-        limit=_limit(experiment.limit),
-        log_samples=True,
-        bootstrap_iters=0,  # our own intervals are paired
-        system_instruction=experiment.system_instruction,
-        apply_chat_template=experiment.apply_chat_template,
-        gen_kwargs=dict(experiment.gen_kwargs) or None,
-        random_seed=experiment.seed,
-        numpy_random_seed=experiment.seed,
-        torch_random_seed=experiment.seed,
-        fewshot_random_seed=experiment.seed,
-    )
-    try:
-        results = evaluate()
-    except ConnectionError as error:  # what datasets and the hub raise
-        raise HybridError(
-            f"the data of {', '.join(tasks)} must be on the hub or in its cache; found: {error}; go online, or give "
-            "them a folder (docs/tasks.md)"
-        ) from error
-    if results is None:  # not the first of several processes
-        return
     samples = results.pop("samples")
-    target = arm_folder(folder, arm)
     target.mkdir(parents=True, exist_ok=True)
     for torn in target.glob(f"{_WRITING}*"):
         shutil.rmtree(torn)
@@ -168,7 +153,7 @@ def _evaluate(
         tracker = EvaluationTracker(output_path=str(staging / "results.json"))
         tracker.general_config_tracker.log_experiment_args(
             model_source="hybrid",
-            model_args=arguments,
+            model_args=experiment.arm_arguments(arm),
             system_instruction=experiment.system_instruction,
             chat_template=None,
             fewshot_as_multiturn=False,
@@ -176,21 +161,12 @@ def _evaluate(
         tracker.save_results_aggregated(results=results, samples=samples)
         for task in results["configs"]:
             tracker.save_results_samples(task_name=task, samples=samples[task])
-        _appear(staging, target, tasks, results)
-
-
-def _appear(staging: Path, target: Path, tasks: Sequence[str], results: dict[str, Any]) -> None:
-    """Move a run's files to where they belong, the results file last; then say that its tasks are done."""
-    files = {part: sorted(staging.glob(f"{part}_*")) for part in _PARTS}
-    # The harness says no more than a warning where it cannot write.
-    if len(files["results"]) != 1 or len(files["samples"]) != len(results["configs"]):
-        raise HybridError(f"{target}: the harness must write its files there; found some missing; see what it says")
-    for part in _PARTS:
-        for path in files[part]:
-            path.rename(target / path.name)
+        files = {part: sorted(staging.glob(f"{part}_*")) for part in _PARTS}
+        # The harness only warns if it cannot write.
+        if len(files["results"]) != 1 or len(files["samples"]) != len(results["configs"]):
+            raise HybridError(f"{target}: the harness did not write all its files there; see its warnings")
+        for part in _PARTS:
+            for path in files[part]:
+                path.rename(target / path.name)
     done = _done(target) | dict.fromkeys(tasks, files["results"][0].name)
     write_file(target / DONE_FILE, json.dumps(done, indent=2).encode() + b"\n")
-
-
-def _limit(limit: float | None) -> float | int | None:
-    return int(limit) if limit is not None and limit >= 1 else limit

@@ -72,7 +72,7 @@ def read(folder: Path) -> Runs:
     return Runs(tuple(runs))
 
 
-def arm_of(config: dict[str, Any]) -> str | None:
+def _arm_of(config: dict[str, Any]) -> str | None:
     """The arm in a results file's `config`, as `ArmRun.arm`; None if the model was not `hybrid`."""
     arm, left_out = config.get("hybrid_arm"), config.get("hybrid_without")
     return f"{WITHOUT}{', '.join(left_out)}" if arm == "hybrid" and left_out else arm
@@ -86,7 +86,7 @@ def _outputs(folder: Path) -> Iterator[_Output]:
             continue
         try:
             results = json.loads(path.read_text(encoding="utf-8"))
-            arm = arm_of(results["config"])
+            arm = _arm_of(results["config"])
             tasks = list(results["configs"])
         except (ValueError, KeyError, TypeError, AttributeError):
             log.warning("%s is no results file of the harness; ignored", path)

@@ -6,8 +6,8 @@ import pytest
 from lm_eval_hybrid import autoload
 from lm_eval_hybrid.common import paths
 from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.experiment.definition import Experiment
 from lm_eval_hybrid.experiment.estimate.documents import TaskRequests, requests, tokenizer_of
-from lm_eval_hybrid.experiment.plan import Experiment
 from lm_eval_hybrid.models.sources import ModelSource
 from tests.tiny_system import CHAT_TEMPLATE, tiny_tokenizer
 
@@ -37,7 +37,7 @@ def test_the_chat_template_counts() -> None:
     assert [chat - plain for chat, plain in zip(chat.prompts, plain.prompts, strict=True)] == [
         len("<user></user><assistant>")
     ] * 2
-    with pytest.raises(HybridError, match="needs a base tokenizer with a chat template"):
+    with pytest.raises(HybridError, match="the base tokenizer has no chat template"):
         asked(limit=2, apply_chat_template=True)
 
 

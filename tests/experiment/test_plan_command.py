@@ -7,9 +7,9 @@ import pytest
 
 from lm_eval_hybrid import autoload
 from lm_eval_hybrid.commands.main import main
-from lm_eval_hybrid.commands.plan import make
-from lm_eval_hybrid.experiment import plan, running
-from lm_eval_hybrid.experiment.plan import Experiment
+from lm_eval_hybrid.experiment import definition, running
+from lm_eval_hybrid.experiment.definition import Experiment
+from lm_eval_hybrid.experiment.estimate.plan import make
 from lm_eval_hybrid.models.placement import Machine
 
 TASKS = "gsm8k_embedded,math500_embedded"
@@ -19,7 +19,7 @@ GIB = 2**30
 def experiment(*arms: str, **given: object) -> Experiment:
     autoload.register()
     fields = {"behaviors": "embedded", "tasks": TASKS.split(","), "arms": arms, "limit": 4, "batch_size": "2", **given}
-    return plan.read(fields, "a test")
+    return definition.read(fields, "a test")
 
 
 def shown(capsys: pytest.CaptureFixture, *arguments: str, status: int = 0) -> str:
@@ -98,10 +98,10 @@ def test_models_on_a_server_take_nothing_here(capsys: pytest.CaptureFixture) -> 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--tasks", "gsm8k_embeded"], "--tasks must be known to the harness; found gsm8k_embeded"),
-        (["--arms", "hybird"], "--arms must be of"),
-        (["--measure", "0"], "--measure must be 1 or more"),
-        (["--from", "nowhere"], "--from needs results of model hybrid"),
+        (["--tasks", "gsm8k_embeded"], "--tasks has gsm8k_embeded, which the harness does not know"),
+        (["--arms", "hybird"], "--arms has unknown"),
+        (["--measure", "0"], "--measure is 0; must be 1 or more"),
+        (["--from", "nowhere"], "nowhere has no results of model hybrid"),
         (["--batch_size", "many"], "batch_size='many' is not a batch size"),
         (["--model_args", "base=./nowhere"], "cannot load the base model and its tokenizer"),
         (["--model_args", "base_device=cuda:9"], "base_device='cuda:9' does not exist here"),

@@ -19,7 +19,7 @@ from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.common.files import locked
 from lm_eval_hybrid.common.paths import tasks_dir
 from lm_eval_hybrid.experiment import gap_file
-from lm_eval_hybrid.experiment.plan import Experiment
+from lm_eval_hybrid.experiment.definition import Experiment
 from lm_eval_hybrid.experiment.running import run
 from lm_eval_hybrid.results import outputs
 from tests.tiny_system import TinySystem, write_system
@@ -172,14 +172,14 @@ def test_rerun_finds_what_differs(finished: Path, tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize(
-    ("text", "found"), [("", "must be a gap.json"), ("[]", "must be a gap.json"), ('{"schema_version": 9}', "found 9")]
+    ("text", "found"), [("", "not a gap.json"), ("[]", "not a gap.json"), ('{"schema_version": 9}', "version 9")]
 )
 def test_what_is_no_gap_file(tmp_path: Path, text: str, found: str) -> None:
     path = tmp_path / "gap.json"
     path.write_text(text)
     with pytest.raises(HybridError, match=found):
         gap_file.load(path)
-    with pytest.raises(HybridError, match="readable"):
+    with pytest.raises(HybridError, match="cannot be read"):
         gap_file.load(tmp_path / "none.json")
 
 

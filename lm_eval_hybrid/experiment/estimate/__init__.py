@@ -1,1 +1,1 @@
-"""What a run takes before it is run: the models' sizes, where they go, how many tokens, how long."""
+"""What a run will take before it is run: the models' sizes, their devices, tokens and time."""

@@ -1,14 +1,15 @@
-"""The documents of an experiment's tasks as the harness asks them, and how long their prompts are."""
+"""The requests that the harness will make for an experiment's tasks, and how long their prompts are."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lm_eval.evaluator_utils import get_sample_size
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.experiment.plan import Experiment
+from lm_eval_hybrid.experiment.definition import Experiment, check_tasks, loading_data
 from lm_eval_hybrid.harness.generation import GenerationSettings
 from lm_eval_hybrid.models.sources import ModelSource
 
@@ -16,18 +17,18 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from lm_eval.tasks import TaskManager
 
-_ANSWER = 256  # tokens, where a task does not say: the harness's own
+_DEFAULT_LIMIT = 256  # max_gen_toks of the harness
 
 
 @dataclass(frozen=True)
 class TaskRequests:
-    """What the harness asks for one task.
+    """The requests of one task.
 
     Attributes:
         documents: of the task, within the limit.
-        instances: requests, those with the longest prompts first, as they are begun.
-        prompts: tokens of each one's prompt, in the base's words, before any chat template of the thinking model.
-        limit: tokens that an answer has at most; 0 where nothing is generated.
+        instances: requests, longest prompts first, which is the order in which they are decoded.
+        prompts: tokens of each one's prompt, by the base's tokenizer, without a chat template of the thinking model.
+        limit: max_gen_toks; 0 if nothing is generated.
     """
 
     task: str
@@ -37,19 +38,19 @@ class TaskRequests:
     limit: int
 
 
-def tokenizer_of(source: ModelSource, theirs: dict[str, object]) -> PreTrainedTokenizerBase:
+def tokenizer_of(source: ModelSource, model_args: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     """A model's tokenizer, or the one that the arguments of HFLM name instead.
 
     Raises:
         HybridError: it cannot be loaded.
     """
-    other = theirs.get("tokenizer")
-    files = {} if other or not theirs.get("gguf_file") else {"gguf_file": theirs["gguf_file"]}
+    other = model_args.get("tokenizer")
+    files = {} if other or not model_args.get("gguf_file") else {"gguf_file": model_args["gguf_file"]}
     with source.loading(needs_tokenizer=not other and not files):
         return AutoTokenizer.from_pretrained(
             other or source.name,
             revision=None if other else source.revision,
-            trust_remote_code=bool(theirs.get("trust_remote_code")),
+            trust_remote_code=bool(model_args.get("trust_remote_code")),
             **files,
         )
 
@@ -57,23 +58,15 @@ def tokenizer_of(source: ModelSource, theirs: dict[str, object]) -> PreTrainedTo
 def requests(
     experiment: Experiment, manager: "TaskManager", tokenizer: PreTrainedTokenizerBase
 ) -> tuple[TaskRequests, ...]:
-    """Every task's requests, groups taken apart.
+    """The requests of every task; groups are resolved to their tasks.
 
     Raises:
-        HybridError: for tasks that nobody knows or whose data are not at hand, or settings that model `hybrid` does
-            not take.
+        HybridError: a task is unknown, its data cannot be loaded, or model `hybrid` refuses its settings.
     """
-    known = set(manager.all_tasks)
-    if unknown := [task for task in experiment.tasks if task not in known]:
-        raise HybridError(f"--tasks must be known to the harness; found {unknown[0]}; lm_eval ls tasks lists them")
-    try:
+    check_tasks(manager, experiment.tasks)
+    with loading_data(experiment.tasks):
         tasks = manager.load(list(experiment.tasks))["tasks"]
-    except ConnectionError as error:  # what datasets and the hub raise
-        raise HybridError(
-            f"the data of {', '.join(experiment.tasks)} must be on the hub or in its cache; found: {error}; go online, "
-            "or give them a folder (docs/tasks.md)"
-        ) from error
-    found = []
+    built = []
     for name, task in tasks.items():
         generates = task.get_config("output_type") == "generate_until"
         if generates and experiment.gen_kwargs:
@@ -88,25 +81,24 @@ def requests(
             apply_chat_template=experiment.apply_chat_template,
             chat_template=partial(_in_template, tokenizer) if experiment.apply_chat_template else None,
         )
-        found.append(_of(name, task.instances, tokenizer, experiment.seed if generates else None))
-    return tuple(found)
+        built.append(_task_requests(name, task.instances, tokenizer, experiment.seed if generates else None))
+    return tuple(built)
 
 
-def _of(name: str, instances: "list[Instance]", tokenizer: PreTrainedTokenizerBase, seed: int | None) -> TaskRequests:
-    settings = (
-        [] if seed is None else [GenerationSettings.of(instance.args[1], _ANSWER, seed) for instance in instances]
-    )
-    # Greedily all answers to a request are the same: it is answered once.
-    drawn = any(each.sampling for each in settings)
-    asked = [instance for instance in instances for _ in range((instance.repeats or 1) if drawn else 1)]
-    counts = (
-        [len(ids) for ids in tokenizer([str(instance.args[0]) for instance in asked])["input_ids"]] if asked else []
-    )
-    order = sorted(range(len(asked)), key=lambda i: -counts[i])
+def _task_requests(
+    name: str, instances: "list[Instance]", tokenizer: PreTrainedTokenizerBase, seed: int | None
+) -> TaskRequests:
+    settings = [] if seed is None else [GenerationSettings.of(i.args[1], _DEFAULT_LIMIT, seed) for i in instances]
+    # Greedy decoding gives one answer to all repeats of a request, so it is decoded once.
+    sampled = any(each.sampling for each in settings)
+    repeated = [instance for instance in instances for _ in range((instance.repeats or 1) if sampled else 1)]
+    texts = [str(instance.args[0]) for instance in repeated]
+    counts = [len(ids) for ids in tokenizer(texts)["input_ids"]] if texts else []
+    order = sorted(range(len(repeated)), key=lambda i: -counts[i])
     return TaskRequests(
         task=name,
         documents=len({instance.doc_id for instance in instances}),
-        instances=tuple(asked[i] for i in order),
+        instances=tuple(repeated[i] for i in order),
         prompts=tuple(counts[i] for i in order),
         limit=max((each.max_new_tokens for each in settings), default=0),
     )
@@ -116,10 +108,11 @@ def _in_template(
     tokenizer: PreTrainedTokenizerBase, history: list[dict[str, str]], add_generation_prompt: bool = True
 ) -> str:
     if not tokenizer.chat_template:
-        raise HybridError("--apply_chat_template needs a base tokenizer with a chat template; found none; leave it out")
-    return tokenizer.apply_chat_template(
+        raise HybridError("the base tokenizer has no chat template; --apply_chat_template needs one; leave it out")
+    text = tokenizer.apply_chat_template(
         history,
         tokenize=False,
         add_generation_prompt=add_generation_prompt,
         continue_final_message=not add_generation_prompt,
     )
+    return str(text)

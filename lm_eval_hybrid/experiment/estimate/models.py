@@ -1,11 +1,11 @@
-"""The models of an experiment, without loading them: which are needed, where, how large they are."""
+"""The models of an experiment, without loading them: which are needed, their sizes, where they go."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.experiment.plan import Experiment
+from lm_eval_hybrid.experiment.definition import Experiment
 from lm_eval_hybrid.harness import loading
 from lm_eval_hybrid.harness.arguments import HybridArguments
 from lm_eval_hybrid.harness.loading import REMOTE_BATCH
@@ -14,25 +14,25 @@ from lm_eval_hybrid.models.placement import Machine, ModelNeed, Placement, Place
 from lm_eval_hybrid.models.sizes import ModelFootprint, model_footprint
 from lm_eval_hybrid.models.sources import ModelSource
 
-_MOST = 64  # texts at once, where the harness is told `auto`: its own bound
+_LARGEST_BATCH = 64  # the harness's own bound for batch_size auto
 
 
 @dataclass(frozen=True)
 class Models:
-    """Those that the arms of an experiment take.
+    """The models that the arms of an experiment need.
 
     Attributes:
         names: as the user or the bundle calls them, by role.
-        sources: where they come from, by role.
-        theirs: what the user gives HFLM.
-        sizes: of those that are loaded in this process.
-        read: roles that some arm reads; the base is loaded all the same.
-        wishes: what the user settled of where they go.
+        sources: where they are loaded from, by role.
+        model_args: the user's arguments for HFLM.
+        sizes: of those that are loaded in this process, by role.
+        read: roles of which some arm computes logits; the base is loaded in any case.
+        wishes: the user's choice of devices.
     """
 
     names: Mapping[str, str]
     sources: Mapping[str, ModelSource]
-    theirs: Mapping[str, Any]
+    model_args: Mapping[str, Any]
     sizes: Mapping[str, ModelFootprint]
     read: frozenset[str]
     wishes: PlacementOptions
@@ -40,61 +40,64 @@ class Models:
 
     @classmethod
     def of(cls, experiment: Experiment, machine: Machine) -> "Models":
-        """Those of an experiment on a machine.
+        """Find the models of an experiment.
 
         Raises:
-            HybridError: for arguments that model `hybrid` refuses, or a model whose configuration cannot be had.
+            HybridError: model `hybrid` refuses the arguments, or a model's configuration cannot be loaded.
         """
         split = [HybridArguments.split(experiment.arm_arguments(arm)) for arm in experiment.arms]
-        ours, theirs = split[0]
-        theirs |= {"batch_size": experiment.batch_size, "device": experiment.device}
-        theirs["device"] = theirs["device"] or ("cuda" if machine.gpus else "cpu")
-        check_batch_sizes(theirs)
-        revision = theirs.pop("revision", None)
+        ours, model_args = split[0]
+        model_args["batch_size"] = experiment.batch_size
+        model_args["device"] = experiment.device or ("cuda" if machine.gpus else "cpu")
+        check_batch_sizes(model_args)
+        revision = model_args.pop("revision", None)
         manifest = ours.suite().manifest
         policies = [arguments.policy(manifest.steering) for arguments, _ in split]
         sources = {"base": ModelSource.choose("base", ours.base, manifest.base, revision)}
         if any(policy.reads_thinking for policy in policies):
             sources["thinking"] = ModelSource.choose("thinking", ours.thinking, manifest.thinking)
         backends = {"base": ours.base_backend, "thinking": ours.thinking_backend}
-        sizes = {
-            role: model_footprint(source, loading.arguments_for(theirs, role))
-            for role, source in sources.items()
-            if backends[role] == "local"
-        }
-        names = {"base": str(ours.base or manifest.base.id), "thinking": str(ours.thinking or manifest.thinking.id)}
-        names = {role: names[role] for role in sources}
-        read = {"thinking"} | ({"base"} if any(policy.reads_base for policy in policies) else set())
+        names = {"base": ours.base or manifest.base.id, "thinking": ours.thinking or manifest.thinking.id}
         return cls(
-            names, sources, theirs, sizes, frozenset(read), loading.device_wishes(ours, theirs, machine), machine
+            names={role: str(names[role]) for role in sources},
+            sources=sources,
+            model_args=model_args,
+            sizes={
+                role: model_footprint(source, loading.arguments_for(model_args, role))
+                for role, source in sources.items()
+                if backends[role] == "local"
+            },
+            read=frozenset(("thinking", "base") if any(policy.reads_base for policy in policies) else ("thinking",)),
+            wishes=loading.device_wishes(ours, model_args, machine),
+            machine=machine,
         )
 
     @property
     def remote(self) -> bool:
-        """Whether one is on a server."""
+        """Whether a model is on a server."""
         return len(self.sizes) < len(self.sources)
 
     def needs(self, rows: int, tokens: int) -> tuple[ModelNeed, ...]:
-        """Of those that are loaded here, with `rows` texts of `tokens` tokens at once."""
+        """Memory needs of the models that are loaded here, for a batch of `rows` texts of `tokens` tokens."""
         return tuple(
             ModelNeed(role, size, rows if role in self.read else 0, tokens) for role, size in self.sizes.items()
         )
 
     def places(self, needs: Sequence[ModelNeed]) -> tuple[dict[str, Placement], str]:
-        """(where each goes, why they do not fit, if so)."""
+        """(where each model goes, or why they do not fit)."""
         try:
             return place_models(needs, self.machine, self.wishes), ""
         except HybridError as error:
             return {}, str(error)
 
-    def slots(self, tokens: int) -> int:
-        """Texts of `tokens` tokens to work on at once, as the user says or as many as there is room for."""
-        asked = str(self.theirs["batch_size"])
-        if not asked.startswith("auto"):
-            return int(asked)
+    def batch_size(self, tokens: int) -> int:
+        """The batch size for texts of `tokens` tokens: the user's, or the largest that fits."""
+        size = str(self.model_args["batch_size"])
+        if not size.startswith("auto"):
+            return int(size)
         if self.remote:
             return REMOTE_BATCH
-        rows = int(self.theirs.get("max_batch_size") or _MOST)
+        rows = int(self.model_args.get("max_batch_size") or _LARGEST_BATCH)
         while rows > 1 and self.places(self.needs(rows, tokens))[1]:
             rows //= 2
         return rows

@@ -7,7 +7,7 @@ import pytest
 
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.arms import ARMS
-from lm_eval_hybrid.experiment.plan import DONE_FILE, PAPER, PLAN_FILE, Experiment, named_arms, read, settle
+from lm_eval_hybrid.experiment.definition import DONE_FILE, EXPERIMENT_FILE, PAPER, Experiment, claim, named_arms, read
 
 VERSIONS = {"lm_eval": "0.4.13"}
 
@@ -28,7 +28,7 @@ def test_arms_are_named_in_groups_and_come_in_canonical_order() -> None:
 
 @pytest.mark.parametrize("name", ["bases", "without nothing", ""])
 def test_unknown_arms(name: str) -> None:
-    with pytest.raises(HybridError, match=r"--arms must be of paper, all, leave-one-out, base, hybrid"):
+    with pytest.raises(HybridError, match=r"--arms has unknown .*; choose of paper, all, leave-one-out, base, hybrid"):
         named_arms([name], ("plan",))
 
 
@@ -43,55 +43,55 @@ def test_an_arm_says_what_it_takes() -> None:
 
 def settled(folder: Path) -> None:
     """A folder in which an arm has been run."""
-    settle(folder, experiment(), VERSIONS)
+    claim(folder, experiment(), VERSIONS)
     (folder / "base").mkdir()
     (folder / "base" / DONE_FILE).write_text("{}")
 
 
 def test_a_folder_where_nothing_was_made_is_of_no_experiment(tmp_path: Path) -> None:
-    settle(tmp_path, experiment(tasks=["mistaken"], limit=3), VERSIONS)
-    assert settle(tmp_path, experiment(), VERSIONS) == experiment()
+    claim(tmp_path, experiment(tasks=["mistaken"], limit=3), VERSIONS)
+    assert claim(tmp_path, experiment(), VERSIONS) == experiment()
 
 
 def test_a_folder_takes_more_arms_and_tasks(tmp_path: Path) -> None:
     settled(tmp_path)
-    joined = settle(tmp_path, experiment(arms=["thinking"], tasks=["other"], batch_size="8"), VERSIONS)
+    joined = claim(tmp_path, experiment(arms=["thinking"], tasks=["other"], batch_size="8"), VERSIONS)
     assert joined.arms == ("base", "hybrid", "thinking")
     assert joined.tasks == ("toy", "other")
-    content = json.loads((tmp_path / PLAN_FILE).read_text())
+    content = json.loads((tmp_path / EXPERIMENT_FILE).read_text())
     assert read(content["experiment"], "here") == joined
 
 
 def test_where_a_server_is_makes_no_other_experiment(tmp_path: Path) -> None:
     settled(tmp_path)
     moved = experiment(model_args={"ndif_host": "http://there", "ndif_timeout": 9, "ndif_patience": 9})
-    assert settle(tmp_path, moved, VERSIONS) == moved
+    assert claim(tmp_path, moved, VERSIONS) == moved
     with pytest.raises(HybridError, match="base_backend"):
-        settle(tmp_path, experiment(model_args={"base_backend": "remote"}), VERSIONS)
+        claim(tmp_path, experiment(model_args={"base_backend": "remote"}), VERSIONS)
 
 
 @pytest.mark.parametrize(
     ("changes", "found"),
-    [({"limit": 5}, "limit None, here it is 5"), ({"seed": 1}, "seed 0, here"), ({"behaviors": "b"}, "behaviors")],
+    [({"limit": 5}, "limit None, not 5"), ({"seed": 1}, "seed 0, not 1"), ({"behaviors": "b"}, "behaviors")],
 )
 def test_a_folder_is_of_one_experiment(tmp_path: Path, changes: dict[str, object], found: str) -> None:
     settled(tmp_path)
     with pytest.raises(HybridError, match=found):
-        settle(tmp_path, experiment(**changes), VERSIONS)
+        claim(tmp_path, experiment(**changes), VERSIONS)
 
 
 def test_a_folder_is_of_one_version(tmp_path: Path) -> None:
     settled(tmp_path)
-    with pytest.raises(HybridError, match=r"version of lm_eval 0\.4\.13, here it is 0\.5"):
-        settle(tmp_path, experiment(), {"lm_eval": "0.5"})
+    with pytest.raises(HybridError, match=r"version of lm_eval 0\.4\.13, not 0\.5"):
+        claim(tmp_path, experiment(), {"lm_eval": "0.5"})
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"experiment": {"tasks": []}, "versions": {}}', "\xff"])
 def test_a_plan_that_is_none(tmp_path: Path, text: str) -> None:
     settled(tmp_path)
-    (tmp_path / PLAN_FILE).write_text(text, encoding="latin-1")
-    with pytest.raises(HybridError, match=PLAN_FILE):
-        settle(tmp_path, experiment(), VERSIONS)
+    (tmp_path / EXPERIMENT_FILE).write_text(text, encoding="latin-1")
+    with pytest.raises(HybridError, match=EXPERIMENT_FILE):
+        claim(tmp_path, experiment(), VERSIONS)
 
 
 @pytest.mark.parametrize(

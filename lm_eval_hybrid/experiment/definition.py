@@ -1,9 +1,10 @@
-"""What an experiment is made of: which tasks, which arms, with what."""
+"""Which tasks and arms an experiment runs, with which settings, and which folder it fills."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,36 +16,39 @@ from lm_eval_hybrid.decoding.arms import ARMS
 from lm_eval_hybrid.harness.resuming import SUFFIX
 from lm_eval_hybrid.results.runs import WITHOUT
 
-PLAN_FILE = "experiment.json"
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+EXPERIMENT_FILE = "experiment.json"
 DONE_FILE = "done.json"
-"""In an arm's folder: the tasks that it has been run on, each with its results file."""
+"""In an arm's folder: the tasks that are finished, each with its results file."""
 
 SCHEMA = 1
 PAPER = ("base", "hybrid", "thinking", "bias-only", "random-category", "random-vectors")
-"""What the paper runs: its three systems, and the controls that it calls bias only, random firing, random vectors."""
+"""The paper's three systems and its controls, which it calls bias only, random firing and random vectors."""
 
 LEAVE_ONE_OUT = "leave-one-out"
 _GROUPS = {"paper": PAPER, "all": ARMS}
-# What may differ between two calls that fill one folder: it decides no token.
+# What two calls that fill one folder may differ in: none of it changes a token.
 _FREE = ("arms", "tasks", "batch_size", "device", "use_cache")
 _FREE_ARGUMENTS = {"base_device", "thinking_device", "ndif_host", "ndif_timeout", "ndif_patience"}
 
 
 class Experiment(BaseModel):
-    """Everything that a user asks for.
+    """Arms x tasks with all their settings.
 
     Attributes:
         behaviors: bundles, as model argument `behaviors` takes them.
         tasks: tasks and groups of the harness.
         arms: as `decoding.arms.ARMS` names them, or `without KEY`: the hybrid with one behavior left out.
         model_args: other arguments of model `hybrid`.
-        limit: documents of each task; below 1 the share of them; None for all.
-        gen_kwargs: of generation, over what the tasks say.
+        limit: documents of each task; below 1 a share of them; None for all.
+        gen_kwargs: generation settings, which override the tasks'.
         num_fewshot, metadata, include_path, apply_chat_template, system_instruction: as the harness takes them.
         seed: of decoding, and of the harness.
         bootstrap_seed: of the intervals.
         batch_size: answers at once, or `auto`.
-        use_cache: the harness's response cache, with the arm's name added.
+        use_cache: path of the harness's response cache; the arm's name is appended.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,7 +85,7 @@ class Experiment(BaseModel):
 
 
 def read(data: Mapping[str, Any], where: str) -> Experiment:
-    """An experiment from JSON data.
+    """Make an experiment of JSON data; `where` begins the error.
 
     Raises:
         HybridError: it is none.
@@ -89,38 +93,38 @@ def read(data: Mapping[str, Any], where: str) -> Experiment:
     try:
         return Experiment.model_validate(data)
     except ValidationError as error:
-        raise HybridError(f"{where}: {first_problem(error)}; mend it") from None
+        raise HybridError(f"{where}: {first_problem(error)}; fix it") from None
 
 
 def named_arms(names: Iterable[str], keys: Iterable[str]) -> tuple[str, ...]:
-    """The arms that are meant, each once, in canonical order.
+    """Resolve names of arms and groups to arms, each once, in canonical order.
 
     Args:
         names: arms, `paper`, `all`, or `leave-one-out`: the hybrid without each of its behaviors in turn.
         keys: of the bundle's behaviors.
 
     Raises:
-        HybridError: for a name that means nothing.
+        HybridError: for an unknown name.
     """
     without = [f"{WITHOUT}{key}" for key in keys]
-    found: set[str] = set()
+    chosen: set[str] = set()
     for name in names:
         if name == LEAVE_ONE_OUT:
-            found |= {"hybrid", *without}
+            chosen |= {"hybrid", *without}
         elif name in _GROUPS:
-            found.update(_GROUPS[name])
+            chosen.update(_GROUPS[name])
         elif name in ARMS or name in without:
-            found.add(name)
+            chosen.add(name)
         else:
             known = ", ".join([*_GROUPS, LEAVE_ONE_OUT, *ARMS])
-            raise HybridError(f"--arms must be of {known}, or 'without KEY'; found {name!r}; choose some")
-    return tuple(arm for arm in (*ARMS, *without) if arm in found)
+            raise HybridError(f"--arms has unknown {name!r}; choose of {known}, or 'without KEY'")
+    return tuple(arm for arm in (*ARMS, *without) if arm in chosen)
 
 
-def settle(folder: Path, experiment: Experiment, versions: Mapping[str, str]) -> Experiment:
-    """The experiment that `folder` is of from now on: this one, and the arms and tasks that it had before.
+def claim(folder: Path, experiment: Experiment, versions: Mapping[str, str]) -> Experiment:
+    """Record in `folder` which experiment fills it. Returns that: this one, plus the arms and tasks it had before.
 
-    A folder in which nothing has been made yet is of none.
+    A folder in which nothing has been finished is free for another experiment.
 
     Args:
         versions: of the packages that decide results.
@@ -128,36 +132,57 @@ def settle(folder: Path, experiment: Experiment, versions: Mapping[str, str]) ->
     Raises:
         HybridError: the folder is of another experiment, or of other versions.
     """
-    path = folder / PLAN_FILE
-    made = [*folder.glob(f"*/{DONE_FILE}"), *folder.glob(f"*/*{SUFFIX}")]
-    if path.exists() and made:
-        experiment = _joined(path, experiment, versions)
+    path = folder / EXPERIMENT_FILE
+    begun = [*folder.glob(f"*/{DONE_FILE}"), *folder.glob(f"*/*{SUFFIX}")]
+    if path.exists() and begun:
+        experiment = _merged(path, experiment, versions)
     content = {"schema_version": SCHEMA, "versions": dict(versions), "experiment": experiment.model_dump(mode="json")}
     write_file(path, json.dumps(content, indent=2).encode() + b"\n")
     return experiment
 
 
-def _joined(path: Path, experiment: Experiment, versions: Mapping[str, str]) -> Experiment:
+def check_tasks(manager: "TaskManager", tasks: Sequence[str]) -> None:
+    """Check that the harness knows all tasks.
+
+    Raises:
+        HybridError: it does not know one; names tasks that are spelled alike.
+    """
+    known = set(manager.all_tasks)
+    if unknown := [task for task in tasks if task not in known]:
+        import difflib
+
+        near = difflib.get_close_matches(unknown[0], sorted(known), n=3)
+        advice = f"did you mean {' or '.join(near)}?" if near else "lm_eval ls tasks lists them"
+        raise HybridError(f"--tasks has {unknown[0]}, which the harness does not know; {advice}")
+
+
+@contextmanager
+def loading_data(tasks: Iterable[str]) -> Iterator[None]:
+    """Report data that cannot be downloaded as one line."""
+    try:
+        yield
+    except ConnectionError as error:  # what datasets and the hub raise
+        raise HybridError(
+            f"the data of {', '.join(tasks)} cannot be loaded: {error}; go online, or name a folder that holds them "
+            "(docs/tasks.md)"
+        ) from error
+
+
+def _merged(path: Path, experiment: Experiment, versions: Mapping[str, str]) -> Experiment:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         former = read(content["experiment"], str(path))
-        then = dict(content["versions"])
+        former_versions = dict(content["versions"])
+    except HybridError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, HybridError):
-            raise
-        raise HybridError(f"{path}: must be what run writes; found {error}; name another --out folder") from None
-    old, new = (each.model_dump(mode="json") for each in (former, experiment))
-    facts = {name: (old[name], new[name]) for name in new if name not in _FREE}
-    facts["model_args"] = tuple(
-        {name: value for name, value in arguments.items() if name not in _FREE_ARGUMENTS}
-        for arguments in facts["model_args"]
-    )
-    facts |= {f"version of {name}": (then.get(name), version) for name, version in versions.items()}
-    for name, (before, now) in facts.items():
-        if before != now:
+        raise HybridError(f"{path}: not what run writes ({error}); name another --out folder") from None
+    old, new = _deciding(former, former_versions), _deciding(experiment, versions)
+    for name, value in new.items():
+        if old.get(name) != value:
             raise HybridError(
-                f"{path.parent}: a folder is of one experiment; found one with {name} {before}, here it is {now}; "
-                "name another --out folder, or run it as it was"
+                f"{path.parent} holds an experiment with {name} {old.get(name)}, not {value}; a folder is of one "
+                "experiment; name another --out folder, or run it with the former value"
             )
     arms = [arm for arm in (*ARMS, *experiment.arms, *former.arms) if arm in {*experiment.arms, *former.arms}]
     return experiment.model_copy(
@@ -166,3 +191,10 @@ def _joined(path: Path, experiment: Experiment, versions: Mapping[str, str]) -> 
             "tasks": tuple(dict.fromkeys((*former.tasks, *experiment.tasks))),
         }
     )
+
+
+def _deciding(experiment: Experiment, versions: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that decides a token, by name."""
+    fields = {name: value for name, value in experiment.model_dump(mode="json").items() if name not in _FREE}
+    arguments = {name: value for name, value in experiment.model_args.items() if name not in _FREE_ARGUMENTS}
+    return fields | {"model_args": arguments} | {f"version of {name}": version for name, version in versions.items()}
