@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from lm_eval.loggers import EvaluationTracker
+from lm_eval.utils import sanitize_model_name
 
 from lm_eval_hybrid.decoding.records import Generation, TokenRecord
 from lm_eval_hybrid.harness import token_log
@@ -72,3 +73,23 @@ def test_a_file_that_cannot_be_written_does_not_lose_the_run(tmp_path: Path, cap
     (tmp_path / "out").write_text("a file where a folder should be")
     save(tmp_path / "out" / "below", [sample(0, ANSWER)])
     assert not list(tmp_path.rglob("tokens_*"))
+
+
+@pytest.mark.parametrize(
+    ("model_args", "name"),
+    [
+        (None, "embedded__hybrid"),
+        ("", "embedded__hybrid"),
+        ("arm=base,dtype=float32", "embedded__base"),
+        ({"behaviors": "mine@1.0.0", "arm": "takeover"}, "mine@1.0.0__takeover"),
+        ("behaviors=./some/where/my-bundle", "my-bundle__hybrid"),
+        ({"behaviors": ["first", "/x/second"]}, "first+second__hybrid"),
+    ],
+)
+def test_the_folder_is_named_after_bundle_and_arm(model_args: Any, name: str) -> None:
+    """The harness would give each run another random name."""
+    token_log.install()
+    tracker = EvaluationTracker(output_path="out").general_config_tracker
+    tracker.log_experiment_args("hybrid", model_args, None, None, False)
+    assert tracker.model_name == name
+    assert tracker.model_name_sanitized == sanitize_model_name(name)
