@@ -88,3 +88,18 @@ def test_asking_for_a_temperature_samples(models: dict[str, HybridLM], manager: 
         used.append(found["config"]["hybrid_sampling"])
     assert answers[0] != answers[1]
     assert used == [[f"temperature=0.7, top_k=0, top_p=0.95, seed={seed}"] for seed in (1, 2)]
+
+
+def test_the_embedded_pair_on_foreign_tasks_warns_once(
+    models: dict[str, HybridLM], caplog: pytest.LogCaptureFixture
+) -> None:
+    """`lm_eval --model hybrid --tasks gsm8k` once printed 0.0 for the miniature pair, without a word."""
+    model = models["base"]
+    model.get_model_info()  # ends an earlier run
+    for task in ("gsm8k_embedded", "gsm8k", "gsm8k"):
+        request = Instance("generate_until", {}, ("1 + 1?", {"until": ["\n"], "max_gen_toks": 2}), 0, (task, 0, 1))
+        model.generate_until([request], disable_tqdm=True)
+    warnings = [record.message for record in caplog.records if "embedded pair" in record.message]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("gsm8k: ") and "behaviors=" in warnings[0] and "behaviors list" in warnings[0]
+    assert model.get_model_info()["hybrid_warnings"] == warnings

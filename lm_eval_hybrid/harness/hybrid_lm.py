@@ -32,7 +32,6 @@ from lm_eval_hybrid.common.thoughts import thought_is_open
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.records import Generation
 from lm_eval_hybrid.decoding.request import Prompt, Request
-from lm_eval_hybrid.decoding.sampling import Sampling
 from lm_eval_hybrid.decoding.steering import Steering
 from lm_eval_hybrid.harness import token_log
 from lm_eval_hybrid.harness.arguments import HybridArguments
@@ -46,10 +45,9 @@ from lm_eval_hybrid.harness.loading import REMOTE_BATCH, Loader, LocalModel
 from lm_eval_hybrid.harness.memory import check_batch_sizes, in_batches, largest_batch
 from lm_eval_hybrid.harness.process import enable_cpu_ranks, install_excepthook, processes
 from lm_eval_hybrid.harness.prompts import Templated, ThinkingReader
-from lm_eval_hybrid.harness.records import HybridAnswer, Totals
+from lm_eval_hybrid.harness.records import HybridAnswer, RunReport
 from lm_eval_hybrid.harness.resuming import AnswersFile, guard_cache, request_key
 from lm_eval_hybrid.models.local import LocalBackend
-from lm_eval_hybrid.models.ndif.client import Traffic
 from lm_eval_hybrid.models.sources import ModelSource
 
 _log = logging.getLogger(__name__)
@@ -144,10 +142,8 @@ class HybridLM(LocalModel):
             and not policy.reads_base
             and self._thinking.model.tokenizer.get_vocab() != self.tokenizer.get_vocab()
         )
-        self._totals = Totals()
-        self._sampling: set[Sampling | None] = set()
-        self._other_ranks_totals: list[Totals] = []
-        self._other_ranks_traffic: list[dict[str, Traffic]] = []
+        self._report = RunReport()
+        self._other_ranks: list[RunReport] = []
         self._identity = {
             "version": __version__,
             "arm": ours.arm,
@@ -175,6 +171,7 @@ class HybridLM(LocalModel):
         Raises:
             HybridError: a request is empty, too long, or has unsupported settings; raised before any is answered.
         """
+        self._warn_about_embedded_pair(requests)
         repeats: Counter[int] = Counter()
         jobs: dict[tuple[int, int], _Job] = {}
         keys = []
@@ -207,7 +204,7 @@ class HybridLM(LocalModel):
         for i, job in enumerate(jobs):
             generation = self._stored.get(job.key)
             if generation is not None:
-                self._totals.add(generation, resumed=True)
+                self._report.totals.add(generation, resumed=True)
                 yield i, self._answer(job, generation)
 
     def _new_answers(self, jobs: list[_Job]) -> Iterator[tuple[int, HybridAnswer]]:
@@ -218,11 +215,11 @@ class HybridLM(LocalModel):
         start = time.perf_counter()
         for index, generation in self._decoder.stream(requests, slots):
             job = jobs[pending[index]]
-            self._totals.add(generation)
+            self._report.totals.add(generation)
             if self._stored is not None:
                 self._stored.add(job.key, generation)
             yield pending[index], self._answer(job, generation)
-        self._totals.seconds += time.perf_counter() - start
+        self._report.totals.seconds += time.perf_counter() - start
 
     def _answer(self, job: _Job, generation: Generation) -> HybridAnswer:
         return HybridAnswer(
@@ -251,10 +248,29 @@ class HybridLM(LocalModel):
         Raises:
             HybridError: a continuation is empty.
         """
+        self._warn_about_embedded_pair(requests)
         for request in requests:
             check_continuation(request)
         scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return scores
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """See the harness's `LM.loglikelihood_rolling`."""
+        self._warn_about_embedded_pair(requests)
+        scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        return scores
+
+    def _warn_about_embedded_pair(self, requests: Sequence[Instance]) -> None:
+        """Warn once if the embedded pair is given a task that it was not trained for."""
+        foreign = sorted({r.task_name for r in requests if r.task_name and not r.task_name.endswith("_embedded")})
+        if self._base.embedded and foreign and not self._report.warnings:
+            self._report.warnings.append(
+                f"{', '.join(foreign)}: the embedded pair (two models of 0.9 million parameters) can solve only "
+                "gsm8k_embedded and math500_embedded, so these results say nothing about the method; choose a bundle "
+                "for real models with behaviors=NAME (lm-eval-hybrid behaviors list shows those installed)"
+            )
+            if self.rank == 0:
+                _log.warning("%s", self._report.warnings[0])
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Token ids of context and continuation. HFLM cuts the ids of their joined text at the context's length, which
@@ -312,26 +328,21 @@ class HybridLM(LocalModel):
         super().set_cache_hook(cache_hook)
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        """Gather every rank's `obj` on rank `dst`, and our totals with it.
+        """Gather every rank's `obj` on rank `dst`, and the other ranks' reports with it.
 
-        A separate collective call for the totals would hang, since a rank whose answers are all cached never generates.
+        A separate collective call for reports would hang, since a rank whose answers are all cached never generates.
         """
-        traffic = {role: replace(model.traffic) for role, model in self._loader.remote.items()}
-        gathered = super().gather_object((obj, self._totals, traffic), dst)
+        report = None if self.rank == dst else self._end_run()
+        gathered = super().gather_object((obj, report), dst)
         if gathered is None:
-            self._totals = Totals()
-            self._take_traffic()
             return None
-        others = [part for rank, (_, *part) in enumerate(gathered) if rank != dst]
-        self._other_ranks_totals += [totals for totals, _ in others]
-        self._other_ranks_traffic += [traffic for _, traffic in others]
-        return [object_ for object_, *_ in gathered]
+        self._other_ranks += [report for _, report in gathered if report is not None]
+        return [gathered_obj for gathered_obj, _ in gathered]
 
     def get_model_info(self) -> dict[str, Any]:
-        """The entries that the results file has under `config`. The call ends a run: totals are reset."""
-        totals = Totals.of([self._totals, *self._other_ranks_totals])
-        self._totals, self._other_ranks_totals = Totals(), []
-        sampling, self._sampling = self._sampling, set()
+        """The entries that the results file has under `config`. The call ends a run: a new report is begun."""
+        report = RunReport.of([self._end_run(), *self._other_ranks])
+        self._other_ranks = []
         canonical = json.dumps(self._identity, sort_keys=True)
         return {
             **super().get_model_info(),
@@ -344,20 +355,19 @@ class HybridLM(LocalModel):
             "hybrid_base": self._identity["base"],
             "hybrid_thinking": self._identity["thinking"],
             "hybrid_thinking_prompt": self._identity["thinking_prompt"],
-            "hybrid_requests": {model.name: asdict(model.traffic.pop()) for model in self._loader.remote.values()},
+            "hybrid_requests": {
+                model.name: asdict(report.traffic[role]) for role, model in self._loader.remote.items()
+            },
             "hybrid_policy": self._identity["policy"],
             "hybrid_fingerprint": hashlib.sha256(canonical.encode()).hexdigest(),
-            "hybrid_sampling": sorted(map(_sampling_text, sampling)),
-            "hybrid_totals": totals.summary(),
+            **report.entries(),
         }
 
-    def _take_traffic(self) -> dict[str, dict[str, float]]:
-        """The requests that all ranks sent to servers, by model; the counts are reset."""
-        others, self._other_ranks_traffic = self._other_ranks_traffic, []
-        return {
-            model.name: asdict(Traffic.total([model.traffic.pop(), *(traffic[role] for traffic in others)]))
-            for role, model in self._loader.remote.items()
-        }
+    def _end_run(self) -> RunReport:
+        """This rank's report, with the requests it sent to servers; a new report is begun."""
+        report, self._report = self._report, RunReport()
+        report.traffic = {role: model.traffic.pop() for role, model in self._loader.remote.items()}
+        return report
 
     def _build_decoder(self) -> HybridDecoder:
         thinking = self._thinking.model if self._thinking else None
@@ -384,7 +394,7 @@ class HybridLM(LocalModel):
         context, generation_kwargs = instance.args
         check_not_empty(instance)
         settings = GenerationSettings.of(generation_kwargs, self.max_gen_toks, self._policy.seed)
-        self._sampling.add(settings.sampling)
+        self._report.sampling.add(settings.sampling)
         sampling = None if settings.sampling is None else replace(settings.sampling, repeat=repeat)
         base_ids = thinking_ids = self.tok_encode(context)
         if self._policy.reads_base:
@@ -425,10 +435,3 @@ class HybridLM(LocalModel):
             return REMOTE_BATCH
         models = [self.model, *([self._thinking.model.model] if self._thinking else [])]
         return largest_batch(models, max(1, tokens), int(self.max_batch_size))
-
-
-def _sampling_text(sampling: Sampling | None) -> str:
-    """How tokens were chosen, for the results file. It may differ from --gen_kwargs, which a task can override."""
-    if sampling is None:
-        return "greedy"
-    return f"temperature={sampling.temperature}, top_k={sampling.top_k}, top_p={sampling.top_p}, seed={sampling.seed}"

@@ -1,12 +1,14 @@
 """Answers that carry their token records through the harness, and a run's totals over them."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from lm_eval_hybrid.decoding.records import Generation
+from lm_eval_hybrid.decoding.sampling import Sampling
+from lm_eval_hybrid.models.ndif.client import Traffic
 
 
 class HybridAnswer(str):
@@ -107,4 +109,45 @@ class Totals:
             "truncated": self.truncated,
             "seconds": self.seconds,
             "tokens_per_second": self.generated / self.seconds if self.generated and self.seconds else None,
+        }
+
+
+@dataclass
+class RunReport:
+    """What a run did, for the results file.
+
+    Attributes:
+        totals: counts over its answers.
+        sampling: how tokens were chosen (None: greedily). It may differ from --gen_kwargs, which a task can override.
+        warnings: what a reader of the results must know.
+        traffic: the requests sent to servers, by the model's role.
+    """
+
+    totals: Totals = field(default_factory=Totals)
+    sampling: set[Sampling | None] = field(default_factory=set)
+    warnings: list[str] = field(default_factory=list)
+    traffic: dict[str, Traffic] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, ranks: Sequence["RunReport"]) -> "RunReport":
+        """The report of processes that ran side by side."""
+        return cls(
+            Totals.of(part.totals for part in ranks),
+            {sampling for part in ranks for sampling in part.sampling},
+            list(dict.fromkeys(warning for part in ranks for warning in part.warnings)),
+            {role: Traffic.total(part.traffic[role] for part in ranks) for role in ranks[0].traffic},
+        )
+
+    def entries(self) -> dict[str, Any]:
+        """The entries of the results file that depend on nothing else."""
+        texts = [
+            "greedy"
+            if each is None
+            else f"temperature={each.temperature}, top_k={each.top_k}, top_p={each.top_p}, seed={each.seed}"
+            for each in self.sampling
+        ]
+        return {
+            "hybrid_sampling": sorted(texts),
+            "hybrid_warnings": self.warnings,
+            "hybrid_totals": self.totals.summary(),
         }

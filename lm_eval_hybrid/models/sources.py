@@ -52,8 +52,12 @@ class ModelSource:
         folder = Path(self.name).expanduser()
         if not folder.is_dir():
             return f"{self.name}@{getattr(config, '_commit_hash', None) or self.revision}"
-        embedded = folder.parent == paths.embedded_dir()
-        return f"{_EMBEDDED + folder.name if embedded else folder.resolve()}@{_digest(folder)}"
+        return f"{_EMBEDDED + folder.name if self.embedded else folder.resolve()}@{_digest(folder)}"
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it is a model of the embedded pair."""
+        return Path(self.name).expanduser().parent == paths.embedded_dir()
 
     @contextmanager
     def loading(self, needs_tokenizer: bool = True) -> Iterator[None]:

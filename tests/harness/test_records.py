@@ -5,7 +5,9 @@ import json
 import pickle
 
 from lm_eval_hybrid.decoding.records import Generation, TokenRecord
-from lm_eval_hybrid.harness.records import HybridAnswer, Totals
+from lm_eval_hybrid.decoding.sampling import Sampling
+from lm_eval_hybrid.harness.records import HybridAnswer, RunReport, Totals
+from lm_eval_hybrid.models.ndif.client import Traffic
 
 
 def record(position: int, behavior: str | None, base_choice: int | None = 5) -> TokenRecord:
@@ -69,3 +71,14 @@ def test_totals_of_nothing() -> None:
     summary = Totals().summary()
     assert (summary["requests"], summary["tokens"], summary["steered"]) == (0, 0, 0)
     assert summary["steered_fraction"] is summary["changed_fraction"] is summary["tokens_per_second"] is None
+
+
+def test_a_report_covers_all_ranks() -> None:
+    """The requests of other ranks were once left out of the results."""
+    first = RunReport(Totals(requests=2), {None}, ["a"], {"base": Traffic(requests=3, sent=5)})
+    second = RunReport(Totals(requests=1), {Sampling(0.7)}, ["a", "b"], {"base": Traffic(requests=4)})
+    whole = RunReport.of([first, second])
+    assert whole.totals.requests == 3
+    assert whole.traffic == {"base": Traffic(requests=7, sent=5)}
+    assert whole.warnings == ["a", "b"]
+    assert whole.entries()["hybrid_sampling"] == ["greedy", "temperature=0.7, top_k=0, top_p=1.0, seed=0"]
