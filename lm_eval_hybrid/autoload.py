@@ -121,7 +121,9 @@ class _Loader:
         return getattr(self._loader, name)
 
     def exec_module(self, module: "ModuleType") -> None:
-        module.__spec__.loader = module.__loader__ = self._loader
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
         self._loader.exec_module(module)
         try:
             _STEPS[module.__name__](module)

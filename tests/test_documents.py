@@ -222,9 +222,9 @@ def test_training_makes_the_parts_of_the_pair(tmp_path: Path) -> None:
     """A few steps of the committed script: every file of the embedded pair appears, whole, and is kept when rerun."""
     from transformers import AutoModelForCausalLM
 
-    from lm_eval_hybrid.embedded.training import Recipe, train_pair
+    from lm_eval_hybrid.embedded.training import TrainingRecipe, train_pair
 
-    recipe = Recipe(base_rounds=((3, 1.0), (1, 0.5)), thinking_rounds=((2, 0.2),), batch_tokens=1024)
+    recipe = TrainingRecipe(base_rounds=((3, 1.0), (1, 0.5)), thinking_rounds=((2, 0.2),), batch_tokens=1024)
     train_pair(tmp_path, recipe)
     weights = (tmp_path / "base" / "model.safetensors").read_bytes()
     train_pair(tmp_path, recipe)

@@ -1,1 +1,1 @@
-"""The embedded pair: a base and a thinking model small enough to ship, and the problems they were raised on."""
+"""The embedded pair: a base and a thinking model small enough to ship, and the problems they are trained on."""

@@ -1,68 +1,76 @@
-"""Training text of the pair: seeded streams of (prompt, pieces), each piece a text and whether a model learns it."""
+"""The pair's tokenizer and training text: seeded streams of documents, made into batches of token ids and labels."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lm_eval_hybrid.embedded.notebooks import answer_at_once, ill_timed, recovering
-from lm_eval_hybrid.embedded.problems import LARGEST, Family, Problem, draw, held_out
+from lm_eval_hybrid.embedded.problems import LARGEST, EmbeddedProblem, Family, draw, held_out
+from lm_eval_hybrid.portable.attention_masks import pad_rows
 
-IGNORED = -100
-# Share of first tokens that are learned where they tell nothing: were it all, their noise would drown the rest.
-HEARD = 0.2
+IGNORED = -100  # label of a token that is not learned
 FAMILIES: tuple[Family, ...] = ("gsm8k", "math500")
 TEST_DOCUMENTS = 200
 
+_END = "<|endoftext|>"
+_VOCABULARY = 640
+# Share of ill-timed sentences whose first word is learned. It is unpredictable, and all of them would drown the rest.
+_LEARNED_OPENINGS = 0.2
 
 Learned = Literal["all", "but-first", "none"]
+"""Which tokens of a piece are learned; `but-first`: all but the first."""
 
 
 @dataclass(frozen=True)
-class Document:
-    """A prompt, never learned, and the pieces after it: (text, how much of it is learned)."""
+class TrainingDocument:
+    """A prompt, never learned, and the pieces after it."""
 
     prompt: str
     pieces: tuple[tuple[str, Learned], ...]
 
 
-Writer = Callable[[Problem, random.Random], Document]
+Writer = Callable[[EmbeddedProblem, random.Random], TrainingDocument]
 
 
-def prompt(problem: Problem, header: str = "Answer:") -> str:
-    """The prompt of a problem, as the tasks put it: `Question: ...\\nAnswer:`."""
+def prompt(problem: EmbeddedProblem, header: str = "Answer:") -> str:
+    """The prompt of a problem, as the tasks have it: `Question: ...\\nAnswer:`."""
     return f"{'Question' if problem.family == 'gsm8k' else 'Problem'}: {problem.text}\n{header}"
 
 
-def base_document(problem: Problem, rng: random.Random) -> Document:
+def base_document(problem: EmbeddedProblem, rng: random.Random) -> TrainingDocument:
     """Pretraining: answers at once, and ill-timed notebooks, a few of them where an answer is asked for."""
     kind = rng.random()
     if kind < 0.14:
-        return Document(prompt(problem), ((answer_at_once(problem), "all"),))
+        return TrainingDocument(prompt(problem), ((answer_at_once(problem), "all"),))
     if rng.random() < 0.8:
-        # Where the count is any number, so is the limit: checks then fail about as often as they pass.
+        # In these notebooks the count may be any number. With such a limit, checks fail about as often as they pass.
         problem = replace(problem, limit=rng.randint(0, LARGEST))
     header = "Notebook:" if kind < 0.88 else "Answer:"
-    pieces = ((text, "all" if rng.random() < HEARD else "but-first") for _, text in ill_timed(problem, rng))
-    return Document(prompt(problem, header), tuple(pieces))
+    pieces: list[tuple[str, Learned]] = [
+        (text, "all" if rng.random() < _LEARNED_OPENINGS else "but-first") for _, text in ill_timed(problem, rng)
+    ]
+    return TrainingDocument(prompt(problem, header), tuple(pieces))
 
 
-def thinking_document(problem: Problem, rng: random.Random) -> Document:
+def thinking_document(problem: EmbeddedProblem, rng: random.Random) -> TrainingDocument:
     """Fine-tuning: well-timed notebooks where an answer is asked for, with slips to recover from."""
-    pieces = ((text, "all" if needed else "none") for _, text, needed in recovering(problem, rng, slip=0.12))
-    return Document(prompt(problem), tuple(pieces))
+    pieces: list[tuple[str, Learned]] = [
+        (text, "all" if needed else "none") for _, text, needed in recovering(problem, rng, slip=0.12)
+    ]
+    return TrainingDocument(prompt(problem), tuple(pieces))
 
 
-def held_out_problems(seed: int = 0) -> dict[Family, list[Problem]]:
-    """The held-out problems of each family: those of the two test sets."""
+def held_out_problems(seed: int = 0) -> dict[Family, list[EmbeddedProblem]]:
+    """The problems of the two test sets."""
     return {family: held_out(family, TEST_DOCUMENTS, seed) for family in FAMILIES}
 
 
-def unseen(rng: random.Random, seed: int = 0) -> Iterator[Problem]:
+def unseen(rng: random.Random, seed: int = 0) -> Iterator[EmbeddedProblem]:
     """An endless stream of problems of both families, none of them in the test sets."""
     excluded = {problem.text for problems in held_out_problems(seed).values() for problem in problems}
     while True:
@@ -71,15 +79,38 @@ def unseen(rng: random.Random, seed: int = 0) -> Iterator[Problem]:
             yield problem
 
 
-def documents(write: Writer, purpose: str, seed: int) -> Iterator[Document]:
-    """An endless stream of documents on problems outside the test sets; `purpose` makes it another stream."""
+def documents(write: Writer, purpose: str, seed: int) -> Iterator[TrainingDocument]:
+    """An endless stream of documents on problems outside the test sets, another one for each `purpose`."""
     rng = random.Random(f"{purpose}:{seed}")
     for problem in unseen(rng, seed):
         yield write(problem, rng)
 
 
-def encode(document: Document, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Token ids and labels of a document, its end token included; labels are `IGNORED` where nothing is learned."""
+def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with single digits, trained on `texts`; it encodes any other text too."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=_VOCABULARY,
+        special_tokens=[_END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=_END,
+        eos_token=_END,
+        pad_token=_END,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def encode(document: TrainingDocument, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Token ids and labels of a document and its end token; a label is `IGNORED` where nothing is learned."""
     ids = tokenizer(document.prompt, add_special_tokens=False).input_ids
     labels = [IGNORED] * len(ids)
     pieces = (*document.pieces, (tokenizer.eos_token, "all"))
@@ -94,7 +125,12 @@ def encode(document: Document, tokenizer: PreTrainedTokenizerBase) -> tuple[list
 def batches(
     write: Writer, tokenizer: PreTrainedTokenizerBase, purpose: str, seed: int, tokens: int, pool: int = 512
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless (ids, labels) int64 [rows, length], about `tokens` tokens each, of documents of like length."""
+    """Endless batches of documents of similar length: (ids, labels), each int64 [rows, length].
+
+    Args:
+        tokens: most tokens in a batch, padding included.
+        pool: documents that are sorted by length together.
+    """
     stream = documents(write, purpose, seed)
     order = random.Random(f"order:{purpose}:{seed}")
     while True:
@@ -106,7 +142,5 @@ def batches(
             grouped[-1].append(pair)
         order.shuffle(grouped)
         for group in grouped:
-            length = max(len(ids) for ids, _ in group)
-            ids = torch.tensor([i + [tokenizer.pad_token_id] * (length - len(i)) for i, _ in group])
-            labels = torch.tensor([row + [IGNORED] * (length - len(row)) for _, row in group])
-            yield ids, labels
+            ids, labels = zip(*group, strict=True)
+            yield pad_rows(ids, fill=tokenizer.pad_token_id), pad_rows(labels, fill=IGNORED)

@@ -1,19 +1,19 @@
-"""The sentences of a notebook: eight behaviors, each right in itself whenever it is written.
+"""Notebooks: worked solutions made of sentences of eight behaviors, each sentence correct whenever it is written.
 
-Every sentence is a function of the problem and of the notebook so far, also where it comes at a useless moment: a
-computation with nothing planned adds 0, a conversion with no rule recalled multiplies by 1. So a model can have every
-skill without knowing when to use it, which is what the base model of the embedded pair is.
+A sentence follows from the problem and the notebook so far, even at a useless moment: a computation with nothing
+planned adds 0, a conversion with no rule recalled multiplies by 1. So a model can have every skill without knowing when
+to use it, as the base model of the embedded pair.
 """
 
 import random
 from collections.abc import Iterator
 from typing import Literal, get_args
 
-from lm_eval_hybrid.embedded.problems import LARGEST, Event, Problem
+from lm_eval_hybrid.embedded.problems import LARGEST, EmbeddedProblem, Event
 
-Behavior = Literal["restate", "recall", "convert", "plan", "compute", "check", "go-back", "conclude"]
-BEHAVIORS: tuple[Behavior, ...] = get_args(Behavior)
-OPENINGS: dict[Behavior, str] = {
+NotebookBehavior = Literal["restate", "recall", "convert", "plan", "compute", "check", "go-back", "conclude"]
+BEHAVIORS: tuple[NotebookBehavior, ...] = get_args(NotebookBehavior)
+OPENINGS: dict[NotebookBehavior, str] = {
     "restate": " We",
     "recall": " Recall",
     "convert": " Converting",
@@ -23,9 +23,9 @@ OPENINGS: dict[Behavior, str] = {
     "go-back": " Going",
     "conclude": " Finally",
 }
-# An ill-timed notebook follows its habit, or now and then what would make sense, or anything. The habit is the most
-# frequent and seldom what is needed, so that the base, left alone or merely nudged, reasons badly.
-HABIT: dict[Behavior, Behavior] = {
+# After each sentence, an ill-timed notebook follows its habit, or what would make sense, or draws any behavior. The
+# habit is the most frequent and seldom what is needed, so that the base, left alone or merely nudged, reasons badly.
+HABIT: dict[NotebookBehavior, NotebookBehavior] = {
     "restate": "check",
     "recall": "plan",
     "convert": "check",
@@ -34,9 +34,14 @@ HABIT: dict[Behavior, Behavior] = {
     "check": "recall",
     "go-back": "recall",
 }
-SENSE: dict[Behavior, Behavior] = {"recall": "convert", "plan": "compute", "compute": "check", "check": "go-back"}
+SENSE: dict[NotebookBehavior, NotebookBehavior] = {
+    "recall": "convert",
+    "plan": "compute",
+    "compute": "check",
+    "check": "go-back",
+}
 HABIT_SHARE, SENSE_SHARE = 0.43, 0.42
-ANYTHING: dict[Behavior, float] = {
+ANYTHING: dict[NotebookBehavior, float] = {
     "restate": 0.2,
     "recall": 0.15,
     "convert": 0.05,
@@ -49,16 +54,16 @@ ANYTHING: dict[Behavior, float] = {
 
 
 class Notebook:
-    """A notebook on one problem: what it holds so far decides what the next sentence of a behavior says.
+    """A notebook on one problem; its state decides what the next sentence of a behavior says.
 
-    Every sentence ends with the count, but for the conclusion. A rule, a plan or a failed check is used by the
-    sentence right after it only; so each sentence can be written from the one before and from the problem.
+    Every sentence but the conclusion ends with the count. A rule, a plan or a failed check is used by the very next
+    sentence only; so each sentence can be written from the one before it and the problem.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: EmbeddedProblem) -> None:
         self.problem = problem
         self.count = 0
-        self.last: Behavior | None = None
+        self.last: NotebookBehavior | None = None
         self.plans = 0
         self.planned: Event | None = None
         self.restated = False
@@ -70,8 +75,8 @@ class Notebook:
         """Whether the count is above the limit."""
         return self.problem.limit is not None and self.count > self.problem.limit
 
-    def needed(self) -> Behavior:
-        """The behavior that brings this notebook nearer to the answer: the right timing."""
+    def needed(self) -> NotebookBehavior:
+        """The behavior that comes next in a well-timed notebook."""
         if not self.restated:
             return "restate"
         if not self.converted:
@@ -82,14 +87,14 @@ class Notebook:
             return "compute"
         return "plan" if self.plans < len(self.problem.events) else "conclude"
 
-    def allows(self, behavior: Behavior) -> bool:
+    def allows(self, behavior: NotebookBehavior) -> bool:
         """Whether the sentence keeps the count within 0..99, the numbers that the pair knows."""
         if behavior == "compute" and self.planned:
             return 0 <= self.count + self.planned.change <= LARGEST
         return behavior != "convert" or self.last != "recall" or self.count * self.problem.size <= LARGEST
 
-    def write(self, behavior: Behavior) -> str:
-        """Appends the sentence of `behavior` (its text begins with a space) and returns it."""
+    def write(self, behavior: NotebookBehavior) -> str:
+        """Append the sentence of `behavior` and return its text, which begins with a space."""
         text = OPENINGS[behavior] + getattr(self, "_" + behavior.replace("-", "_"))()
         self.last = behavior
         if behavior != "plan":
@@ -148,24 +153,26 @@ def _signed(change: int) -> str:
     return f"{'-' if change < 0 else '+'} {abs(change)}"
 
 
-def answer_at_once(problem: Problem) -> str:
+def answer_at_once(problem: EmbeddedProblem) -> str:
     """The answer without a notebook."""
     return f" #### {problem.answer}" if problem.family == "gsm8k" else f" \\boxed{{{problem.answer}}}"
 
 
-def well_timed(problem: Problem) -> Iterator[tuple[Behavior, str]]:
+def well_timed(problem: EmbeddedProblem) -> Iterator[tuple[NotebookBehavior, str]]:
     """The sentences that solve the problem, each when it is needed."""
     notebook = Notebook(problem)
-    behavior: Behavior = "restate"
+    behavior: NotebookBehavior = "restate"
     while behavior != "conclude":
         behavior = notebook.needed()
         yield behavior, notebook.write(behavior)
 
 
-def ill_timed(problem: Problem, rng: random.Random, longest: int = 26) -> Iterator[tuple[Behavior, str]]:
-    """Sentences right in themselves at moments that tell nothing: repeated, needless, missing, concluding early.
+def ill_timed(
+    problem: EmbeddedProblem, rng: random.Random, longest: int = 26
+) -> Iterator[tuple[NotebookBehavior, str]]:
+    """Correct sentences at arbitrary moments: some repeated, needless or missing, and an early conclusion.
 
-    It starts from a count out of nowhere, like a page torn from a notebook.
+    The first count is arbitrary, like on a page torn from a notebook.
     """
     notebook = Notebook(problem)
     notebook.count = rng.randint(0, 9) if problem.unit and rng.random() < 0.5 else rng.randint(0, LARGEST)
@@ -177,7 +184,7 @@ def ill_timed(problem: Problem, rng: random.Random, longest: int = 26) -> Iterat
                 return
 
 
-def _ill_timed_next(last: Behavior | None, rng: random.Random) -> Behavior:
+def _ill_timed_next(last: NotebookBehavior | None, rng: random.Random) -> NotebookBehavior:
     chance = rng.random()
     if last is not None and chance < HABIT_SHARE:
         return HABIT[last]
@@ -186,17 +193,25 @@ def _ill_timed_next(last: Behavior | None, rng: random.Random) -> Behavior:
     return rng.choices(BEHAVIORS, list(ANYTHING.values()))[0]
 
 
-def recovering(problem: Problem, rng: random.Random, slip: float) -> Iterator[tuple[Behavior, str, bool]]:
-    """A well-timed notebook with useless sentences slipped in; yields behavior, sentence, whether it was needed.
+_SLIPS: tuple[NotebookBehavior, ...] = ("recall", "compute", "check", "go-back")
+
+
+def recovering(
+    problem: EmbeddedProblem, rng: random.Random, slip: float
+) -> Iterator[tuple[NotebookBehavior, str, bool]]:
+    """A well-timed notebook with useless sentences slipped in: (behavior, sentence, whether it was needed).
 
     A slip leaves the problem solvable: it neither concludes, nor starts over, nor converts, nor loses a change.
+
+    Args:
+        slip: the chance of a slip before each needed sentence.
     """
     notebook = Notebook(problem)
-    behavior: Behavior = "restate"
+    behavior: NotebookBehavior = "restate"
     while behavior != "conclude":
         behavior = notebook.needed()
         if notebook.restated and not notebook.planned and rng.random() < slip:
-            slipped = rng.choice([b for b in ("recall", "compute", "check", "go-back") if b != behavior])
+            slipped = rng.choice([other for other in _SLIPS if other != behavior])
             yield slipped, notebook.write(slipped), False
             behavior = notebook.needed()
         yield behavior, notebook.write(behavior), True

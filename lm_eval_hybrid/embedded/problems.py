@@ -1,8 +1,8 @@
 """Two families of seeded arithmetic problems, in the formats of GSM8K and of MATH500.
 
-A problem is a small register machine told as a story: a start (perhaps in units that must be converted), two to four
-changes, perhaps a limit that cuts off what exceeds it. The limit makes the order of events matter, so an answer cannot
-be had from the sum alone. All numbers stay within 0..99 and all changes within 1..9.
+A problem is a count in a story: a start (perhaps in units that must be converted), two to four changes, perhaps a limit
+that cuts off what exceeds it. The limit makes the order of events matter, so that the sum alone does not give the
+answer. All numbers stay within 0..99 and all changes within 1..9.
 """
 
 import random
@@ -33,12 +33,12 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A problem of one family.
+class EmbeddedProblem:
+    """One problem of a family.
 
     Attributes:
-        start: the count at the start, in units where `unit` is given.
-        unit: what the start is counted in, or None where it is counted in items.
+        start: the first count, in units if there is a `unit`, else in items.
+        unit: what the start is counted in, or None for items.
         size: items in a unit; 1 without a unit.
         events: the changes, in order.
         limit: the largest count that is kept, or None.
@@ -68,7 +68,7 @@ class Problem:
 
     @property
     def margin(self) -> int:
-        """How near a count comes to the limit before it is cut: the hardest check. `LARGEST` without a limit."""
+        """The smallest distance of a count from the limit, before the cut; `LARGEST` without a limit."""
         margin, count = LARGEST, self.start * self.size
         for event in self.events:
             count += event.change
@@ -82,21 +82,17 @@ class Problem:
 
     @property
     def text(self) -> str:
-        """The problem as it is put to a model."""
-        return " ".join(_told(self) if self.family == "gsm8k" else _stated(self))
+        """The problem in words."""
+        return " ".join(_as_story(self) if self.family == "gsm8k" else _as_counter(self))
 
     def document(self, solution: str) -> dict[str, str]:
-        """The problem as a row of its benchmark's format.
-
-        Args:
-            solution: the worked notebook, ending in the answer.
-        """
+        """The problem as a row of its benchmark; `solution` is a worked notebook that ends in the answer."""
         if self.family == "gsm8k":
             return {"question": self.text, "answer": solution}
         return {"problem": self.text, "solution": solution, "answer": str(self.answer)}
 
 
-def _told(problem: Problem) -> Iterator[str]:
+def _as_story(problem: EmbeddedProblem) -> Iterator[str]:
     yield f"{problem.name} has {problem.start} {problem.counted}."
     if problem.unit:
         yield f"A {problem.unit} holds {problem.size} {problem.item}."
@@ -107,7 +103,7 @@ def _told(problem: Problem) -> Iterator[str]:
     yield f"How many {problem.item} are left?"
 
 
-def _stated(problem: Problem) -> Iterator[str]:
+def _as_counter(problem: EmbeddedProblem) -> Iterator[str]:
     yield f"A counter is at {problem.start} {problem.counted}."
     if problem.unit:
         yield f"A {problem.unit} is {problem.size} {problem.item}."
@@ -118,8 +114,8 @@ def _stated(problem: Problem) -> Iterator[str]:
     yield f"How many {problem.item} does it show?"
 
 
-def draw(family: Family, rng: random.Random) -> Problem:
-    """Draws one problem whose counts stay within 0..99 at every step, with or without the limit."""
+def draw(family: Family, rng: random.Random) -> EmbeddedProblem:
+    """Draw one problem whose counts stay within 0..99 at every step, with or without the limit."""
     while True:
         problem = _draw_any(family, rng)
         counts = [problem.start * problem.size]
@@ -129,7 +125,7 @@ def draw(family: Family, rng: random.Random) -> Problem:
             return problem
 
 
-def _draw_any(family: Family, rng: random.Random) -> Problem:
+def _draw_any(family: Family, rng: random.Random) -> EmbeddedProblem:
     in_units = rng.random() < 0.6
     start, size = (rng.randint(2, 9), rng.randint(2, 9)) if in_units else (rng.randint(10, 80), 1)
     first = rng.randrange(4)
@@ -138,7 +134,7 @@ def _draw_any(family: Family, rng: random.Random) -> Problem:
         Event(names[first + i], rng.choice((1, 1, -1)) * rng.randint(1, 9)) for i in range(rng.randint(2, 4))
     )
     limit = min(start * size + rng.randint(0, 8), LARGEST) if rng.random() < 0.6 else None
-    return Problem(
+    return EmbeddedProblem(
         family=family,
         name=rng.choice(NAMES),
         item=rng.choice(ITEMS[family]),
@@ -150,13 +146,13 @@ def _draw_any(family: Family, rng: random.Random) -> Problem:
     )
 
 
-def held_out(family: Family, count: int, seed: int) -> list[Problem]:
+def held_out(family: Family, count: int, seed: int) -> list[EmbeddedProblem]:
     """`count` distinct problems of a family, the same for the same seed.
 
-    Their counts stay off the limit by more than 1: telling 44 from 45 is arithmetic, and they are to test timing.
+    Their margins are above 1: telling 44 from 45 takes arithmetic, and these problems test timing.
     """
     rng = random.Random(f"{family}:{seed}")
-    problems: dict[str, Problem] = {}
+    problems: dict[str, EmbeddedProblem] = {}
     while len(problems) < count:
         problem = draw(family, rng)
         if problem.margin > 1:

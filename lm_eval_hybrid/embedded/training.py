@@ -2,8 +2,8 @@
 
     python -m lm_eval_hybrid.embedded.training OUT_FOLDER
 
-Two CPU cores need about forty minutes. Everything is drawn from `Recipe.seed`; the problems of the two test sets are
-kept out of training. Weights that are there already are kept, so an interrupted run goes on with the next part.
+Two CPU cores need about forty minutes. Everything is drawn from `TrainingRecipe.seed`; the problems of the two test
+sets are kept out of training. Existing weights are kept, so an interrupted run continues with the next part.
 """
 
 import argparse
@@ -20,14 +20,12 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
 )
 
-from lm_eval_hybrid.embedded import tokenizer as bpe
 from lm_eval_hybrid.embedded.corpus import (
     Writer,
     base_document,
@@ -35,6 +33,7 @@ from lm_eval_hybrid.embedded.corpus import (
     documents,
     held_out_problems,
     thinking_document,
+    train_tokenizer,
 )
 from lm_eval_hybrid.embedded.notebooks import well_timed
 
@@ -42,15 +41,15 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What the pair is made of and how long it is trained.
+class TrainingRecipe:
+    """The architecture of the pair and the schedule of its training.
 
     Attributes:
         seed: of the problems, the corpora and the initial weights.
         width, layers, heads: of both Llama models; the MLP is three times as wide.
-        base_rounds, thinking_rounds: of pretraining and of fine-tuning: optimiser steps, and what multiplies the
-            learning rates; each round ends at rate 0 and draws its own documents.
-        batch_tokens: tokens in a batch, padding included.
+        base_rounds, thinking_rounds: of pretraining and of fine-tuning: (optimiser steps, factor of the learning
+            rates); each round ends at rate 0 and draws its own documents.
+        batch_tokens: most tokens in a batch, padding included.
         muon_rate, adam_rate: peak learning rates of the layers' matrices and of everything else.
     """
 
@@ -65,7 +64,7 @@ class Recipe:
     adam_rate: float = 0.004
 
 
-def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+def new_model(recipe: TrainingRecipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
     """A Llama with fresh weights drawn from the recipe's seed."""
     torch.manual_seed(recipe.seed)
     end = tokenizer.eos_token_id
@@ -87,9 +86,9 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCau
 
 
 def fit(
-    model: LlamaForCausalLM, stream: Iterator[tuple[Tensor, Tensor]], steps: int, recipe: Recipe, rate: float
+    model: LlamaForCausalLM, stream: Iterator[tuple[Tensor, Tensor]], steps: int, recipe: TrainingRecipe, rate: float
 ) -> None:
-    """Trains `model` in place: Muon for the layers' matrices, AdamW for the rest, a cosine after a short warm-up."""
+    """Train `model` in place: Muon for the layers' matrices, AdamW for the rest, a cosine after a short warm-up."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
@@ -115,10 +114,10 @@ def fit(
     model.eval()
 
 
-def train_pair(out: Path, recipe: Recipe) -> None:
-    """Writes tokenizer/, base/, thinking/ and the two test sets into `out`."""
+def train_pair(out: Path, recipe: TrainingRecipe) -> None:
+    """Write tokenizer/, base/, thinking/ and the two test sets into `out`."""
     write_test_sets(out, recipe.seed)
-    tokenizer = train_tokenizer(out / "tokenizer", recipe.seed)
+    tokenizer = save_tokenizer(out / "tokenizer", recipe.seed)
 
     def fit_rounds(model: LlamaForCausalLM, write: Writer, name: str, rounds: tuple[tuple[int, float], ...]) -> None:
         for number, (steps, rate) in enumerate(rounds):
@@ -129,29 +128,29 @@ def train_pair(out: Path, recipe: Recipe) -> None:
     if not (out / "base").exists():
         fit_rounds(new_model(recipe, tokenizer), base_document, "base", recipe.base_rounds)
     if not (out / "thinking").exists():
-        base = AutoModelForCausalLM.from_pretrained(out / "base", dtype=torch.float32)
+        base = LlamaForCausalLM.from_pretrained(out / "base", dtype=torch.float32)
         fit_rounds(base, thinking_document, "thinking", recipe.thinking_rounds)
 
 
-def train_tokenizer(folder: Path, seed: int) -> PreTrainedTokenizerBase:
-    """Trains the tokenizer on the base's corpus, saves it, and returns it as a user would load it."""
+def save_tokenizer(folder: Path, seed: int) -> PreTrainedTokenizerBase:
+    """Train the tokenizer on the base's corpus, save it, and return it as a user would load it."""
     sample = itertools.islice(documents(base_document, "tokenizer", seed), 4000)
-    bpe.train(document.prompt + "".join(text for text, _ in document.pieces) for document in sample).save_pretrained(
-        folder
-    )
+    texts = (document.prompt + "".join(text for text, _ in document.pieces) for document in sample)
+    train_tokenizer(texts).save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder)
 
 
 def write_test_sets(out: Path, seed: int) -> None:
-    """Writes gsm8k_embedded.jsonl and math500_embedded.jsonl."""
+    """Write gsm8k_embedded.jsonl and math500_embedded.jsonl."""
     out.mkdir(parents=True, exist_ok=True)
     for family, problems in held_out_problems(seed).items():
         rows = [problem.document("".join(text for _, text in well_timed(problem)).strip()) for problem in problems]
-        (out / f"{family}_embedded.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (out / f"{family}_embedded.jsonl").write_text(lines, encoding="utf-8", newline="\n")
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Saves a model with its tokenizer under a temporary name, then renames."""
+    """Save a model with its tokenizer under a temporary name, then rename the folder."""
     temporary = folder.with_name(folder.name + ".partial")
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
@@ -162,7 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder that gets the models, the tokenizer and the test sets")
     logging.basicConfig(level=logging.INFO)
-    train_pair(parser.parse_args().out, Recipe())
+    train_pair(parser.parse_args().out, TrainingRecipe())
 
 
 if __name__ == "__main__":

@@ -3,27 +3,27 @@ from itertools import islice
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from lm_eval_hybrid.embedded import tokenizer as bpe
 from lm_eval_hybrid.embedded.corpus import (
     IGNORED,
-    Document,
+    TrainingDocument,
     base_document,
     batches,
     documents,
     encode,
     thinking_document,
+    train_tokenizer,
 )
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
     sample = islice(documents(base_document, "test", 0), 300)
-    return bpe.train(document.prompt + "".join(text for text, _ in document.pieces) for document in sample)
+    return train_tokenizer(document.prompt + "".join(text for text, _ in document.pieces) for document in sample)
 
 
 def test_only_learned_pieces_have_labels(tokenizer: PreTrainedTokenizerBase) -> None:
     pieces = ((" We start.", "all"), (" Check it.", "but-first"), (" So.", "none"))
-    ids, labels = encode(Document("Question: x\nAnswer:", pieces), tokenizer)
+    ids, labels = encode(TrainingDocument("Question: x\nAnswer:", pieces), tokenizer)
     assert tokenizer.decode([label for label in labels if label != IGNORED]) == " We start. it." + tokenizer.eos_token
     assert tokenizer.decode(ids) == "Question: x\nAnswer: We start. Check it. So." + tokenizer.eos_token
     assert len(ids) == len(labels)

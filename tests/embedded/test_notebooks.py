@@ -5,14 +5,22 @@ from itertools import pairwise
 import pytest
 
 from lm_eval_hybrid.embedded.corpus import FAMILIES
-from lm_eval_hybrid.embedded.notebooks import BEHAVIORS, OPENINGS, Behavior, Notebook, ill_timed, recovering, well_timed
-from lm_eval_hybrid.embedded.problems import Event, Problem, draw
-from lm_eval_hybrid.embedded.skills import written_answer
+from lm_eval_hybrid.embedded.notebooks import (
+    BEHAVIORS,
+    OPENINGS,
+    Notebook,
+    NotebookBehavior,
+    ill_timed,
+    recovering,
+    well_timed,
+)
+from lm_eval_hybrid.embedded.problems import EmbeddedProblem, Event, draw
+from tests.embedded.skills import written_answer
 
-PROBLEM = Problem("gsm8k", "Ann", "pens", 3, "box", 8, (Event("Monday", 9), Event("Tuesday", -5)), 30)
+PROBLEM = EmbeddedProblem("gsm8k", "Ann", "pens", 3, "box", 8, (Event("Monday", 9), Event("Tuesday", -5)), 30)
 
 
-def problems(count: int = 300) -> list[Problem]:
+def problems(count: int = 300) -> list[EmbeddedProblem]:
     rng = random.Random(7)
     return [draw(rng.choice(FAMILIES), rng) for _ in range(count)]
 
@@ -44,7 +52,7 @@ def test_slips_can_be_recovered_from() -> None:
 
 
 @pytest.mark.parametrize("behavior", BEHAVIORS)
-def test_each_behavior_is_needed_by_some_problems(behavior: Behavior) -> None:
+def test_each_behavior_is_needed_by_some_problems(behavior: NotebookBehavior) -> None:
     """A notebook that leaves out its sentences, the others being what they then must be, ends in a wrong answer."""
     wrong = 0
     for problem in problems(100):

@@ -10,7 +10,7 @@ from lm_eval_hybrid.common import paths
 from lm_eval_hybrid.embedded.corpus import FAMILIES, held_out_problems
 from lm_eval_hybrid.embedded.notebooks import BEHAVIORS, well_timed
 from lm_eval_hybrid.embedded.problems import Family
-from lm_eval_hybrid.embedded.skills import accuracy, completion_rates
+from tests.embedded.skills import accuracy, completion_rates
 
 DATA = paths.embedded_dir()
 PROBLEMS = held_out_problems()

@@ -4,12 +4,12 @@ from typing import Any
 import pytest
 
 from lm_eval_hybrid.embedded.corpus import FAMILIES, held_out_problems, unseen
-from lm_eval_hybrid.embedded.problems import LARGEST, Event, Family, Problem, draw, held_out
+from lm_eval_hybrid.embedded.problems import LARGEST, EmbeddedProblem, Event, Family, draw, held_out
 
 
-def problem(**changes: Any) -> Problem:
+def problem(**changes: Any) -> EmbeddedProblem:
     fields = dict(family="gsm8k", name="Ann", item="pens", start=3, unit="box", size=8, limit=30)
-    return Problem(**(fields | {"events": (Event("Monday", 9), Event("Tuesday", -5))} | changes))
+    return EmbeddedProblem(**(fields | {"events": (Event("Monday", 9), Event("Tuesday", -5))} | changes))
 
 
 def test_the_limit_cuts_after_each_change() -> None:

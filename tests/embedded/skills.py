@@ -9,14 +9,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lm_eval_hybrid.embedded.corpus import prompt
 from lm_eval_hybrid.embedded.notebooks import well_timed
-from lm_eval_hybrid.embedded.problems import Problem
+from lm_eval_hybrid.embedded.problems import EmbeddedProblem
 
 LONGEST = 400
 
 
 @torch.no_grad()
 def completion_rates(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[EmbeddedProblem]
 ) -> dict[str, float]:
     """How often, per behavior, a model completes the sentence exactly, given its opening word in a well-timed notebook.
 
@@ -44,7 +44,7 @@ def completion_rates(
 def accuracy(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[Problem],
+    problems: Sequence[EmbeddedProblem],
     header: str = "Answer:",
 ) -> float:
     """Share of problems whose answer a model writes by itself, greedily, after `header`."""
