@@ -113,3 +113,36 @@ def test_a_response_cache_of_two_processes(alone: dict[str, Any], tmp_path: Path
     assert again["totals"]["requests"] == 0
     assert again["results"] == alone["results"]
     assert again["tokens"] == alone["tokens"]
+
+
+REPEATED = """\
+task: repeated
+custom_dataset: !function lm_eval_hybrid.scoring.data.gsm8k_embedded
+test_split: test
+output_type: generate_until
+doc_to_text: "Question: {{question}}\\nAnswer:"
+doc_to_target: "{{answer.split('####')[1].strip()}}"
+repeats: 4
+generation_kwargs: {until: ["\\n"], do_sample: true, temperature: 0.8, max_gen_toks: 60}
+filter_list:
+  - name: majority
+    filter: [{function: majority_vote}, {function: take_first}]
+metric_list: [{metric: exact_match}]
+"""
+
+
+def test_repeats_are_those_of_one_process(tmp_path: Path) -> None:
+    """The harness pads the second process, which has one document of three, with its last request and its repeats."""
+    (tmp_path / "repeated.yaml").write_text(REPEATED)
+    evaluate = (
+        *("-m", "lm_eval", "--model", "hybrid", "--include_path", str(tmp_path), "--tasks", "repeated"),
+        *("--limit", "3", "--batch_size", "4", "--log_samples"),
+    )
+    answers = []
+    for name, launch in (("one", ()), ("two", LAUNCHERS["torchrun"])):
+        finish([begin(tmp_path / name, launch, evaluate)])
+        (path,) = (tmp_path / name).rglob("samples_*.jsonl")
+        samples = [json.loads(line) for line in path.read_text().splitlines()]
+        answers.append({sample["doc_id"]: (sample["resps"], sample["filtered_resps"]) for sample in samples})
+    assert answers[0] == answers[1]
+    assert [len(resps[0]) for resps, _ in answers[0].values()] == [4, 4, 4]

@@ -45,7 +45,7 @@ from lm_eval_hybrid.harness.loading import REMOTE_BATCH, Loader, LocalModel
 from lm_eval_hybrid.harness.memory import check_batch_sizes, in_batches, largest_batch
 from lm_eval_hybrid.harness.process import enable_cpu_ranks, install_excepthook, processes
 from lm_eval_hybrid.harness.prompts import Templated, ThinkingReader
-from lm_eval_hybrid.harness.records import HybridAnswer, RunReport
+from lm_eval_hybrid.harness.records import HybridAnswer, RunReport, ignore_padding
 from lm_eval_hybrid.harness.resuming import AnswersFile, guard_cache, request_key
 from lm_eval_hybrid.models.local import LocalBackend
 from lm_eval_hybrid.models.sources import ModelSource
@@ -171,7 +171,7 @@ class HybridLM(LocalModel):
         Raises:
             HybridError: a request is empty, too long, or has unsupported settings; raised before any is answered.
         """
-        self._warn_about_embedded_pair(requests)
+        self._begin(requests)
         repeats: Counter[int] = Counter()
         jobs: dict[tuple[int, int], _Job] = {}
         keys = []
@@ -248,7 +248,7 @@ class HybridLM(LocalModel):
         Raises:
             HybridError: a continuation is empty.
         """
-        self._warn_about_embedded_pair(requests)
+        self._begin(requests)
         for request in requests:
             check_continuation(request)
         scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
@@ -256,12 +256,13 @@ class HybridLM(LocalModel):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """See the harness's `LM.loglikelihood_rolling`."""
-        self._warn_about_embedded_pair(requests)
+        self._begin(requests)
         scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
         return scores
 
-    def _warn_about_embedded_pair(self, requests: Sequence[Instance]) -> None:
-        """Warn once if the embedded pair is given a task that it was not trained for."""
+    def _begin(self, requests: Sequence[Instance]) -> None:
+        """Ignore the harness's padding, and warn once if the embedded pair is given a task it was not trained for."""
+        ignore_padding(requests)
         foreign = sorted({r.task_name for r in requests if r.task_name and not r.task_name.endswith("_embedded")})
         if self._base.embedded and foreign and not self._report.warnings:
             self._report.warnings.append(

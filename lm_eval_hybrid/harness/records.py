@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from lm_eval.api.instance import Instance
+
 from lm_eval_hybrid.decoding.records import Generation
 from lm_eval_hybrid.decoding.sampling import Sampling
 from lm_eval_hybrid.models.ndif.client import Traffic
@@ -47,6 +49,30 @@ class HybridAnswer(str):
         self.generation, self.arm, self.bundle = generation, arm, bundle
         self.thought_open, self.compared, self.words = thought_open, compared, dict(words)
         return self
+
+
+class _LimitedResponses(list[Any]):
+    """A request's responses; appending more than `limit` has no effect."""
+
+    limit: int
+
+    def append(self, response: Any) -> None:
+        if len(self) < self.limit:
+            super().append(response)
+
+
+def ignore_padding(requests: Sequence[Instance]) -> None:
+    """Keep the harness from storing responses to padding.
+
+    With several processes it pads the shorter ranks by listing their last request again, with all its repeats, and then
+    appends those responses too: a document would have twice the answers, and another majority, than with one process.
+    """
+    times = Counter(map(id, requests))
+    for request in requests:
+        limit = request.repeats or 1
+        if times[id(request)] > limit and not isinstance(request.resps, _LimitedResponses):
+            request.resps = _LimitedResponses(request.resps)
+            request.resps.limit = limit
 
 
 @dataclass

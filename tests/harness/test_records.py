@@ -4,9 +4,11 @@ import copy
 import json
 import pickle
 
+from lm_eval.api.instance import Instance
+
 from lm_eval_hybrid.decoding.records import Generation, TokenRecord
 from lm_eval_hybrid.decoding.sampling import Sampling
-from lm_eval_hybrid.harness.records import HybridAnswer, RunReport, Totals
+from lm_eval_hybrid.harness.records import HybridAnswer, RunReport, Totals, ignore_padding
 from lm_eval_hybrid.models.ndif.client import Traffic
 
 
@@ -82,3 +84,15 @@ def test_a_report_covers_all_ranks() -> None:
     assert whole.traffic == {"base": Traffic(requests=7, sent=5)}
     assert whole.warnings == ["a", "b"]
     assert whole.entries()["hybrid_sampling"] == ["greedy", "temperature=0.7, top_k=0, top_p=1.0, seed=0"]
+
+
+def test_responses_to_padding_are_not_stored() -> None:
+    """With two processes and four repeats the last document of a rank once had eight answers."""
+    first, last = (Instance("generate_until", {}, ("2 + 2?", {}), 0, ("task", i, 4)) for i in range(2))
+    requests = [first] * 4 + [last] * 8  # as the harness lists them: repeats, then padding
+    ignore_padding(requests)
+    for i, request in enumerate(requests):
+        request.resps.append(str(i))
+    assert first.resps == ["0", "1", "2", "3"]
+    assert last.resps == ["4", "5", "6", "7"]
+    assert json.loads(json.dumps(last.resps)) == list(last.resps)
