@@ -17,13 +17,14 @@ ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 DOCUMENTS = (
     "README.md",
+    "CONTRIBUTING.md",
     *(
         f"docs/{name}.md"
         for name in ("architecture", "benchmark", "bigger", "bundles", "discovery", "evaluation", "tasks")
     ),
 )
 # Run by `.ci/run` and by whoever reads this: what makes the environment that the tests run in.
-MADE_BEFORE = ("make test", "pip install .", "pip install ndif")
+MADE_BEFORE = ("make test", "make lint", "pip install .", "pip install ndif")
 REAL = {
     "./my-bundle": "bundle",
     "Qwen/Qwen2.5-Math-1.5B": "base",
