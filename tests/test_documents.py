@@ -205,17 +205,27 @@ def test_the_demo_ends_in_its_table(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_discovery_reproduces_the_shipped_bundle(tmp_path: Path) -> None:
-    """The same behaviors and nearly the same tensors, whatever the number of threads: sums differ in last bits."""
+    """The same behaviors, autoencoder and holdout metrics, and vectors and a network of the same direction.
+
+    Processors and numbers of threads round differently, which training enlarges: Adam normalizes gradients, even those
+    near zero. The network of another seed has a cosine near 0.
+    """
+    import torch
+
     from lm_eval_hybrid.bundles.bundle import Bundle
     from lm_eval_hybrid.commands.main import main
 
-    main(["discover", "--recipe", "embedded", "--out", str(tmp_path / "embedded" / "2.0.0")])
+    out, work = tmp_path / "embedded" / "2.0.0", tmp_path / "work"
+    main(["discover", "--recipe", "embedded", "--out", str(out), "--work", str(work)])
     made, shipped = (Bundle.load(folder / "embedded" / "2.0.0") for folder in (tmp_path, ROOT / "behaviors"))
     words = [[b.model_copy(update={"norm": 0.0}) for b in bundle.manifest.behaviors] for bundle in (made, shipped)]
     assert words[0] == words[1]
+    assert made.manifest.training.holdout == pytest.approx(shipped.manifest.training.holdout, abs=0.01)
     for name, tensor in shipped.tensors.items():
-        difference = (made.tensors[name] - tensor).norm() / tensor.norm()
-        assert difference < 0.05, f"{name}: {difference}"
+        if name.startswith("sae."):
+            assert (made.tensors[name] - tensor).norm() < 1e-3 * tensor.norm(), name
+        else:
+            assert torch.cosine_similarity(made.tensors[name].flatten(), tensor.flatten(), dim=0) > 0.98, name
 
 
 @pytest.mark.slow

@@ -104,7 +104,7 @@ class SteeredModel(Protocol):
         ways: Sequence[SteeringVectors],
         targets: TargetDistribution | None = None,
     ) -> Iterator[SegmentOutputs]:
-        """Steer the segments in several ways, batch by batch. Without `targets`, the segments' own tokens are."""
+        """Steer the segments in several ways, batch by batch; `targets` defaults to the segments' own tokens."""
 
     def residual_norm(self, segments: Sequence[Segment]) -> float:
         """Mean norm of the unsteered residual stream at the segments' tokens."""
