@@ -155,9 +155,19 @@ def _samples(path: Path) -> Recording:
 
 
 def _response(sample: dict[str, Any], where: str) -> str:
+    """The first generated text; empty for a null, which an API model gives for a document that it did not answer."""
     found = sample.get("resps") or sample.get("filtered_resps")
-    while isinstance(found, list) and found:
+    if isinstance(found, list) and found and isinstance(found[0], list):
         found = found[0]
+    if isinstance(found, list) and found:
+        found = found[0]
+    if isinstance(found, list) and len(found) == 2:
+        raise HybridError(
+            f"{where}: holds log-likelihoods, as of a multiple-choice task, not generated texts; rescore reads answers "
+            "of tasks that generate; take the task's own metric (such as acc) from its results file"
+        )
+    if found is None:
+        return ""
     if not isinstance(found, str):
         raise HybridError(
             f"{where}: resps holds {type(found).__name__}, not a generated text; choose a task that generates"

@@ -90,6 +90,13 @@ def test_a_sample_without_target_has_its_truth_in_the_document(tmp_path: Path) -
     assert [score.right for score in scores(recordings.read(path))] == [True]
 
 
+def test_a_null_response_is_an_unanswered_document(tmp_path: Path) -> None:
+    """An API model gives null where it refuses or fails; the other documents still count."""
+    path = tmp_path / "api.jsonl"
+    path.write_text("\n".join([sample(0, [["It is 18."]]), sample(1, [[None]])]))
+    assert [(score.right, score.answer) for score in scores(recordings.read(path))] == [(True, "18"), (False, None)]
+
+
 def test_the_command_shows_a_table_and_the_gap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = recording(tmp_path, results={"accuracy": {"base_model": 50.0, "hybrid_model": 75.0}})
     assert cli.main(["rescore", str(path)]) == 0
@@ -153,7 +160,7 @@ def test_bytes_that_are_no_text_do_not_matter(tmp_path: Path) -> None:
         (
             "a.jsonl",
             '{"doc": {"answer": "5"}, "resps": [[[-1.5, false]]]}',
-            "resps holds float",
+            "a.jsonl:1: holds log-likelihoods",
         ),
         ("a.jsonl", '{"doc": {"question": "5"}, "resps": [["5"]]}', "must have its true answer in answer or"),
     ],
