@@ -28,9 +28,9 @@ from transformers.utils import logging
 from benchmarks.clock import Ratio, take_turns
 from benchmarks.pairs import smollm2_folder
 from lm_eval_hybrid.bundles.manifest import PromptSpec
-from lm_eval_hybrid.discovery.activations import disagreements, shards, store
-from lm_eval_hybrid.discovery.traces.pair import Pair
-from lm_eval_hybrid.discovery.traces.traces import Trace
+from lm_eval_hybrid.discovery.activations import readers, store
+from lm_eval_hybrid.discovery.traces.pair import ModelPair
+from lm_eval_hybrid.discovery.traces.trace import Trace
 from lm_eval_hybrid.embedded.corpus import documents, thinking_document
 from lm_eval_hybrid.models.local import LocalBackend
 
@@ -94,7 +94,7 @@ class Result:
 def measure(name: str, traces: int, layers: int, rounds: int) -> Result:
     """One model over so many traces of the embedded problems, after a round that does not count."""
     backend = MODELS[name]()
-    pair = Pair(backend, backend, PromptSpec(thinking="raw"))
+    pair = ModelPair(backend, backend, PromptSpec(thinking="raw"))
     written = islice(documents(thinking_document, "activations", 0), traces)
     read = [Trace(document.prompt, "".join(text for text, _ in document.pieces)) for document in written]
     batches = tokens_in_batches(pair, read)
@@ -112,11 +112,11 @@ def measure(name: str, traces: int, layers: int, rounds: int) -> Result:
     return Result(name, backend.parameters, traces, tokens, chosen, taken["collect"], taken["bare"])
 
 
-def tokens_in_batches(pair: Pair, traces: Sequence[Trace]) -> list[list[list[int]]]:
+def tokens_in_batches(pair: ModelPair, traces: Sequence[Trace]) -> list[list[list[int]]]:
     """The rows of tokens that `store.collect` reads, in its batches."""
     found = []
-    for first in range(0, len(traces), shards.TRACES):
-        rows, batches = store.batched([pair.encode(trace) for trace in traces[first : first + shards.TRACES]])
+    for first in range(0, len(traces), store.SHARD_TRACES):
+        rows, batches = store.batched([pair.encode(trace) for trace in traces[first : first + store.SHARD_TRACES]])
         found += [[rows[i] for i in some] for some in batches]
     return found
 
@@ -125,7 +125,7 @@ def tokens_in_batches(pair: Pair, traces: Sequence[Trace]) -> list[list[list[int
 def bare(backend: LocalBackend, batches: Sequence[Sequence[Sequence[int]]]) -> None:
     """The model and nothing else."""
     for rows in batches:
-        backend.model._module(**disagreements.padded(backend, rows), use_cache=False, logits_to_keep=1)
+        backend.model._module(**readers.padded_inputs(rows, backend.device), use_cache=False, logits_to_keep=1)
 
 
 def table(results: Sequence[Result], threads: int) -> Table:

@@ -24,13 +24,12 @@ from torch import Tensor
 from benchmarks.clock import Ratio, seconds, take_turns
 from lm_eval_hybrid.bundles.manifest import PromptSpec
 from lm_eval_hybrid.discovery.activations import store
-from lm_eval_hybrid.discovery.activations.rows import JoinedRows, Rows
-from lm_eval_hybrid.discovery.taxonomy.autoencoders import train_many
-from lm_eval_hybrid.discovery.taxonomy.sae import SaeRecipe
-from lm_eval_hybrid.discovery.taxonomy.sweep import Entry, Sweep, sweep_layer
-from lm_eval_hybrid.discovery.traces.generating import generate
-from lm_eval_hybrid.discovery.traces.pair import Pair
-from lm_eval_hybrid.discovery.traces.problems import Source, draw
+from lm_eval_hybrid.discovery.activations.store import ActivationRows, ActivationStore, JoinedRows
+from lm_eval_hybrid.discovery.taxonomy.autoencoders import SaeRecipe, train_many
+from lm_eval_hybrid.discovery.taxonomy.sweep import AutoencoderEntry, Sweep, sweep_layer
+from lm_eval_hybrid.discovery.traces.pair import ModelPair
+from lm_eval_hybrid.discovery.traces.problems import ProblemSource, draw
+from lm_eval_hybrid.discovery.traces.sources import generate
 from lm_eval_hybrid.embedded.notebooks import BEHAVIORS, OPENINGS
 from lm_eval_hybrid.models.local import LocalBackend
 
@@ -50,12 +49,12 @@ class Embedded:
         truth: of each held-out sentence its behavior.
     """
 
-    store: store.Store
+    store: ActivationStore
     sides: tuple[Tensor, Tensor]
     sentences: tuple[list[str], list[str]]
     truth: list[str]
 
-    def rows(self, layer: int) -> tuple[Rows, Rows]:
+    def rows(self, layer: int) -> tuple[ActivationRows, ActivationRows]:
         """The residuals at the onsets of the sentences on both sides."""
         learned, held_out = (self.store.rows("onset", layer, side) for side in self.sides)
         return learned, held_out
@@ -64,8 +63,8 @@ class Embedded:
 def embedded(folder: Path, count: int, layers: Sequence[int]) -> Embedded:
     """Decodes `count` traces and reads them; the last fifth is held out."""
     base, thinking = (_backend(role) for role in ("base", "thinking"))
-    pair = Pair(base, thinking, PromptSpec(thinking="raw"))
-    prompts = [problem.prompt for problem in draw([Source(data="embedded")], count, seed=0)]
+    pair = ModelPair(base, thinking, PromptSpec(thinking="raw"))
+    prompts = [problem.prompt for problem in draw([ProblemSource(data="embedded")], count, seed=0)]
     traces = generate(folder / "traces.jsonl", pair, prompts, max_new_tokens=400)
     opened = store.collect(folder / "activations", pair, traces, layers)
     texts = [sentence.text.strip() for trace in traces for sentence in pair.encode(trace).sentences]
@@ -75,7 +74,7 @@ def embedded(folder: Path, count: int, layers: Sequence[int]) -> Embedded:
     return Embedded(opened, sides, sentences, [_behavior(text) for text in sentences[1]])
 
 
-def agreement(entry: Entry, read: Embedded) -> float:
+def agreement(entry: AutoencoderEntry, read: Embedded) -> float:
     """Adjusted mutual information of held-out sentences' categories with the generator's behaviors."""
     from sklearn.metrics import adjusted_mutual_info_score
 
@@ -112,7 +111,7 @@ def together(points: Tensor, recipe: SaeRecipe, rounds: int) -> Ratio:
     return Ratio.of(taken["alone"], taken["stack"])
 
 
-def table(options: argparse.Namespace, spent: float, ratio: Ratio, best: Entry, agreed: float) -> Table:
+def table(options: argparse.Namespace, spent: float, ratio: Ratio, best: AutoencoderEntry, agreed: float) -> Table:
     """What was measured, beside what is wanted."""
     sizes, size = options.sizes, f"{options.rows:,} x {options.width:,}"
     table = Table("sweep of autoencoders", "measured", "wanted", title=f"{options.threads} threads")
@@ -149,7 +148,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def main(arguments: Sequence[str] | None = None) -> tuple[float, Ratio, Entry, float]:
+def main(arguments: Sequence[str] | None = None) -> tuple[float, Ratio, AutoencoderEntry, float]:
     """Measure, print and write; what was measured is returned, too."""
     options = parsed(arguments)
     torch.set_num_threads(options.threads)

@@ -37,9 +37,9 @@ from transformers.utils import logging
 
 from benchmarks.clock import Ratio, take_turns
 from lm_eval_hybrid.bundles.manifest import PromptSpec
-from lm_eval_hybrid.discovery.traces.generating import generate
-from lm_eval_hybrid.discovery.traces.pair import Pair
-from lm_eval_hybrid.discovery.traces.problems import Source, draw
+from lm_eval_hybrid.discovery.traces.pair import ModelPair
+from lm_eval_hybrid.discovery.traces.problems import ProblemSource, draw
+from lm_eval_hybrid.discovery.traces.sources import generate
 from lm_eval_hybrid.discovery.vectors.segments import Segment
 from lm_eval_hybrid.discovery.vectors.steered_model import LocalSteeredModel, SteeringVectors
 from lm_eval_hybrid.discovery.vectors.trainer import TrainConfig, TrainTask, VectorTrainer
@@ -120,16 +120,18 @@ def random_work(traces: int, length: int) -> tuple[list[tuple[int, ...]], list[S
 
 def embedded_work(traces: int) -> tuple[list[tuple[int, ...]], list[Segment]]:
     """Traces that the embedded thinking model writes here, as the base reads them."""
-    pair = Pair(backend_of("base"), backend_of("thinking"), PromptSpec(thinking="raw"))
-    prompts = [problem.prompt for problem in draw([Source(data="embedded")], traces, seed=0)]
+    pair = ModelPair(backend_of("base"), backend_of("thinking"), PromptSpec(thinking="raw"))
+    prompts = [problem.prompt for problem in draw([ProblemSource(data="embedded")], traces, seed=0)]
     with tempfile.TemporaryDirectory() as folder:
         found = generate(Path(folder, "traces.jsonl"), pair, prompts, max_new_tokens=400)
     encoded = [pair.encode(trace) for trace in found]
     spans = [
-        (row, one.column(s.begin - 1), one.column(s.end - 1)) for row, one in enumerate(encoded) for s in one.sentences
+        (row, one.base_column(s.begin - 1), one.base_column(s.end - 1))
+        for row, one in enumerate(encoded)
+        for s in one.sentences
     ]
-    return [tuple(one.base) for one in encoded], [
-        Segment(row, begin, tuple(encoded[row].base[begin + 1 : end + 1]), number % LATENTS, number)
+    return [tuple(one.base_ids) for one in encoded], [
+        Segment(row, begin, tuple(encoded[row].base_ids[begin + 1 : end + 1]), number % LATENTS, number)
         for number, (row, begin, end) in enumerate(spans)
     ]
 

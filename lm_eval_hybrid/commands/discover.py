@@ -114,14 +114,14 @@ def _discover(args: argparse.Namespace, out: Path, plan: "DiscoveryPlan", source
     from lm_eval_hybrid.discovery import bundling
     from lm_eval_hybrid.discovery.pipeline import DiscoveryRun
     from lm_eval_hybrid.discovery.report_data import make_findings
-    from lm_eval_hybrid.discovery.traces.pair import Pair
+    from lm_eval_hybrid.discovery.traces.pair import ModelPair
     from lm_eval_hybrid.report import findings, findings_page
 
     name, version, recipe, work = out.parent.name, out.name, plan.recipe, plan.work
     ranks = Ranks.from_environment()
     if ranks.first:
         plan.check()
-    pair = Pair(_load(args, sources["base"], ranks), _load(args, sources["thinking"], ranks), recipe.prompt)
+    pair = ModelPair(_load(args, sources["base"], ranks), _load(args, sources["thinking"], ranks), recipe.prompt)
     bundling.check_manifest(pair, recipe, name, version)
     with work.locked() if ranks.first else nullcontext():
         result = DiscoveryRun(plan, pair, ranks).run(args.until)

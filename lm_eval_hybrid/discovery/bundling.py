@@ -22,8 +22,8 @@ from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.discovery.calibration import SteeringSetting
 from lm_eval_hybrid.discovery.recipe import DiscoveryRecipe
 from lm_eval_hybrid.discovery.result import DiscoveryResult
-from lm_eval_hybrid.discovery.traces.pair import Pair
-from lm_eval_hybrid.discovery.traces.traces import digest
+from lm_eval_hybrid.discovery.traces.pair import ModelPair
+from lm_eval_hybrid.discovery.traces.trace import digest
 from lm_eval_hybrid.models.protocol import LanguageModel
 
 _PLACEHOLDER = Behavior(
@@ -31,7 +31,7 @@ _PLACEHOLDER = Behavior(
 )
 
 
-def check_manifest(pair: Pair, recipe: DiscoveryRecipe, name: str, version: str) -> None:
+def check_manifest(pair: ModelPair, recipe: DiscoveryRecipe, name: str, version: str) -> None:
     """Check before the long work that the recipe can end in a valid bundle of this name, whichever layer is chosen.
 
     Raises:
@@ -46,7 +46,7 @@ def check_manifest(pair: Pair, recipe: DiscoveryRecipe, name: str, version: str)
 
 def make_bundle(
     result: DiscoveryResult,
-    pair: Pair,
+    pair: ModelPair,
     recipe: DiscoveryRecipe,
     name: str,
     version: str,
@@ -101,7 +101,7 @@ def _holdout(result: DiscoveryResult) -> dict[str, float]:
 
 
 def _manifest(
-    pair: Pair,
+    pair: ModelPair,
     recipe: DiscoveryRecipe,
     name: str,
     version: str,

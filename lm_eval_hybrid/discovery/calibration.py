@@ -25,8 +25,8 @@ from lm_eval_hybrid.decoding.policy import Policy
 from lm_eval_hybrid.decoding.records import Generation
 from lm_eval_hybrid.decoding.request import Request
 from lm_eval_hybrid.decoding.steering import Steering
-from lm_eval_hybrid.discovery.traces.pair import Pair
-from lm_eval_hybrid.discovery.traces.problems import Problem
+from lm_eval_hybrid.discovery.traces.pair import ModelPair
+from lm_eval_hybrid.discovery.traces.problems import PromptedProblem
 from lm_eval_hybrid.results.statistics import Gap, gap
 from lm_eval_hybrid.scoring.metrics import is_right
 from lm_eval_hybrid.scoring.reader.answers import same_expression, same_number
@@ -125,9 +125,9 @@ class CalibrationResult:
 
 
 def calibrate(
-    pair: Pair,
+    pair: ModelPair,
     fits: Sequence[Steering],
-    problems: Sequence[Problem],
+    problems: Sequence[PromptedProblem],
     recipe: CalibrationRecipe,
     seed: int,
     folder: Path,
@@ -165,7 +165,9 @@ def _rank(trial: CalibrationTrial) -> tuple[int, float, int]:
 class _Evaluator:
     """Answers the problems with one arm at a time, and keeps the scores in a file."""
 
-    def __init__(self, pair: Pair, problems: Sequence[Problem], recipe: CalibrationRecipe, folder: Path) -> None:
+    def __init__(
+        self, pair: ModelPair, problems: Sequence[PromptedProblem], recipe: CalibrationRecipe, folder: Path
+    ) -> None:
         self._pair, self._problems, self._recipe = pair, problems, recipe
         self._path = folder / SCORES_FILE
         rows = jsonl.rows(self._path, torn=True) if self._path.is_file() else ()
@@ -206,7 +208,7 @@ class _Evaluator:
         answers = dict(bar)
         return [answers[i] for i in range(len(requests))]
 
-    def _score(self, arm: str, problem: Problem, answer: Generation) -> int:
+    def _score(self, arm: str, problem: PromptedProblem, answer: Generation) -> int:
         opened = arm == "thinking" and thought_is_open(self._pair.thinking_text(problem.prompt))
         same = same_number if problem.numeric else same_expression
         return int(is_right(answer.text, problem.answer, same, problem.question, answer.finish, opened))

@@ -15,16 +15,16 @@ from lm_eval_hybrid.common.files import write_file
 from lm_eval_hybrid.decoding.steering import Steering
 from lm_eval_hybrid.discovery.activations import disagreements, store
 from lm_eval_hybrid.discovery.activations.disagreements import Disagreements
-from lm_eval_hybrid.discovery.activations.shards import Shards
+from lm_eval_hybrid.discovery.activations.store import ActivationStore, Shards
 from lm_eval_hybrid.discovery.calibration import CalibrationResult, calibrate
 from lm_eval_hybrid.discovery.plan import DiscoveryPlan
 from lm_eval_hybrid.discovery.result import DiscoveryResult
 from lm_eval_hybrid.discovery.taxonomy import naming
-from lm_eval_hybrid.discovery.taxonomy.grading import Grades, TaxonomyJudge
-from lm_eval_hybrid.discovery.taxonomy.sweep import Entry, LayerSweep, Sweep, sweep_layer
-from lm_eval_hybrid.discovery.traces import generating, sources
-from lm_eval_hybrid.discovery.traces.pair import Encoded, Pair
-from lm_eval_hybrid.discovery.traces.traces import Trace
+from lm_eval_hybrid.discovery.taxonomy.grading import GradingRecipe, TaxonomyGrades
+from lm_eval_hybrid.discovery.taxonomy.sweep import AutoencoderEntry, LayerSweep, Sweep, sweep_layer
+from lm_eval_hybrid.discovery.traces import sources
+from lm_eval_hybrid.discovery.traces.pair import EncodedTrace, ModelPair
+from lm_eval_hybrid.discovery.traces.trace import Trace
 from lm_eval_hybrid.discovery.vectors.fitted import FittedVectors, measure_effects
 from lm_eval_hybrid.discovery.vectors.fitting import FitData, fit
 from lm_eval_hybrid.discovery.vectors.segments import Segment
@@ -42,7 +42,7 @@ class DiscoveryRun:
         ranks: this process among those that share the work.
     """
 
-    def __init__(self, plan: DiscoveryPlan, pair: Pair, ranks: Ranks = Ranks()) -> None:  # noqa: B008  (frozen)
+    def __init__(self, plan: DiscoveryPlan, pair: ModelPair, ranks: Ranks = Ranks()) -> None:  # noqa: B008  (frozen)
         self._plan, self.pair, self._ranks = plan, pair, ranks
         self._recipe = plan.recipe
 
@@ -86,7 +86,7 @@ class DiscoveryRun:
 
     def _generate(self, folder: Path) -> None:
         prompts = [problem.prompt for problem in self._plan.problems[0]]
-        generating.generate(folder / TRACES_FILE, self.pair, prompts, self._recipe.traces.max_new_tokens)
+        sources.generate(folder / TRACES_FILE, self.pair, prompts, self._recipe.traces.max_new_tokens)
 
     @cached_property
     def held_out_traces(self) -> Tensor:
@@ -96,9 +96,9 @@ class DiscoveryRun:
         return torch.arange(count) >= first
 
     @cached_property
-    def encoded(self) -> list[Encoded]:
+    def encoded(self) -> list[EncodedTrace]:
         encoded = [self.pair.encode(trace) for trace in self.traces]
-        if cut := sum(one.cut for one in encoded):
+        if cut := sum(one.truncated for one in encoded):
             log.warning("%d traces exceed a model's context; they are cut", cut)
         if silent := sum(not one.sentences for one in encoded):
             log.warning("%d of %d traces have no thought, or none with a sentence in it", silent, len(encoded))
@@ -109,12 +109,12 @@ class DiscoveryRun:
         return [sentence.text for one in self.encoded for sentence in one.sentences]
 
     @cached_property
-    def store(self) -> store.Store:
+    def store(self) -> ActivationStore:
         def collect(folder: Path) -> None:
             store.collect(folder, self.pair, self.traces, self._recipe.sae.layers, self._ranks)
             self._ranks.wait()
 
-        return store.Store(Shards(self._plan.activations.run(collect), len(self.traces)))
+        return ActivationStore(Shards(self._plan.activations.run(collect), len(self.traces)))
 
     @cached_property
     def trace_index(self) -> Tensor:
@@ -154,9 +154,9 @@ class DiscoveryRun:
         return Sweep(tuple(LayerSweep.load(stage.run(make(layer))) for stage, layer in stages))
 
     @cached_property
-    def chosen(self) -> Entry:
+    def chosen(self) -> AutoencoderEntry:
         best = self.sweep.best()
-        log.info("chosen: %d latents at layer %d (score %.3f)", best.size, best.layer, best.figures.score)
+        log.info("chosen: %d latents at layer %d (score %.3f)", best.size, best.layer, best.metrics.score)
         return best
 
     @cached_property
@@ -166,14 +166,14 @@ class DiscoveryRun:
         return torch.cat([self.chosen.sae.codes(rows[i : i + BATCH].float()) for i in range(0, len(rows), BATCH)])
 
     @cached_property
-    def grades(self) -> Grades | None:
+    def grades(self) -> TaxonomyGrades | None:
         recipe = self._recipe.judge
         if recipe is None:
             return None
         folder = self._plan.taxonomy.run(lambda folder: self._grade(recipe, folder))
-        return Grades.from_json((folder / GRADES_FILE).read_bytes())
+        return TaxonomyGrades.from_json((folder / GRADES_FILE).read_bytes())
 
-    def _grade(self, recipe: TaxonomyJudge, folder: Path) -> None:
+    def _grade(self, recipe: GradingRecipe, folder: Path) -> None:
         from lm_eval_hybrid.discovery.taxonomy import grading
         from lm_eval_hybrid.judging.cache import CachedJudge
         from lm_eval_hybrid.judging.load import load
@@ -215,7 +215,7 @@ class DiscoveryRun:
             Segment(trace, begin, targets, category, index)
             for index, ((trace, begin, targets), category) in enumerate(zip(spans, categories, strict=True))
         ]
-        model = steered_model(self.pair.base, [one.base for one in self.encoded], self._recipe.vectors.layer)
+        model = steered_model(self.pair.base, [one.base_ids for one in self.encoded], self._recipe.vectors.layer)
         latents = self.codes.shape[1]
         return FitData(model, self.gates, segments, strongest.values, self.held_out_traces, latents)
 
@@ -230,7 +230,7 @@ class DiscoveryRun:
     @cached_property
     def behaviors(self) -> tuple[Behavior, ...]:
         train, _ = self.split
-        return naming.name(self._texts(train), self.codes[train], self.grades)
+        return naming.name(self._texts(train), self.codes[train], self.grades.titled if self.grades else None)
 
     def steering(self, fitted: FittedVectors) -> Steering:
         """A fit in the form that decoding takes; as in the bundle, latents without a behavior have a zero vector."""

@@ -10,8 +10,8 @@ from typing import Any
 
 from lm_eval_hybrid.discovery.recipe import DiscoveryRecipe
 from lm_eval_hybrid.discovery.stages import Stage, WorkFolder
-from lm_eval_hybrid.discovery.traces.problems import Problem, draw
-from lm_eval_hybrid.discovery.traces.traces import Trace, digest
+from lm_eval_hybrid.discovery.traces.problems import PromptedProblem, draw
+from lm_eval_hybrid.discovery.traces.trace import Trace, digest
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class DiscoveryPlan:
     samples: tuple[Trace, ...] = ()
 
     @cached_property
-    def problems(self) -> tuple[list[Problem], list[Problem]]:
+    def problems(self) -> tuple[list[PromptedProblem], list[PromptedProblem]]:
         """The problems to generate traces for, none with `samples`, and those of calibration.
 
         Raises:

@@ -10,9 +10,9 @@ from lm_eval_hybrid.bundles.manifest import Count, PromptSpec, Words, first_prob
 from lm_eval_hybrid.common import strict_yaml
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.discovery.calibration import CalibrationRecipe
-from lm_eval_hybrid.discovery.taxonomy.grading import TaxonomyJudge
-from lm_eval_hybrid.discovery.taxonomy.sweep import SaeRecipe
-from lm_eval_hybrid.discovery.traces.problems import Source
+from lm_eval_hybrid.discovery.taxonomy.autoencoders import SaeRecipe
+from lm_eval_hybrid.discovery.taxonomy.grading import GradingRecipe
+from lm_eval_hybrid.discovery.traces.problems import ProblemSource
 from lm_eval_hybrid.discovery.vectors.fitting import LikelihoodRecipe, VectorRecipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -54,12 +54,12 @@ class DiscoveryRecipe(BaseModel):
     base: Words
     thinking: Words
     prompt: PromptSpec
-    problems: Annotated[tuple[Source, ...], Field(min_length=1)]
+    problems: Annotated[tuple[ProblemSource, ...], Field(min_length=1)]
     traces: TracesRecipe
     seed: Annotated[int, Field(ge=0, lt=2**31)]  # the range of scikit-learn's seeds
     activation: Literal["onset", "mean"] = "onset"
     sae: SaeRecipe
-    judge: TaxonomyJudge | None = None
+    judge: GradingRecipe | None = None
     vectors: VectorRecipe
     calibration: CalibrationRecipe
 

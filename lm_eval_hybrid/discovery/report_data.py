@@ -13,7 +13,7 @@ from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.common.text import clip
 from lm_eval_hybrid.discovery.result import DiscoveryResult
 from lm_eval_hybrid.discovery.taxonomy import naming
-from lm_eval_hybrid.discovery.taxonomy.sae import unit_rows
+from lm_eval_hybrid.discovery.taxonomy.autoencoders import unit_rows
 from lm_eval_hybrid.report.findings import (
     BehaviorRow,
     CalibrationRow,
@@ -89,17 +89,17 @@ def _points(result: DiscoveryResult, category: Tensor) -> Iterator[MapPoint]:
 
 def _sweep(result: DiscoveryResult) -> Iterator[SweepRow]:
     for entry in (entry for layer in result.sweep.layers for entry in layer.entries):
-        figures = entry.figures
+        metrics = entry.metrics
         yield SweepRow(
             layer=entry.layer,
             method=entry.method,
             size=entry.size,
-            score=figures.score,
-            stability=figures.stability,
-            silhouette=figures.silhouette,
-            confidence=figures.confidence,
-            explained=figures.explained,
-            word_information=figures.told,
+            score=metrics.score,
+            stability=metrics.stability,
+            silhouette=metrics.silhouette,
+            confidence=metrics.confidence,
+            explained=metrics.explained,
+            word_information=metrics.word_information,
         )
 
 

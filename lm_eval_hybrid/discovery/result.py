@@ -6,11 +6,11 @@ from torch import Tensor
 
 from lm_eval_hybrid.bundles.manifest import Behavior
 from lm_eval_hybrid.discovery.activations.disagreements import Disagreements
-from lm_eval_hybrid.discovery.activations.rows import Rows
+from lm_eval_hybrid.discovery.activations.store import ActivationRows
 from lm_eval_hybrid.discovery.calibration import CalibrationResult
-from lm_eval_hybrid.discovery.taxonomy.grading import Grades
-from lm_eval_hybrid.discovery.taxonomy.sweep import Entry, Sweep
-from lm_eval_hybrid.discovery.traces.traces import Trace
+from lm_eval_hybrid.discovery.taxonomy.grading import TaxonomyGrades
+from lm_eval_hybrid.discovery.taxonomy.sweep import AutoencoderEntry, Sweep
+from lm_eval_hybrid.discovery.traces.trace import Trace
 from lm_eval_hybrid.discovery.vectors.fitted import FittedVectors, VectorEffects
 
 
@@ -31,11 +31,11 @@ class DiscoveryResult:
     trace_index: Tensor
     sentences: list[str]
     held_out_traces: Tensor
-    activations: Rows
+    activations: ActivationRows
     codes: Tensor
     sweep: Sweep
-    chosen: Entry
-    grades: Grades | None
+    chosen: AutoencoderEntry
+    grades: TaxonomyGrades | None
     behaviors: tuple[Behavior, ...]
     gates: Disagreements
     fits: tuple[FittedVectors, ...]

@@ -30,6 +30,7 @@ from lm_eval_hybrid.bundles.suite import Suite
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.common.thoughts import thought_is_open
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
+from lm_eval_hybrid.decoding.prompts import require_chat_template
 from lm_eval_hybrid.decoding.records import Generation
 from lm_eval_hybrid.decoding.request import Prompt, Request
 from lm_eval_hybrid.decoding.steering import Steering
@@ -309,11 +310,8 @@ class HybridLM(LocalModel):
         Raises:
             HybridError: the base tokenizer has no chat template.
         """
-        if not self.tokenizer.chat_template:
-            raise HybridError(
-                f"the base tokenizer of {self.pretrained} has no chat template, which --apply_chat_template needs; "
-                "leave it out (thinking_prompt=chat applies the thinking model's own)"
-            )
+        fix = "leave it out (thinking_prompt=chat applies the thinking model's own)"
+        require_chat_template(self.tokenizer, "--apply_chat_template", fix)
         text = super().apply_chat_template(chat_history, add_generation_prompt)
         return Templated(text, chat_history, add_generation_prompt)
 

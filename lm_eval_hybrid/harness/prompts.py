@@ -7,7 +7,7 @@ from typing import Any
 from lm_eval.models.huggingface import HFLM
 
 from lm_eval_hybrid.bundles.manifest import PromptSpec
-from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.decoding.prompts import require_chat_template, thinking_text
 
 
 class Templated(str):
@@ -52,13 +52,9 @@ class ThinkingReader:
             HybridError: a chat prompt for a tokenizer without a chat template.
         """
         prompt = bundle if form == "auto" else PromptSpec(thinking=form, prefix=bundle.prefix)
-        has_template = bool(model.tokenizer.chat_template)
-        if prompt.thinking == "chat" and not has_template:
-            raise HybridError(
-                f"the tokenizer of {model.tokenizer.name_or_path} has no chat template, which a chat prompt needs; "
-                "pass thinking_prompt=raw"
-            )
-        return cls(model, prompt, own_template=has_template and form != "raw")
+        if prompt.thinking == "chat":
+            require_chat_template(model.tokenizer, "a chat prompt", "pass thinking_prompt=raw")
+        return cls(model, prompt, own_template=bool(model.tokenizer.chat_template) and form != "raw")
 
     @property
     def form(self) -> dict[str, Any]:
@@ -75,12 +71,9 @@ class ThinkingReader:
             text: str = context
             if self.own_template and context.messages:
                 text = self.model.apply_chat_template(list(context.messages), context.add_generation_prompt)
-            text = text.rstrip() if stripped else text
-        else:
-            text = context.rstrip() if stripped else context
-            if self.prompt.thinking == "chat":
-                text = self.model.apply_chat_template([{"role": "user", "content": text}])
-        return self.prompt.prefixed(text)
+            return self.prompt.prefixed(text.rstrip() if stripped else text)
+        text = context.rstrip() if stripped else context
+        return thinking_text(self.prompt, text, self.model.apply_chat_template)
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a prompt; if it is empty, the token that starts a text."""

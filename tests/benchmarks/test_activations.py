@@ -7,8 +7,8 @@ import torch
 from benchmarks.activations import embedded, main, parsed, tokens_in_batches
 from lm_eval_hybrid.bundles.manifest import PromptSpec
 from lm_eval_hybrid.discovery.activations import store
-from lm_eval_hybrid.discovery.traces.pair import Pair
-from lm_eval_hybrid.discovery.traces.traces import Trace
+from lm_eval_hybrid.discovery.traces.pair import ModelPair
+from lm_eval_hybrid.discovery.traces.trace import Trace
 
 
 @pytest.mark.slow
@@ -23,9 +23,9 @@ def test_quick_run_measures_both(tmp_path: Path) -> None:
 
 
 def test_both_read_the_same_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "TOKENS", 60)
+    monkeypatch.setattr(store, "PASS_TOKENS", 60)
     backend = embedded()
-    pair = Pair(backend, backend, PromptSpec(thinking="raw"))
+    pair = ModelPair(backend, backend, PromptSpec(thinking="raw"))
     traces = [Trace("Question: 1 + 1?\nAnswer:", " It is 2." * n) for n in (1, 5, 3, 1)]
     widths: list[torch.Size] = []
     handle = backend.layers[0]._module.register_forward_hook(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lm_eval_hybrid.common.distributed import Ranks
-from lm_eval_hybrid.discovery.activations import disagreements, shards, store
+from lm_eval_hybrid.discovery.activations import disagreements, store
 from tests.discovery.collecting import LAYERS, SAE_LAYER, random_encoder
 from tests.discovery.conftest import Studied
 from tests.discovery.test_store import ENVIRONMENT, written
@@ -31,8 +31,8 @@ def test_two_processes_write_what_one_does_and_wait_for_each_other(
     studied: Studied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As `collecting` has it.
-    monkeypatch.setattr(shards, "TRACES", 1)
-    monkeypatch.setattr(store, "TOKENS", 200)
+    monkeypatch.setattr(store, "SHARD_TRACES", 1)
+    monkeypatch.setattr(store, "PASS_TOKENS", 200)
     traces = written(tmp_path / "traces.jsonl", studied.traces)
     done = subprocess.run(
         [

@@ -10,9 +10,9 @@ from lm_eval_hybrid.bundles.manifest import PromptSpec
 from lm_eval_hybrid.common.distributed import Ranks
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.steering import SparseEncoder
-from lm_eval_hybrid.discovery.activations import disagreements, shards, store
+from lm_eval_hybrid.discovery.activations import disagreements, store
 from lm_eval_hybrid.discovery.traces import sources
-from lm_eval_hybrid.discovery.traces.pair import Pair
+from lm_eval_hybrid.discovery.traces.pair import ModelPair
 from lm_eval_hybrid.models.local import LocalBackend
 from tests.tiny_system import WIDTH, tiny_model, tiny_tokenizer
 
@@ -20,14 +20,14 @@ LAYERS = (2, 0)
 SAE_LAYER = 1
 
 
-def related_pair() -> Pair:
+def related_pair() -> ModelPair:
     """The pair of the fixture `studied`."""
     base, thinking = tiny_model(0), tiny_model(0)
     torch.manual_seed(1)
     with torch.no_grad():
         for weight in thinking.model.parameters():
             weight.add_(torch.randn_like(weight) * 0.01)
-    return Pair(*(LocalBackend(model, tiny_tokenizer()) for model in (base, thinking)), PromptSpec(thinking="raw"))
+    return ModelPair(*(LocalBackend(model, tiny_tokenizer()) for model in (base, thinking)), PromptSpec(thinking="raw"))
 
 
 def random_encoder() -> SparseEncoder:
@@ -39,7 +39,7 @@ def random_encoder() -> SparseEncoder:
 
 
 def main(traces: str, folder: str) -> None:
-    shards.TRACES, store.TOKENS = 1, 200  # many shards
+    store.SHARD_TRACES, store.PASS_TOKENS = 1, 200  # many shards
     pair, ranks = related_pair(), Ranks.from_environment()
     read = sources.read([Path(traces)])
     try:

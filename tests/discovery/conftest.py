@@ -6,9 +6,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from lm_eval_hybrid.bundles.manifest import PromptSpec
-from lm_eval_hybrid.discovery.traces.generating import generate
-from lm_eval_hybrid.discovery.traces.pair import Pair
-from lm_eval_hybrid.discovery.traces.traces import Trace
+from lm_eval_hybrid.discovery.traces.pair import ModelPair
+from lm_eval_hybrid.discovery.traces.sources import generate
+from lm_eval_hybrid.discovery.traces.trace import Trace
 from lm_eval_hybrid.models.local import LocalBackend
 from tests.tiny_system import tiny_model, tiny_tokenizer
 
@@ -19,7 +19,7 @@ RAW = PromptSpec(thinking="raw")
 class Studied:
     """A random pair over one vocabulary that disagrees at times, with traces of its thinking model."""
 
-    pair: Pair
+    pair: ModelPair
     traces: list[Trace]
 
     @property
@@ -46,6 +46,6 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> Studied:
     with torch.no_grad():
         for weight in thinking.model.parameters():
             weight.add_(torch.randn_like(weight) * 0.01)
-    pair = Pair(*(LocalBackend(model, tiny_tokenizer()) for model in (base, thinking)), RAW)
+    pair = ModelPair(*(LocalBackend(model, tiny_tokenizer()) for model in (base, thinking)), RAW)
     path = tmp_path_factory.mktemp("traces") / "traces.jsonl"
     return Studied(pair, generate(path, pair, [f"Question {i}: one. two?" for i in range(12)], max_new_tokens=40))

@@ -82,12 +82,12 @@ def fit_data_of(studied: Studied, folder: Path) -> FitData:
     encoded = [studied.pair.encode(trace) for trace in studied.traces]
     spans = [(trace, s.begin - 1, s.end - 1, s.text) for trace, one in enumerate(encoded) for s in one.sentences]
     sentences = [
-        Segment(trace, begin, tuple(encoded[trace].base[begin + 1 : end + 1]), _kind(text), index)
+        Segment(trace, begin, tuple(encoded[trace].base_ids[begin + 1 : end + 1]), _kind(text), index)
         for index, (trace, begin, end, text) in enumerate(spans)
     ]
     activation = torch.rand(len(sentences), generator=generator)
     held_out = torch.arange(len(encoded)) >= len(encoded) - 3
-    base = LocalSteeredModel(studied.base, [one.base for one in encoded], LAYER)
+    base = LocalSteeredModel(studied.base, [one.base_ids for one in encoded], LAYER)
     return FitData(base, disagreements.load(folder, len(encoded)), sentences, activation, held_out, LATENTS)
 
 

@@ -2,13 +2,21 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
+from torch.nn import functional as F
 
 from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.decoding.steering import SparseEncoder
 from lm_eval_hybrid.discovery.taxonomy import autoencoders as module
-from lm_eval_hybrid.discovery.taxonomy import sae
-from lm_eval_hybrid.discovery.taxonomy.autoencoders import Trained, train_many
-from lm_eval_hybrid.discovery.taxonomy.sae import SaeRecipe
+from lm_eval_hybrid.discovery.taxonomy.autoencoders import (
+    SaeRecipe,
+    TopKAutoencoder,
+    TrainedAutoencoder,
+    mean_of,
+    train_many,
+    unit_rows,
+)
 from tests.discovery.clusters import clusters
 
 RECIPE = SaeRecipe(layers=(0,), sizes=(5,), k=1, seeds=2, steps=150, tolerance=0.0)
@@ -26,7 +34,7 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def weights(trained: tuple[Trained, ...]) -> Tensor:
+def weights(trained: tuple[TrainedAutoencoder, ...]) -> Tensor:
     return torch.cat([one.sae.encoder.weight for one in trained])
 
 
@@ -49,14 +57,14 @@ def test_every_size_has_its_seeds_in_order() -> None:
 
 def test_errors_are_those_of_reconstructions_written_down() -> None:
     points, _ = clusters(60, noise=1.0)
-    mean = sae.mean_of(points)
+    mean = mean_of(points)
     stack = module._start(points, mean, recipe(sizes=(4, 6), k=2, seeds=2), 0)
     with torch.no_grad():
         for tensor in stack.parameters:
             tensor += 0.1 * torch.randn_like(tensor)
-    unit = sae.unit_rows(points, mean)
+    unit = unit_rows(points, mean)
     errors, active = stack.errors(unit)
-    for number, one in enumerate(stack.apart(mean)):
+    for number, one in enumerate(stack.separate(mean)):
         code = (unit - one.encoder.decoder_bias) @ one.encoder.weight.T + one.encoder.bias
         kept = torch.where(code >= code.sort(descending=True).values[:, 1:2], code.relu(), 0.0)
         guess = kept @ one.decoder.T + one.encoder.decoder_bias
@@ -116,7 +124,7 @@ def test_a_dead_latent_starts_anew_and_is_used(monkeypatch: pytest.MonkeyPatch) 
     (healed,) = train_many(points, recipe(seeds=1, steps=300), seed=0)
     assert healed.revived >= 2
     assert len(healed.sae.codes(points).argmax(-1).unique()) == 5
-    monkeypatch.setattr(module, "REVIVING", 0.0)
+    monkeypatch.setattr(module, "REVIVAL", 0.0)
     (left,) = train_many(points, recipe(seeds=1, steps=300), seed=0)
     assert left.revived == 0
     assert len(left.sae.codes(points).argmax(-1).unique()) < 5
@@ -138,8 +146,8 @@ def test_training_ends_early_where_nothing_gets_better() -> None:
 
 
 def test_no_more_rows_are_read_at_once_than_the_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sae, "READ", 50)
-    monkeypatch.setattr(module, "STARTED", 40)
+    monkeypatch.setattr(module, "READ_ROWS", 50)
+    monkeypatch.setattr(module, "START_ROWS", 40)
     points, _ = clusters(1000)
     read: list[int] = []
 
@@ -174,7 +182,88 @@ def test_half_precision_is_read_as_it_is() -> None:
 
 def test_too_few_distinct_rows_are_refused() -> None:
     points = clusters(4)[0].repeat(50, 1)
-    with pytest.raises(HybridError, match="at least 5 distinct rows, one a latent; found 4; give more traces"):
+    with pytest.raises(HybridError, match="have 4 distinct rows; 5 latents need at least as many; give more traces"):
         train_many(points, RECIPE, seed=0)
-    with pytest.raises(HybridError, match="must be finite numbers; found 1 of 200 rows"):
+    with pytest.raises(HybridError, match="1 of 200 rows of activations are not finite"):
         train_many(points.index_fill(0, torch.tensor([3]), float("nan")), RECIPE, seed=0)
+
+
+def drawn(latents: int = 6, width: int = 10, k: int = 2) -> TopKAutoencoder:
+    torch.manual_seed(0)
+    mean, own, weight, bias = torch.randn(width), torch.randn(width), torch.randn(latents, width), torch.randn(latents)
+    return TopKAutoencoder(
+        SparseEncoder(mean, own / 10, weight, bias), F.normalize(torch.randn(width, latents), dim=0), k
+    )
+
+
+def test_the_explained_share_is_that_of_a_plain_loop() -> None:
+    found, points = drawn(), torch.randn(50, 10, generator=torch.Generator().manual_seed(1)).double()
+    encoder = found.encoder
+    error, units = 0.0, []
+    for point in points:
+        x = (point - encoder.mean) / (point - encoder.mean).norm()
+        answers = [float(encoder.weight[j].double() @ (x - encoder.decoder_bias) + encoder.bias[j]) for j in range(6)]
+        strongest = sorted(range(6), key=answers.__getitem__)[-2:]
+        guess = encoder.decoder_bias + sum(max(answers[j], 0.0) * found.decoder[:, j] for j in strongest)
+        error += float((x - guess).square().sum())
+        units.append(x)
+    variance = float((torch.stack(units) - torch.stack(units).mean(0)).square().sum())
+    assert found.explained(points.float()) == pytest.approx(1 - error / variance, abs=1e-5)
+
+
+def test_points_that_do_not_vary_have_nothing_to_explain() -> None:
+    found = drawn()
+    assert found.explained(torch.ones(3, 10)) == 0.0
+    assert found.explained(found.encoder.mean.repeat(3, 1)) == 0.0
+
+
+def test_the_mean_is_that_of_all_rows_read_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "READ_ROWS", 7)
+    rows = torch.randn(100, 5).half()
+    assert torch.equal(mean_of(rows), rows.double().mean(0).float())
+
+
+def test_a_row_that_is_the_mean_has_no_direction() -> None:
+    mean = torch.tensor([1.0, 2.0])
+    assert torch.equal(unit_rows(torch.tensor([[1.0, 2.0], [4.0, 6.0]]), mean), torch.tensor([[0.0, 0.0], [0.6, 0.8]]))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_rows_that_are_no_numbers_are_counted(value: float) -> None:
+    rows = torch.randn(20, 5)
+    rows[3, 1] = rows[4, 0] = rows[4, 4] = value
+    with pytest.raises(HybridError, match="2 of 20 rows of activations are not finite; collect them again"):
+        mean_of(rows)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 12345.678])
+def test_rows_that_are_all_the_same_are_refused(value: float) -> None:
+    with pytest.raises(HybridError, match="all 30 rows of activations are the same; give other traces"):
+        mean_of(torch.full((30, 5), value))
+
+
+def test_no_rows_are_refused() -> None:
+    with pytest.raises(HybridError, match=r"there are no activations; .*; give more traces"):
+        mean_of(torch.zeros(0, 5))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"layers": ()}, "layers"),
+        ({"layers": (1, 1)}, r"layers must differ; found \(1, 1\)"),
+        ({"sizes": (5, 8, 5)}, r"sizes must differ; found \(5, 8, 5\)"),
+        ({"baselines": ("gmm", "gmm")}, "baselines must differ"),
+        ({"baselines": ("dbscan",)}, "baselines"),
+        ({"sizes": (5, 2)}, r"k must be at most the smallest size \(2\); found 3"),
+        ({"batch": 49}, r"batch must be at least the largest size \(50\); found 49"),
+        ({"scored": 49}, r"scored must be at least the largest size \(50\); found 49"),
+        ({"sizes": (5, 101)}, "sizes must be at most 100, .*found 101"),
+        ({"tolerance": 1.0}, "tolerance"),
+        ({"rate": 0.0}, "rate"),
+        ({"latents": 8}, "latents"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(fields: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        SaeRecipe(**{"layers": (0,)} | fields)

@@ -27,8 +27,8 @@ from lm_eval_hybrid.discovery.calibration import (
     SteeringSetting,
     calibrate,
 )
-from lm_eval_hybrid.discovery.traces.pair import Pair
-from lm_eval_hybrid.discovery.traces.problems import Problem, Source, draw
+from lm_eval_hybrid.discovery.traces.pair import ModelPair
+from lm_eval_hybrid.discovery.traces.problems import ProblemSource, PromptedProblem, draw
 from lm_eval_hybrid.harness.hybrid_lm import HybridLM
 from lm_eval_hybrid.harness.records import HybridAnswer
 from lm_eval_hybrid.models.local import LocalBackend
@@ -49,9 +49,9 @@ def steering_of(bundle: Path) -> Steering:
     return Steering.from_suite(compose([Bundle.load(bundle)]))
 
 
-def loaded(system: TinySystem, prompt: PromptSpec) -> Pair:
+def loaded(system: TinySystem, prompt: PromptSpec) -> ModelPair:
     folders = (system.base, system.thinking)
-    return Pair(
+    return ModelPair(
         *(
             LocalBackend(AutoModelForCausalLM.from_pretrained(f).eval(), AutoTokenizer.from_pretrained(f))
             for f in folders
@@ -109,7 +109,7 @@ def test_scores_are_those_of_the_harness(
     said = [[_said(s["resps"][0][0]) for s in evaluated(system, tmp_path, task, arm)] for arm in arms]
     # Each document's true answer is taken from one of the arms in turn, so that every arm is right at times.
     write([said[i % 3][i] or "1" for i in range(DOCUMENTS)])
-    source = Source(data=str(tmp_path / file), question=question, prompt=form)
+    source = ProblemSource(data=str(tmp_path / file), question=question, prompt=form)
     drawn = {problem.prompt: problem for problem in draw([source], DOCUMENTS, 0)}
     problems = [drawn[form.replace("{question}", f"{n} and {n}?")] for n in range(DOCUMENTS)]
     recipe = CalibrationRecipe(settings=(OWN,), max_new_tokens=TOKENS, stop=STOPS, batch=4)
@@ -129,20 +129,20 @@ def _said(response: HybridAnswer) -> str | None:
     return final_answer(response, cut=response.generation.finish == "length")
 
 
-def answers_of(studied: Studied, count: int, arm: str = "thinking") -> list[Problem]:
+def answers_of(studied: Studied, count: int, arm: str = "thinking") -> list[PromptedProblem]:
     """Problems whose true answer is the arm's."""
     prompts = [f"Question {i}: one. two?" for i in range(count)]
     decoder = HybridDecoder(studied.base, studied.thinking, None, policy_for(arm, STRONG.policy()))
     answers = decoder.generate([studied.pair.prompts(text) for text in prompts], TOKENS, STOPS)
     pairs = zip(prompts, answers, strict=True)
     return [
-        Problem(text, final_answer(answer.text, cut=answer.finish == "length") or "nothing at all")
+        PromptedProblem(text, final_answer(answer.text, cut=answer.finish == "length") or "nothing at all")
         for text, answer in pairs
     ]
 
 
 @pytest.fixture(scope="module")
-def problems(studied: Studied) -> list[Problem]:
+def problems(studied: Studied) -> list[PromptedProblem]:
     return answers_of(studied, 6)
 
 
@@ -158,14 +158,14 @@ def fits(tmp_path_factory: pytest.TempPathFactory) -> list[Steering]:
 
 
 def found_with(
-    studied: Studied, fits: list[Steering], problems: list[Problem], folder: Path, *settings: SteeringSetting
+    studied: Studied, fits: list[Steering], problems: list[PromptedProblem], folder: Path, *settings: SteeringSetting
 ) -> CalibrationResult:
     recipe = CalibrationRecipe(settings=settings, max_new_tokens=TOKENS, stop=STOPS, batch=5)
     return calibrate(studied.pair, fits, problems, recipe, 0, folder)
 
 
 def test_the_first_setting_is_evaluated_with_all_fits_the_others_with_the_best(
-    studied: Studied, fits: list[Steering], problems: list[Problem], tmp_path: Path
+    studied: Studied, fits: list[Steering], problems: list[PromptedProblem], tmp_path: Path
 ) -> None:
     found = found_with(studied, fits, problems, tmp_path, STRONG, WEAK)
     assert [(trial.fit, trial.setting) for trial in found.trials[:2]] == [(0, STRONG), (1, STRONG)]
@@ -224,13 +224,17 @@ def test_of_equal_trials_the_one_that_steers_less_wins(
 ) -> None:
     write_scores(tmp_path, rows)
     settings = list(dict.fromkeys(row[1] for row in rows))
-    found = found_with(studied, fits, [Problem(str(i), "1") for i in range(4)], tmp_path, *settings)
+    found = found_with(studied, fits, [PromptedProblem(str(i), "1") for i in range(4)], tmp_path, *settings)
     assert (found.fit, found.setting) == best
     assert len(found.trials) == len(rows)
 
 
 def test_scores_in_the_folder_are_not_computed_again(
-    studied: Studied, fits: list[Steering], problems: list[Problem], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    studied: Studied,
+    fits: list[Steering],
+    problems: list[PromptedProblem],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = found_with(studied, fits, problems, tmp_path / "whole", STRONG, WEAK)
     stream, begun = HybridDecoder.stream, []
@@ -254,7 +258,7 @@ def test_scores_in_the_folder_are_not_computed_again(
 
 
 def test_the_trial_of_a_torn_line_is_repeated(
-    studied: Studied, fits: list[Steering], problems: list[Problem], tmp_path: Path
+    studied: Studied, fits: list[Steering], problems: list[PromptedProblem], tmp_path: Path
 ) -> None:
     whole = found_with(studied, fits, problems, tmp_path, STRONG)
     path = tmp_path / SCORES_FILE
@@ -275,12 +279,12 @@ def test_without_a_gap_the_most_right_answers_win(studied: Studied, fits: list[S
 
 def test_problems_without_answers_are_refused(studied: Studied, fits: list[Steering], tmp_path: Path) -> None:
     with pytest.raises(HybridError, match="some calibration problems have no answer"):
-        found_with(studied, fits, [Problem("one", "1"), Problem("two")], tmp_path, STRONG)
+        found_with(studied, fits, [PromptedProblem("one", "1"), PromptedProblem("two")], tmp_path, STRONG)
 
 
 def test_a_problem_longer_than_the_context_counts_as_wrong(fits: list[Steering], tmp_path: Path) -> None:
     short = loaded(write_system(tmp_path / "system", context=40), RAW)
-    problems = [Problem("x" * length, "1") for length in (5, 39, 40, 41, 100)]
+    problems = [PromptedProblem("x" * length, "1") for length in (5, 39, 40, 41, 100)]
     recipe = CalibrationRecipe(settings=(STRONG,), max_new_tokens=TOKENS)
     found = calibrate(short, fits, problems, recipe, 0, tmp_path)
     assert all(
@@ -305,7 +309,7 @@ def test_an_unfinished_answer_counts_as_wrong(
     finish = "stop" if stops else "length"
     kept = [(text, a) for text, a in zip(texts, answers, strict=True) if final_answer(a.text) and a.finish == finish]
     assert kept and not any(THOUGHT_END in answer.text for _, answer in kept)
-    problems = [Problem(text, final_answer(answer.text)) for text, answer in kept]
+    problems = [PromptedProblem(text, final_answer(answer.text)) for text, answer in kept]
     recipe = CalibrationRecipe(settings=(STRONG,), max_new_tokens=TOKENS, stop=stops)
     found = calibrate(pair, [steering_of(system.bundle)], problems, recipe, 0, tmp_path)
     assert set(found.thinking.scores) == {int(right)}

@@ -11,11 +11,11 @@ from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.policy import Policy
 from lm_eval_hybrid.decoding.steering import SparseEncoder
-from lm_eval_hybrid.discovery.activations import disagreements as module
-from lm_eval_hybrid.discovery.activations import shards as shards_module
-from lm_eval_hybrid.discovery.activations.disagreements import NONE, TOP, Disagreements, fill, load
-from lm_eval_hybrid.discovery.traces.pair import Encoded, Pair
-from lm_eval_hybrid.discovery.traces.traces import Trace
+from lm_eval_hybrid.discovery.activations import readers, store
+from lm_eval_hybrid.discovery.activations.disagreements import NONE, Disagreements, fill, load
+from lm_eval_hybrid.discovery.activations.readers import TOP
+from lm_eval_hybrid.discovery.traces.pair import EncodedTrace, ModelPair
+from lm_eval_hybrid.discovery.traces.trace import Trace
 from lm_eval_hybrid.models.local import LocalBackend
 from tests.discovery.collecting import SAE_LAYER, random_encoder
 from tests.discovery.conftest import RAW, Studied
@@ -34,8 +34,8 @@ TEXTS = (
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several shards of several passes each."""
-    monkeypatch.setattr(shards_module, "TRACES", 5)
-    monkeypatch.setattr(module, "LOGITS", 4 * 400 * 150)
+    monkeypatch.setattr(store, "SHARD_TRACES", 5)
+    monkeypatch.setattr(readers, "LOGIT_BYTES", 4 * 400 * 150)
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,18 @@ def naive_category(encoder: SparseEncoder, residual: Tensor) -> int:
     return int((encoder.weight @ read + encoder.bias).argmax())
 
 
-def naive(pair: Pair, encoded: Sequence[Encoded], bridge: OneVocabulary) -> tuple[list[Naive], list[int]]:
+def naive(pair: ModelPair, encoded: Sequence[EncodedTrace], bridge: OneVocabulary) -> tuple[list[Naive], list[int]]:
     """All gates, and in how many places of each trace the models were compared."""
     found, places = [], []
     for index, one in enumerate(encoded):
-        said, residual = plain(pair.thinking, one.thinking, SAE_LAYER)
-        ours, _ = plain(pair.base, one.base, 0)
-        asked = range(one.begin - 1, len(one.thinking) - 1)
+        said, residual = plain(pair.thinking, one.thinking_ids, SAE_LAYER)
+        ours, _ = plain(pair.base, one.base_ids, 0)
+        asked = range(one.begin - 1, len(one.thinking_ids) - 1)
         places.append(len(asked))
         for place in asked:
             theirs = bridge.crossing_thinking(said[place])
             choice = int(theirs.argmax())
-            column = one.column(place)
+            column = one.base_column(place)
             if bridge.agree(int(bridge.crossing_base(ours[column]).argmax()), choice):
                 continue
             logprobs = theirs.log_softmax(-1)
@@ -106,7 +106,7 @@ def test_gates_of_one_vocabulary_are_those_of_a_loop_over_places(studied: Studie
     assert 20 < len(wanted) < sum(places) and len(set(found.category.tolist())) > 2
     # What the thinking model wrote greedily is what it chooses at each place.
     encoded = [studied.pair.encode(trace) for trace in studied.traces]
-    written = [encoded[t].base[c + 1] for t, c in zip(found.trace.tolist(), found.column.tolist(), strict=True)]
+    written = [encoded[t].base_ids[c + 1] for t, c in zip(found.trace.tolist(), found.column.tolist(), strict=True)]
     assert sum(a == b for a, b in zip(written, found.target.tolist(), strict=True)) >= len(written) - len(encoded)
 
 
@@ -123,14 +123,16 @@ def test_gates_across_vocabularies_are_those_of_a_loop_over_places(
     tmp_path: Path, tokenizers: tuple, padding: int
 ) -> None:
     models = crossed_pair(*tokenizers, padding=padding)
-    pair = Pair(*(LocalBackend(m, t) for m, t in zip((models.base, models.thinking), tokenizers, strict=True)), RAW)
+    pair = ModelPair(
+        *(LocalBackend(m, t) for m, t in zip((models.base, models.thinking), tokenizers, strict=True)), RAW
+    )
     traces = [Trace(f"Question {i}: what?", text) for i, text in enumerate(TEXTS)]
     fill(tmp_path, pair, traces, random_encoder(), SAE_LAYER, "told")
     encoded = [pair.encode(trace) for trace in traces]
     wanted, places = naive(pair, encoded, bridge_of(tokenizers))
     check(load(tmp_path, len(traces)), wanted, places)
     assert len(wanted) > 20
-    assert places == [len(one.thinking) - one.begin for one in encoded] and places[3] == 1
+    assert places == [len(one.thinking_ids) - one.begin for one in encoded] and places[3] == 1
 
 
 def test_an_id_that_only_padding_stands_for_is_never_chosen_nor_kept(tmp_path: Path) -> None:
@@ -140,10 +142,12 @@ def test_an_id_that_only_padding_stands_for_is_never_chosen_nor_kept(tmp_path: P
         for model in (models.base, models.thinking):
             head = model.get_output_embeddings().weight
             head[-7:] = head[:-7].mean(0) + 50 * torch.randn(7, head.shape[1])  # mostly far above all others
-    pair = Pair(*(LocalBackend(m, t) for m, t in zip((models.base, models.thinking), tokenizers, strict=True)), RAW)
+    pair = ModelPair(
+        *(LocalBackend(m, t) for m, t in zip((models.base, models.thinking), tokenizers, strict=True)), RAW
+    )
     traces = [Trace("Question: what?", TEXTS[0])]
     [encoded] = [pair.encode(trace) for trace in traces]
-    said, _ = plain(pair.thinking, encoded.thinking, 0)
+    said, _ = plain(pair.thinking, encoded.thinking_ids, 0)
     assert (said.argmax(-1) >= len(tokenizers[1])).float().mean() > 0.5
     fill(tmp_path, pair, traces, random_encoder(), SAE_LAYER, "told")
     found = load(tmp_path, 1)
@@ -155,10 +159,10 @@ def test_logits_are_taken_in_bounded_parts_without_a_difference(
     studied: Studied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     traces = [*studied.traces[:3], replace(studied.traces[3], text="One a. Two b. " * 30)]
-    monkeypatch.setattr(module, "LOGITS", 2**28)
+    monkeypatch.setattr(readers, "LOGIT_BYTES", 2**28)
     fill(tmp_path / "at once", studied.pair, traces, random_encoder(), SAE_LAYER, "told")
     limit = 4 * 258 * 50  # fifty tokens at once
-    monkeypatch.setattr(module, "LOGITS", limit)
+    monkeypatch.setattr(readers, "LOGIT_BYTES", limit)
     sizes: list[int] = []
     heads = [backend.model._module.lm_head for backend in (studied.base, studied.thinking)]
     handles = [head.register_forward_hook(lambda module, i, output: sizes.append(4 * output.numel())) for head in heads]
@@ -220,7 +224,7 @@ def test_some_traces_gates_are_theirs(studied: Studied, tmp_path: Path) -> None:
 def test_processes_share_a_folder_of_one_kind(studied: Studied, tmp_path: Path) -> None:
     fill(tmp_path / "one", studied.pair, studied.traces, random_encoder(), SAE_LAYER, "told")
     fill(tmp_path / "two", studied.pair, studied.traces, random_encoder(), SAE_LAYER, "told", Ranks(1, 2))
-    with pytest.raises(HybridError, match="found 2 of 3 shards missing"):
+    with pytest.raises(HybridError, match="2 of 3 shards are missing"):
         load(tmp_path / "two", len(studied.traces))
     fill(tmp_path / "two", studied.pair, studied.traces, random_encoder(), SAE_LAYER, "told", Ranks(0, 2))
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
@@ -233,7 +237,7 @@ def test_processes_share_a_folder_of_one_kind(studied: Studied, tmp_path: Path) 
         (studied.pair, studied.traces[1:], SAE_LAYER, "told", "traces"),
         (replace(studied.pair, base=studied.thinking), studied.traces, SAE_LAYER, "told", "base"),
     ):
-        with pytest.raises(HybridError, match=f"same {said}; found others"):
+        with pytest.raises(HybridError, match=f"shards from different {said}"):
             fill(tmp_path / "one", pair, traces, random_encoder(), layer, told)
 
 

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lm_eval_hybrid.decoding.steering import CoefficientNetwork
-from lm_eval_hybrid.discovery.activations.disagreements import NONE, TOP, Disagreements
+from lm_eval_hybrid.discovery.activations.disagreements import NONE, Disagreements
+from lm_eval_hybrid.discovery.activations.readers import TOP
 from lm_eval_hybrid.discovery.vectors import fitting as module
 from lm_eval_hybrid.discovery.vectors.fitted import FittedVectors
 from lm_eval_hybrid.discovery.vectors.fitting import DisagreementRecipe, FitData, LikelihoodRecipe, fit

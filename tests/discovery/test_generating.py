@@ -7,15 +7,15 @@ import torch
 
 from lm_eval_hybrid.bundles.manifest import PromptSpec
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.discovery.traces import generating, sources
-from lm_eval_hybrid.discovery.traces.generating import generate
-from lm_eval_hybrid.discovery.traces.pair import Pair
+from lm_eval_hybrid.discovery.traces import sources
+from lm_eval_hybrid.discovery.traces.pair import ModelPair
+from lm_eval_hybrid.discovery.traces.sources import generate
 from lm_eval_hybrid.models.local import LocalBackend
 from tests.discovery.conftest import RAW, Studied, bos_tokenizer
 from tests.tiny_system import CHAT_TEMPLATE, tiny_model, tiny_tokenizer
 
 
-def greedy(pair: Pair, prompt: str, tokens: int) -> str:
+def greedy(pair: ModelPair, prompt: str, tokens: int) -> str:
     """What transformers' own decoding answers."""
     tokenizer = pair.thinking.tokenizer
     ids = torch.tensor([pair.prompts(prompt).thinking_ids])
@@ -51,7 +51,7 @@ def test_a_prompt_is_read_as_the_pair_gives_it_with_its_bos(
     tokenizer = bos_tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE
     thinking = LocalBackend(studied.thinking.model._module, tokenizer)
-    pair = Pair(studied.base, thinking, prompt)
+    pair = ModelPair(studied.base, thinking, prompt)
     [trace] = generate(tmp_path / "t.jsonl", pair, ["Question 3:"], max_new_tokens=20)
     assert pair.prompts("Question 3:").thinking_ids[0] == 0
     assert (trace.prompt, trace.text) == ("Question 3:", greedy(pair, "Question 3:", 20))
@@ -72,11 +72,11 @@ def test_an_interrupted_run_goes_on_where_it_was(studied: Studied, tmp_path: Pat
 def test_what_was_written_before_an_end_stays(
     studied: Studied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generating, "BATCH", 5)
+    monkeypatch.setattr(sources, "BATCH", 5)
     path, prompts = tmp_path / "traces.jsonl", prompts_of(studied)
-    for bad, said in (("x" * 20000, "found 20000 in 'xxx"), ("x" * 16384, "found 16384 in")):
+    for bad, said in (("x" * 20000, "has 20000 tokens"), ("x" * 16384, "has 16384 tokens")):
         # Before anything is decoded: not hours later.
-        with pytest.raises(HybridError, match=f"must leave room in the .* context of 16384 tokens; {said}"):
+        with pytest.raises(HybridError, match=f"{said}.* leaves no room in the .* context of 16384 tokens"):
             generate(path, studied.pair, [*prompts, bad], max_new_tokens=40)
         assert len(path.read_text().splitlines()) == 1
     generate(path, studied.pair, prompts[:7], max_new_tokens=40)
@@ -85,7 +85,7 @@ def test_what_was_written_before_an_end_stays(
 
 def test_an_answer_ends_with_the_context(tmp_path: Path) -> None:
     small = LocalBackend(tiny_model(0, context=20), tiny_tokenizer())
-    pair = Pair(small, small, RAW)
+    pair = ModelPair(small, small, RAW)
     prompts = ["Question 1: a", "Question 22: why is t"[:19]]
     found = generate(tmp_path / "t.jsonl", pair, prompts, max_new_tokens=40)
     assert [trace.text for trace in found] == [greedy(pair, p, 20 - len(p)) for p in prompts]
@@ -95,7 +95,7 @@ def test_traces_of_other_prompts_are_not_mixed_in(studied: Studied, tmp_path: Pa
     path = tmp_path / "traces.jsonl"
     keep(path, studied, 2)
     for prompts in (["a", "b", "c"], prompts_of(studied)[:1], prompts_of(studied)[1:]):
-        with pytest.raises(HybridError, match="same prompts; found others"):
+        with pytest.raises(HybridError, match="contains traces of other prompts"):
             generate(path, studied.pair, prompts, max_new_tokens=40)
 
 
@@ -108,7 +108,7 @@ def test_traces_of_another_model_prompt_or_length_are_not_mixed_in(studied: Stud
         (replace(studied.pair, prompt=PromptSpec(thinking="raw", prefix="<think>")), 40),
         (studied.pair, 41),
     ):
-        with pytest.raises(HybridError, match="same model, prompt and max_new_tokens; found others"):
+        with pytest.raises(HybridError, match="was not written with the same model, prompt and max_new_tokens"):
             generate(path, pair, prompts, max_new_tokens=length)
     assert path.read_bytes() == kept
 
@@ -123,7 +123,7 @@ def test_foreign_files_are_refused_and_left_alone(studied: Studied, tmp_path: Pa
         assert path.read_text() == content
     path.unlink()
     keep(path, studied, 1, row + "\n")
-    with pytest.raises(HybridError, match=r"traces\.jsonl:3: must be a trace"):
+    with pytest.raises(HybridError, match=r"traces\.jsonl:3: found .* no trace"):
         generate(path, studied.pair, prompts_of(studied), max_new_tokens=40)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.discovery.taxonomy.grading import Grades, TaxonomyJudge, estimate, grade
+from lm_eval_hybrid.discovery.taxonomy.grading import GradingRecipe, TaxonomyGrades, estimate, grade
 from lm_eval_hybrid.judging.cache import CachedJudge
 from lm_eval_hybrid.judging.load import load
 from tests.judging.judge_server import RULES, Fault, JudgeServer, rule, says
@@ -25,9 +25,9 @@ def server() -> Iterator[JudgeServer]:
         yield serving
 
 
-def recipe(server: JudgeServer, **changes: object) -> TaxonomyJudge:
+def recipe(server: JudgeServer, **changes: object) -> GradingRecipe:
     usual = {"sentences": 5, "examples": 4, "retries": 0, "timeout": 5.0}
-    return TaxonomyJudge(kind="endpoint", model="rule", url=server.url, **usual | changes)
+    return GradingRecipe(kind="endpoint", model="rule", url=server.url, **usual | changes)
 
 
 def sample(count: int, words: tuple[str, ...] = RULES) -> tuple[list[str], torch.Tensor]:
@@ -41,7 +41,7 @@ def graded(
     changes: dict | None = None,
     held_out: tuple[list[str], torch.Tensor] | None = None,
     learned: tuple[list[str], torch.Tensor] | None = None,
-) -> Grades:
+) -> TaxonomyGrades:
     asked = recipe(server, **changes or {})
     sentences, categories = learned or sample(6)
     return grade(load(asked), sentences, categories, *(held_out or sample(8)), {}, asked, seed=1)
@@ -109,7 +109,7 @@ def test_a_title_is_after_exemplars_and_others(server: JudgeServer) -> None:
 
 
 def test_the_same_seed_asks_the_same_and_the_cache_answers(server: JudgeServer, tmp_path: Path) -> None:
-    def graded(seed: int) -> Grades:
+    def graded(seed: int) -> TaxonomyGrades:
         asked = recipe(server, sentences=3)
         return grade(CachedJudge(load(asked), tmp_path), *sample(50), *sample(50), {}, asked, seed)
 
@@ -142,7 +142,7 @@ def test_nonsense_is_a_miss_and_is_counted(
         found = graded(server)
     assert found.unanswered == unanswered and found.score == 0.0
     assert (found.consistency.value, found.completeness.value, found.confidence, found.independence) == figures
-    assert f"{unanswered} of the judge's {found.asked} replies say nothing usable" in caplog.text
+    assert f"{unanswered} of the judge's {found.asked} replies contain no usable answer" in caplog.text
     assert "I would rather not." in caplog.text
     if silent == "title":
         assert found.titles == ("",) * 4 and found.asked == 4
@@ -176,31 +176,31 @@ def test_a_category_with_no_examples_is_named_in_a_warning(
 def test_one_category_alone_scores_nothing(server: JudgeServer, caplog: pytest.LogCaptureFixture) -> None:
     found = graded(server, None, sample(4, ("plan",)), sample(4, ("plan",)))
     assert found.consistency.value == found.completeness.value == 1.0
-    assert found.independence == found.score == 0.0 and "one category alone" in caplog.text
+    assert found.independence == found.score == 0.0 and "only one category" in caplog.text
 
 
 def test_nothing_held_out_is_a_mistake(server: JudgeServer) -> None:
-    with pytest.raises(HybridError, match="held-out sentences; found none"):
+    with pytest.raises(HybridError, match="no sentences are held out"):
         graded(server, None, ([], torch.tensor([], dtype=torch.int64)))
     assert not server.asked
 
 
 def test_a_judge_of_taxonomies_is_checked_as_any() -> None:
     with pytest.raises(pydantic.ValidationError, match="url must be http"):
-        TaxonomyJudge(kind="endpoint", model="rule", sentences=3)
+        GradingRecipe(kind="endpoint", model="rule", sentences=3)
 
 
 def test_grades_are_kept_as_json(server: JudgeServer) -> None:
     found = graded(server)
     text = found.to_json()
-    assert Grades.from_json(text) == found and Grades.from_json(text).to_json() == text
+    assert TaxonomyGrades.from_json(text) == found and TaxonomyGrades.from_json(text).to_json() == text
     fields = json.loads(text)
     assert fields["schema"] == 1 and fields["score"] == 1.0
     for broken in ("", "[]", "{}", "[" * 100_000, json.dumps(fields | {"schema": 2}), json.dumps(fields | {"more": 1})):
         with pytest.raises(HybridError, match="grade again"):
-            Grades.from_json(broken)
+            TaxonomyGrades.from_json(broken)
     with pytest.raises(HybridError, match="titles must be one for each of 4"):
-        Grades.from_json(json.dumps(fields | {"titles": ["A"]}))
+        TaxonomyGrades.from_json(json.dumps(fields | {"titles": ["A"]}))
 
 
 def test_the_estimate_bounds_what_is_asked(server: JudgeServer) -> None:
@@ -219,6 +219,6 @@ def test_the_estimate_bounds_what_is_asked(server: JudgeServer) -> None:
 def test_a_random_model_of_the_harness_answers_nothing_usable(tmp_path: Path) -> None:
     system = write_system(tmp_path)
     arguments = f"pretrained={system.base},dtype=float32,device=cpu"
-    asked = TaxonomyJudge(kind="harness", model="hf", arguments=arguments, max_tokens=16, sentences=2, examples=3)
+    asked = GradingRecipe(kind="harness", model="hf", arguments=arguments, max_tokens=16, sentences=2, examples=3)
     found = grade(load(asked), *sample(3), *sample(3), {}, asked, seed=1)
     assert found.unanswered == found.asked == 4 and found.score == 0.0

@@ -1,36 +1,18 @@
-import dataclasses
 import math
 
 import pytest
 import torch
 
-from lm_eval_hybrid.discovery.taxonomy.grading import Grades
 from lm_eval_hybrid.discovery.taxonomy.naming import exemplars, keywords, name
-from lm_eval_hybrid.results.statistics import accuracy
 
 
 def one_hot(*latents: int, of: int) -> torch.Tensor:
     return torch.eye(of)[list(latents)]
 
 
-def grades(**titles: str) -> Grades:
-    """Grades of the latents in the keywords' names (l0, l1, ...), each with a title."""
-    count, share = len(titles), accuracy([1.0])
-    return Grades(
-        judge="test",
-        categories=tuple(int(key[1:]) for key in titles),
-        titles=tuple(titles.values()),
-        descriptions=tuple(title and f"Of {title}." for title in titles.values()),
-        precision=(1.0,) * count,
-        recall=(1.0,) * count,
-        f1=(1.0,) * count,
-        consistency=share,
-        completeness=share,
-        confidence=9.0,
-        independence=1.0,
-        asked=1,
-        unanswered=0,
-    )
+def titles(**titles: str) -> dict[int, tuple[str, str]]:
+    """A judge's titles of the latents in the keywords' names (l0, l1, ...), and descriptions of them."""
+    return {int(key[1:]): (title, f"Of {title}.") for key, title in titles.items()}
 
 
 def test_behaviors_are_named_after_the_words_that_open_most_of_their_sentences() -> None:
@@ -91,7 +73,7 @@ def test_exemplars_are_different_and_strongest_first() -> None:
 
 def test_a_judges_titles_come_first_where_it_gave_them() -> None:
     sentences = ["So it is.", "Check this.", "Check that.", "1 + 1"]
-    judged = grades(l0="Stating a result", l1="", l3="Of nobody")
+    judged = titles(l0="Stating a result", l3="Of nobody")
     first, second, third = name(sentences, one_hot(0, 1, 1, 2, of=4), judged)
     assert (first.key, first.title) == ("stating-a-result", "Stating a result")
     assert first.description == "Of Stating a result. (25.0% of the sentences)"
@@ -100,7 +82,7 @@ def test_a_judges_titles_come_first_where_it_gave_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("titles", "keys"),
+    ("given", "keys"),
     [
         (("Check", "Check"), ["check", "check-1"]),
         (("Step 1", "Step", "Step"), ["step-1", "step", "step-2"]),
@@ -111,12 +93,12 @@ def test_a_judges_titles_come_first_where_it_gave_them() -> None:
         (("word " * 11 + "x", "--a--"), ["-".join(["word"] * 11) + "-x", "a"]),
     ],
 )
-def test_keys_are_made_from_titles_and_kept_distinct(titles: tuple[str, ...], keys: list[str]) -> None:
-    sentences = [f"{i}." for i in range(len(titles))]
-    judged = grades(**{f"l{i}": title for i, title in enumerate(titles)})
-    behaviors = name(sentences, torch.eye(len(titles)), judged)
+def test_keys_are_made_from_titles_and_kept_distinct(given: tuple[str, ...], keys: list[str]) -> None:
+    sentences = [f"{i}." for i in range(len(given))]
+    judged = titles(**{f"l{i}": title for i, title in enumerate(given)})
+    behaviors = name(sentences, torch.eye(len(given)), judged)
     assert [behavior.key for behavior in behaviors] == keys
-    assert [behavior.title for behavior in behaviors] == list(titles)
+    assert [behavior.title for behavior in behaviors] == list(given)
 
 
 def test_words_without_end_make_no_key_without_end() -> None:
@@ -125,6 +107,6 @@ def test_words_without_end_make_no_key_without_end() -> None:
 
 
 def test_titles_that_are_another_latents_name_are_not_its_key() -> None:
-    judged = dataclasses.replace(grades(l0="latent 3"))
+    judged = titles(l0="latent 3")
     (behavior,) = name(["So."], one_hot(0, of=1), judged)
     assert (behavior.key, behavior.title) == ("latent-0", "latent 3")

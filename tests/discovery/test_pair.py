@@ -11,10 +11,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lm_eval_hybrid.bundles.manifest import PromptSpec
 from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.decoding.prompts import prompt_ids
 from lm_eval_hybrid.decoding.tokens.bridge import Bridge
 from lm_eval_hybrid.decoding.tokens.vocabulary import Vocabulary
-from lm_eval_hybrid.discovery.traces.pair import Encoded, Pair, fingerprint, prompt_ids
-from lm_eval_hybrid.discovery.traces.traces import Trace, digest
+from lm_eval_hybrid.discovery.traces.pair import EncodedTrace, ModelPair, fingerprint
+from lm_eval_hybrid.discovery.traces.trace import Trace, digest
 from lm_eval_hybrid.models.local import LocalBackend
 from tests.discovery.conftest import RAW, Studied, bos_tokenizer
 from tests.oracle.crossing import NaiveBridge
@@ -40,13 +41,13 @@ def backend(tokenizer: PreTrainedTokenizerBase, context: int = 4096) -> LocalBac
 
 def pair_of(
     base: PreTrainedTokenizerBase, thinking: PreTrainedTokenizerBase, prompt: PromptSpec = RAW, contexts: int = 4096
-) -> Pair:
-    return Pair(backend(base, contexts), backend(thinking, contexts), prompt)
+) -> ModelPair:
+    return ModelPair(backend(base, contexts), backend(thinking, contexts), prompt)
 
 
-def in_base(encoded: Encoded, begin: int, end: int) -> list[int]:
+def in_base(encoded: EncodedTrace, begin: int, end: int) -> list[int]:
     """The base's tokens for a span of the thinking model's."""
-    return encoded.base[encoded.column(begin - 1) + 1 : encoded.column(end - 1) + 1]
+    return encoded.base_ids[encoded.base_column(begin - 1) + 1 : encoded.base_column(end - 1) + 1]
 
 
 def written(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> bytes:
@@ -59,10 +60,10 @@ def test_one_vocabulary_gives_both_models_the_same(studied: Studied) -> None:
     for trace in studied.traces:
         encoded = studied.pair.encode(trace)
         prompt, text = tokenizer(trace.prompt).input_ids, tokenizer(trace.text).input_ids
-        assert encoded.thinking == encoded.base == [*prompt, *text, tokenizer.eos_token_id]
-        assert encoded.begin == len(prompt) and not encoded.cut
-        assert encoded.columns == list(range(len(prompt) - 1, len(encoded.base)))
-        said = [tokenizer.decode(encoded.thinking[s.begin : s.end]) for s in encoded.sentences]
+        assert encoded.thinking_ids == encoded.base_ids == [*prompt, *text, tokenizer.eos_token_id]
+        assert encoded.begin == len(prompt) and not encoded.truncated
+        assert encoded.base_columns == list(range(len(prompt) - 1, len(encoded.base_ids)))
+        said = [tokenizer.decode(encoded.thinking_ids[s.begin : s.end]) for s in encoded.sentences]
         assert said == [s.text for s in encoded.sentences]
         assert "".join("".join(said).split()) == "".join(trace.text.split())
 
@@ -76,11 +77,11 @@ def test_the_base_reads_token_by_token_what_decoding_would_hand_over(
     bridge = NaiveBridge(base, thinking)
     prompt = thinking("Question: why?").input_ids
     text = [*thinking(TEXT).input_ids, thinking.eos_token_id]
-    assert encoded.thinking == [*prompt, *text] and encoded.begin == len(prompt)
+    assert encoded.thinking_ids == [*prompt, *text] and encoded.begin == len(prompt)
     parts = [base("Question: why?").input_ids, *(bridge.to_base(token) for token in text)]
-    assert encoded.base == [token for part in parts for token in part]
-    assert encoded.columns == [count - 1 for count in accumulate(map(len, parts))]
-    assert base.decode(encoded.base) == f"Question: why?{TEXT}{base.eos_token}"
+    assert encoded.base_ids == [token for part in parts for token in part]
+    assert encoded.base_columns == [count - 1 for count in accumulate(map(len, parts))]
+    assert base.decode(encoded.base_ids) == f"Question: why?{TEXT}{base.eos_token}"
 
 
 @crossed
@@ -104,15 +105,15 @@ def test_sentences_lie_in_the_trace_apart_and_the_base_reads_each_whole(
     encoded = pair.encode(Trace("Q", text))
     end = encoded.begin
     for sentence in encoded.sentences:
-        assert end <= sentence.begin < sentence.end < len(encoded.thinking)
+        assert end <= sentence.begin < sentence.end < len(encoded.thinking_ids)
         end = sentence.end
-        theirs = encoded.thinking[sentence.begin : sentence.end]
+        theirs = encoded.thinking_ids[sentence.begin : sentence.end]
         ours = written(base, in_base(encoded, sentence.begin, sentence.end))
         assert ours == written(thinking, theirs)
-    assert len(encoded.columns) == len(encoded.thinking) - encoded.begin + 1
+    assert len(encoded.base_columns) == len(encoded.thinking_ids) - encoded.begin + 1
 
 
-PAIRS: dict[int, Pair] = {}
+PAIRS: dict[int, ModelPair] = {}
 
 
 @settings(max_examples=40, deadline=None)
@@ -125,7 +126,7 @@ def test_in_bytes_a_sentences_tokens_are_its_text(text: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def distilled() -> Pair:
+def distilled() -> ModelPair:
     if not (DATA / "tokenizers").is_dir():
         pytest.skip(f"no tokenizers in {DATA}")
     names = ("qwen2.5-coder", "r1-distill-qwen")
@@ -133,14 +134,14 @@ def distilled() -> Pair:
     return pair_of(base, thinking, PromptSpec(thinking="chat", prefix="<think>\n"), contexts=1024)
 
 
-def test_a_distilled_models_prompt_has_one_bos_and_one_opened_thought(distilled: Pair) -> None:
+def test_a_distilled_models_prompt_has_one_bos_and_one_opened_thought(distilled: ModelPair) -> None:
     tokenizer, ids = distilled.thinking.tokenizer, distilled.prompts("Why?")
     assert tokenizer.decode(ids.thinking_ids) == "<｜begin▁of▁sentence｜><｜User｜>Why?<｜Assistant｜><think>\n"
     assert ids.thinking_ids.count(tokenizer.bos_token_id) == 1
     assert distilled.base.tokenizer.decode(ids.base_ids) == "Why?"
 
 
-def test_real_traces_of_a_distilled_model(distilled: Pair) -> None:
+def test_real_traces_of_a_distilled_model(distilled: ModelPair) -> None:
     base, thinking = distilled.base.tokenizer, distilled.thinking.tokenizer
     (path,) = (DATA / "traces").glob("*1.5b_gsm8k.jsonl")
     with path.open(encoding="utf-8") as file:
@@ -152,15 +153,15 @@ def test_real_traces_of_a_distilled_model(distilled: Pair) -> None:
         prompt, text = base(trace.prompt).input_ids, thinking(trace.text, add_special_tokens=False).input_ids
         room = min(1024 - len(prompt), 1024 - encoded.begin)
         # Every id is the base's own but the end's; `</think>` is what the base has in its place.
-        assert encoded.base == [*prompt, *text, base.eos_token_id][: len(prompt) + room]
-        assert encoded.thinking[encoded.begin :] == [*text, thinking.eos_token_id][:room]
-        assert encoded.cut == (len(text) + 1 > room)
-        cut += encoded.cut
+        assert encoded.base_ids == [*prompt, *text, base.eos_token_id][: len(prompt) + room]
+        assert encoded.thinking_ids[encoded.begin :] == [*text, thinking.eos_token_id][:room]
+        assert encoded.truncated == (len(text) + 1 > room)
+        cut += encoded.truncated
         assert encoded.sentences
         thought = trace.text.split("</think>")[0]
         for sentence in encoded.sentences:
             ids = in_base(encoded, sentence.begin, sentence.end)
-            assert ids == encoded.thinking[sentence.begin : sentence.end]
+            assert ids == encoded.thinking_ids[sentence.begin : sentence.end]
             assert sentence.text in thought and sentence.text.strip() in base.decode(ids)
     assert 0 < cut < len(rows)
 
@@ -185,7 +186,7 @@ def test_a_thought_that_the_prompt_opened_ends_where_it_is_closed() -> None:
     assert [s.text for s in encoded.sentences] == ["We add.", " It is 3."]
     assert [tokenizer.decode(in_base(encoded, s.begin, s.end)) for s in encoded.sentences] == ["We add.", " It is 3."]
     blank = pair.encode(Trace("Q", "\n</think> The answer is 3."))
-    assert blank.sentences == () and not blank.cut
+    assert blank.sentences == () and not blank.truncated
 
 
 def test_prompts_begin_as_the_tokenizer_begins_texts_but_not_twice() -> None:
@@ -193,7 +194,7 @@ def test_prompts_begin_as_the_tokenizer_begins_texts_but_not_twice() -> None:
     assert prompt_ids(bos_tokenizer(), "Q") == prompt_ids(bos_tokenizer(), "<pad>Q") == [0, *plain]
     assert prompt_ids(tiny_tokenizer(), "Q") == plain
     encoded = pair_of(bos_tokenizer(), bos_tokenizer()).encode(Trace("Q", "a"))
-    assert encoded.base == encoded.thinking == [0, *plain, *tiny_tokenizer()("a").input_ids, 1]
+    assert encoded.base_ids == encoded.thinking_ids == [0, *plain, *tiny_tokenizer()("a").input_ids, 1]
 
 
 @pytest.mark.parametrize("room", [0, 1, 4, 9, 10, 11, 12, 200])
@@ -201,38 +202,40 @@ def test_prompts_begin_as_the_tokenizer_begins_texts_but_not_twice() -> None:
 def test_what_is_beyond_a_context_is_cut(narrow: str, room: int) -> None:
     # Twelve bytes and an end, after a prompt of two; the second sentence ends with the twelfth byte.
     contexts = {"base": 4096, "thinking": 4096, narrow: 2 + room}
-    pair = Pair(*(backend(tiny_tokenizer(), contexts[role]) for role in ("base", "thinking")), RAW)
+    pair = ModelPair(*(backend(tiny_tokenizer(), contexts[role]) for role in ("base", "thinking")), RAW)
     encoded = pair.encode(Trace("Q:", "One a. Two b"))
     whole = pair_of(tiny_tokenizer(), tiny_tokenizer()).encode(Trace("Q:", "One a. Two b"))
     kept = min(room, 13)
-    assert encoded.thinking == encoded.base == whole.thinking[: 2 + kept]
-    assert encoded.columns == whole.columns[: 1 + kept]
-    assert encoded.cut == (room < 13)
+    assert encoded.thinking_ids == encoded.base_ids == whole.thinking_ids[: 2 + kept]
+    assert encoded.base_columns == whole.base_columns[: 1 + kept]
+    assert encoded.truncated == (room < 13)
     assert [s.text for s in encoded.sentences] == ["One a.", " Two b"][: 0 if room < 6 else 1 if room < 12 else 2]
 
 
 def test_the_base_may_need_more_room_for_the_same() -> None:
-    pair = Pair(backend(tiny_tokenizer(), 30), backend(metaspace_tokenizer(), 30), RAW)
+    pair = ModelPair(backend(tiny_tokenizer(), 30), backend(metaspace_tokenizer(), 30), RAW)
     encoded = pair.encode(Trace("Q", TEXT))
-    assert encoded.cut and len(encoded.base) <= 30 and len(encoded.thinking) < 30
+    assert encoded.truncated and len(encoded.base_ids) <= 30 and len(encoded.thinking_ids) < 30
     assert (
-        len(encoded.base) + len(pair.bridge.back(metaspace_tokenizer()(TEXT).input_ids[len(encoded.columns) - 1])) > 30
+        len(encoded.base_ids)
+        + len(pair.bridge.back(metaspace_tokenizer()(TEXT).input_ids[len(encoded.base_columns) - 1]))
+        > 30
     )
-    assert encoded.columns[-1] == len(encoded.base) - 1
+    assert encoded.base_columns[-1] == len(encoded.base_ids) - 1
 
 
 @pytest.mark.parametrize("narrow", ["base", "thinking"])
 def test_of_a_prompt_beyond_a_context_there_is_no_more_than_it_holds(narrow: str) -> None:
     contexts = {"base": 4096, "thinking": 4096, narrow: 5}
-    pair = Pair(*(backend(tiny_tokenizer(), contexts[role]) for role in ("base", "thinking")), RAW)
+    pair = ModelPair(*(backend(tiny_tokenizer(), contexts[role]) for role in ("base", "thinking")), RAW)
     encoded = pair.encode(Trace("A long prompt", "One a. Two b"))
-    assert encoded.cut and not encoded.sentences
-    assert len(encoded.base) <= contexts["base"] and len(encoded.thinking) <= contexts["thinking"]
-    assert encoded.begin == len(encoded.thinking) and encoded.columns == [len(encoded.base) - 1]
+    assert encoded.truncated and not encoded.sentences
+    assert len(encoded.base_ids) <= contexts["base"] and len(encoded.thinking_ids) <= contexts["thinking"]
+    assert encoded.begin == len(encoded.thinking_ids) and encoded.base_columns == [len(encoded.base_ids) - 1]
 
 
 def test_a_prompt_without_tokens_is_refused(studied: Studied) -> None:
-    with pytest.raises(HybridError, match="prompt needs at least one token; found ''; give it text"):
+    with pytest.raises(HybridError, match="the prompt '' of a trace has no tokens; give it text"):
         studied.pair.encode(Trace("", "a"))
 
 
@@ -247,10 +250,10 @@ def test_tokenizers_that_will_not_do_are_refused_in_one_line() -> None:
     chat = PromptSpec(thinking="chat")
     letters = metaspace_tokenizer()
     for base, thinking, prompt, said in (
-        (plain, plain, chat, "needs a tokenizer with a chat template; found none in"),
-        (plain, slow, RAW, "needs a thinking model with a fast tokenizer.*; found Slow; convert it"),
-        (plain, endless, RAW, "needs tokenizers with an end token; found one without"),
-        (endless, plain, RAW, "needs tokenizers with an end token; found one without"),
+        (plain, plain, chat, "has no chat template"),
+        (plain, slow, RAW, "Slow is no fast tokenizer, .*; convert it"),
+        (plain, endless, RAW, "no end token"),
+        (endless, plain, RAW, "no end token"),
         (plain, without_bytes(letters), RAW, "must be writable in the thinking model's; found"),
     ):
         with pytest.raises(HybridError, match=said) as caught:

@@ -19,8 +19,8 @@ from lm_eval_hybrid.discovery.plan import DiscoveryPlan
 from lm_eval_hybrid.discovery.recipe import DiscoveryRecipe
 from lm_eval_hybrid.discovery.result import DiscoveryResult
 from lm_eval_hybrid.discovery.stages import DONE_FILE, WorkFolder
-from lm_eval_hybrid.discovery.traces.pair import Pair
-from lm_eval_hybrid.discovery.traces.traces import Trace, digest
+from lm_eval_hybrid.discovery.traces.pair import ModelPair
+from lm_eval_hybrid.discovery.traces.trace import Trace, digest
 from lm_eval_hybrid.models.local import LocalBackend
 from tests.discovery.conftest import RAW, Studied
 from tests.judging.judge_server import JudgeServer, never_wait
@@ -69,7 +69,7 @@ def plan(made: DiscoveryRecipe, work: Path, samples: Sequence[Trace] = ()) -> Di
     return DiscoveryPlan(made, WorkFolder(work), MODELS, tuple(samples))
 
 
-def found_by(made: DiscoveryRecipe, pair: Pair, work: Path, samples: Sequence[Trace] = ()) -> DiscoveryResult:
+def found_by(made: DiscoveryRecipe, pair: ModelPair, work: Path, samples: Sequence[Trace] = ()) -> DiscoveryResult:
     found = DiscoveryRun(plan(made, work, samples), pair).run()
     assert found is not None
     return found
@@ -278,7 +278,7 @@ def test_samples_replace_generated_traces(
     given = found_by(recipe(place, traces={"count": 2000}), studied.pair, tmp_path, studied.traces)
     assert given.traces == studied.traces and "traces" not in stages_in(tmp_path)
     assert len(given.calibration.base.scores) == 3
-    with pytest.raises(HybridError, match="9 different ones are needed for traces and calibration; found 8"):
+    with pytest.raises(HybridError, match="8 different problems; traces and calibration need 9"):
         # The 12 traces answer the first 12 of the 20 problems.
         assert len(texts) == 12
         plan(recipe(place, calibration={"problems": 9}), tmp_path, studied.traces).check()
@@ -354,7 +354,7 @@ def test_an_unreachable_judge_leaves_finished_stages(studied: Studied, found: Di
 
 
 def test_models_that_agree_are_refused(studied: Studied, place: Path, tmp_path: Path) -> None:
-    agreeing = Pair(studied.thinking, studied.thinking, RAW)
+    agreeing = ModelPair(studied.thinking, studied.thinking, RAW)
     with pytest.raises(HybridError, match="never disagree in the training traces"):
         found_by(recipe(place), agreeing, tmp_path, studied.traces)
     assert stages_in(tmp_path) == ["activations", "gates", "sae-1", "sae-2"], "finished stages stay"
@@ -399,25 +399,25 @@ def test_a_model_that_generates_nothing_is_refused(place: Path, tmp_path: Path) 
         silent.model.norm.weight.abs_()
         # The end token always has the largest logit.
         silent.lm_head.forward = lambda x: torch.nn.functional.one_hot(torch.ones(x.shape[:-1], dtype=int), 258).float()
-    pair = Pair(LocalBackend(tiny_model(0), tiny_tokenizer()), LocalBackend(silent, tiny_tokenizer()), RAW)
-    with pytest.raises(HybridError, match="at least one response that is not empty"):
+    pair = ModelPair(LocalBackend(tiny_model(0), tiny_tokenizer()), LocalBackend(silent, tiny_tokenizer()), RAW)
+    with pytest.raises(HybridError, match="found no response that is not empty"):
         found_by(recipe(place), pair, tmp_path)
 
 
 def test_vocabularies_that_cannot_be_aligned_are_refused(studied: Studied) -> None:
     other = tiny_tokenizer()
     other.eos_token = None
-    with pytest.raises(HybridError, match="end token; found one without"):
-        Pair(studied.base, LocalBackend(studied.thinking.model._module, other), RAW)
-    with pytest.raises(HybridError, match="needs a tokenizer with a chat template"):
-        Pair(studied.base, studied.thinking, RAW.model_copy(update={"thinking": "chat"}))
+    with pytest.raises(HybridError, match="no end token"):
+        ModelPair(studied.base, LocalBackend(studied.thinking.model._module, other), RAW)
+    with pytest.raises(HybridError, match="has no chat template"):
+        ModelPair(studied.base, studied.thinking, RAW.model_copy(update={"thinking": "chat"}))
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"traces": {"count": 18}}, "21 different ones are needed for traces and calibration; found 20"),
-        ({"problems": [{"data": "absent.jsonl"}]}, "absent.jsonl: problems must be a readable jsonl file"),
+        ({"traces": {"count": 18}}, "20 different problems; traces and calibration need 21"),
+        ({"problems": [{"data": "absent.jsonl"}]}, "absent.jsonl: cannot be read"),
     ],
 )
 def test_problems_are_read_before_the_work(place: Path, tmp_path: Path, change: dict[str, Any], said: str) -> None:

@@ -37,7 +37,7 @@ from lm_eval_hybrid.discovery.plan import DiscoveryPlan
 from lm_eval_hybrid.discovery.recipe import DiscoveryRecipe, load
 from lm_eval_hybrid.discovery.report_data import make_findings
 from lm_eval_hybrid.discovery.stages import WorkFolder
-from lm_eval_hybrid.discovery.traces.pair import Pair
+from lm_eval_hybrid.discovery.traces.pair import ModelPair
 from lm_eval_hybrid.models.local import LocalBackend
 from lm_eval_hybrid.report import findings_page
 from tests.discovery.test_recipe import PAPER
@@ -124,7 +124,7 @@ def model(name: str, layers: int) -> PreTrainedModel:
     return made.float().eval()
 
 
-def pair_of(name: str, recipe: DiscoveryRecipe) -> Pair:
+def pair_of(name: str, recipe: DiscoveryRecipe) -> ModelPair:
     """A base, and a thinking model that differs from it by noise."""
     layers = max(*recipe.sae.layers, recipe.vectors.layer) + 2
     base, thinking = model(name, layers), model(name, layers)
@@ -133,7 +133,7 @@ def pair_of(name: str, recipe: DiscoveryRecipe) -> Pair:
         for weight in thinking.parameters():
             weight.add_(torch.randn_like(weight) * 0.01)
     backends = (LocalBackend(*parts) for parts in zip((base, thinking), tokenizers(name), strict=True))
-    return Pair(*backends, recipe.prompt)
+    return ModelPair(*backends, recipe.prompt)
 
 
 def shrunken(recipe: DiscoveryRecipe) -> DiscoveryRecipe:
@@ -208,5 +208,7 @@ def test_a_prompt_opens_one_thought(name: str) -> None:
     recipe = load(name)
     base, thinking = tokenizers(name)
     tiny = model(name, 1)
-    text = Pair(LocalBackend(tiny, base), LocalBackend(tiny, thinking), recipe.prompt).thinking_text("Question: 1?")
+    text = ModelPair(LocalBackend(tiny, base), LocalBackend(tiny, thinking), recipe.prompt).thinking_text(
+        "Question: 1?"
+    )
     assert text.count("<think>") == 1 and text.rstrip().endswith("<think>") and "Question: 1?" in text

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.discovery.activations import disagreements, shards, store
-from lm_eval_hybrid.discovery.traces import generating
-from lm_eval_hybrid.discovery.traces.pair import Pair
-from lm_eval_hybrid.discovery.traces.traces import Trace
+from lm_eval_hybrid.discovery.activations import disagreements, readers, store
+from lm_eval_hybrid.discovery.traces import sources
+from lm_eval_hybrid.discovery.traces.pair import ModelPair
+from lm_eval_hybrid.discovery.traces.trace import Trace
 from lm_eval_hybrid.models.local import LocalBackend
 from tests.decoding.comparing import simulated
 from tests.discovery.collecting import LAYERS, SAE_LAYER, random_encoder
@@ -24,21 +24,21 @@ ROLES = [("base", "thinking"), ("base",), ("thinking",)]
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several shards of several passes each."""
-    monkeypatch.setattr(shards, "TRACES", 5)
-    monkeypatch.setattr(store, "TOKENS", 200)
-    monkeypatch.setattr(disagreements, "LOGITS", 4 * 400 * 150)
+    monkeypatch.setattr(store, "SHARD_TRACES", 5)
+    monkeypatch.setattr(store, "PASS_TOKENS", 200)
+    monkeypatch.setattr(readers, "LOGIT_BYTES", 4 * 400 * 150)
 
 
-def moved(pair: Pair, roles: Sequence[str]) -> Pair:
+def moved(pair: ModelPair, roles: Sequence[str]) -> ModelPair:
     """The same, with some models on a server."""
     backends = {
         role: simulated(backend.model._module, backend.tokenizer) if role in roles else backend
         for role, backend in (("base", pair.base), ("thinking", pair.thinking))
     }
-    return Pair(**backends, prompt=pair.prompt)
+    return ModelPair(**backends, prompt=pair.prompt)
 
 
-def check_gates(pair: Pair, traces: Sequence[Trace], roles: Sequence[str], folder: Path) -> None:
+def check_gates(pair: ModelPair, traces: Sequence[Trace], roles: Sequence[str], folder: Path) -> None:
     for name, one in (("here", pair), ("there", moved(pair, roles))):
         disagreements.fill(folder / name, one, traces, random_encoder(), SAE_LAYER, "told")
     here, there = (disagreements.load(folder / name, len(traces)) for name in ("here", "there"))
@@ -65,7 +65,7 @@ def test_gates_of_other_vocabularies(tmp_path: Path, roles: Sequence[str]) -> No
             (models.thinking, models.thinking_tokenizer),
         )
     ]
-    check_gates(Pair(*backends, RAW), [Trace("the sum", text) for text in TEXTS], roles, tmp_path)
+    check_gates(ModelPair(*backends, RAW), [Trace("the sum", text) for text in TEXTS], roles, tmp_path)
 
 
 def test_activations(studied: Studied, tmp_path: Path) -> None:
@@ -83,13 +83,13 @@ def test_activations(studied: Studied, tmp_path: Path) -> None:
 def test_a_store_is_of_models_here_or_there(studied: Studied, tmp_path: Path) -> None:
     traces = studied.traces[:3]
     store.collect(tmp_path, studied.pair, traces, LAYERS)
-    with pytest.raises(HybridError, match="made of the same thinking"):
+    with pytest.raises(HybridError, match="contains shards from different thinking"):
         store.collect(tmp_path, moved(studied.pair, ("thinking",)), traces, LAYERS)
 
 
 def test_traces(studied: Studied, tmp_path: Path) -> None:
     texts = {}
     for name, pair in (("here", studied.pair), ("there", moved(studied.pair, ("thinking",)))):
-        found = generating.generate(tmp_path / name / "traces.jsonl", pair, ["What is 1 + 2?", "And 3?"], 12)
+        found = sources.generate(tmp_path / name / "traces.jsonl", pair, ["What is 1 + 2?", "And 3?"], 12)
         texts[name] = [trace.text for trace in found]
     assert texts["here"] == texts["there"]

@@ -7,7 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lm_eval_hybrid.discovery.activations.rows import JoinedRows
+from lm_eval_hybrid.discovery.activations.store import JoinedRows
 
 
 @pytest.fixture

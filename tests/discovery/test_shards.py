@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.discovery.activations import shards as module
-from lm_eval_hybrid.discovery.activations.shards import Shards
+from lm_eval_hybrid.discovery.activations import store as module
+from lm_eval_hybrid.discovery.activations.store import Shards
 
 MADE_OF = {"seed": 1, "layers": [0, 2]}
 COUNT = 13
@@ -16,7 +16,7 @@ COUNT = 13
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "TRACES", 3)
+    monkeypatch.setattr(module, "SHARD_TRACES", 3)
 
 
 def rows_of(trace: int) -> Tensor:
@@ -65,7 +65,7 @@ def test_only_what_is_missing_is_made_again(tmp_path: Path, lost: int) -> None:
     whole = bytes_of(tmp_path)
     shards.path(lost).unlink()
     assert shards.missing() == [lost]
-    with pytest.raises(HybridError, match="must be complete to be used; found 1 of 5 shards missing; run the same"):
+    with pytest.raises(HybridError, match="1 of 5 shards are missing; run the same"):
         shards.tensor("rows")
     made: list[range] = []
     fill(tmp_path, lambda some: made.append(some) or read(some))
@@ -102,15 +102,15 @@ def test_another_world_goes_on_where_one_ended(tmp_path: Path) -> None:
 def test_a_folder_holds_shards_of_one_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = fill(tmp_path)
     whole = bytes_of(tmp_path)
-    with pytest.raises(HybridError, match="must be empty, or made of the same seed; found others; name another"):
+    with pytest.raises(HybridError, match="contains shards from different seed; name another"):
         shards.fill({**MADE_OF, "seed": 2}, read, "test")
-    with pytest.raises(HybridError, match="made of the same seed, layers; found"):
+    with pytest.raises(HybridError, match="contains shards from different seed, layers; name"):
         shards.fill({"seed": 2, "layers": []}, read, "test")
-    with pytest.raises(HybridError, match="found others"):
+    with pytest.raises(HybridError, match="contains shards from different layers"):
         shards.fill({"seed": 1}, read, "test")
     with monkeypatch.context() as context:
-        context.setattr(module, "TRACES", 4)
-        with pytest.raises(HybridError, match="made of the same traces_a_shard; found others"):
+        context.setattr(module, "SHARD_TRACES", 4)
+        with pytest.raises(HybridError, match="contains shards from different traces_a_shard"):
             fill(tmp_path)
     assert bytes_of(tmp_path) == whole
     # As JSON reads it back.
@@ -120,7 +120,9 @@ def test_a_folder_holds_shards_of_one_kind(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100000])
 def test_an_index_of_something_else_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "index.json").write_bytes(content)
-    with pytest.raises(HybridError, match="found others; name another folder, or delete it") as caught:
+    with pytest.raises(
+        HybridError, match=r"contains shards from different .*; name another folder, or delete this one"
+    ) as caught:
         fill(tmp_path)
     assert "\n" not in str(caught.value)
     assert (tmp_path / "index.json").read_bytes() == content
@@ -129,7 +131,9 @@ def test_an_index_of_something_else_is_refused(tmp_path: Path, content: bytes) -
 def test_shards_without_their_index_are_refused(tmp_path: Path) -> None:
     fill(tmp_path)
     (tmp_path / "index.json").unlink()
-    with pytest.raises(HybridError, match="found others; name another folder, or delete it"):
+    with pytest.raises(
+        HybridError, match=r"contains shards from different .*; name another folder, or delete this one"
+    ):
         fill(tmp_path)
 
 
@@ -138,7 +142,7 @@ def test_a_shard_that_was_damaged_is_named(tmp_path: Path, damage: Callable[[byt
     shards = fill(tmp_path)
     shards.path(1).write_bytes(damage(shards.path(1).read_bytes()))
     for use in (shards.tensor, shards.rows):
-        with pytest.raises(HybridError, match=r"shard-00001\.safetensors: must be a shard that was written whole"):
+        with pytest.raises(HybridError, match=r"shard-00001\.safetensors: is damaged"):
             use("rows")
     shards.path(1).unlink()
     fill(tmp_path)
@@ -147,9 +151,9 @@ def test_a_shard_that_was_damaged_is_named(tmp_path: Path, damage: Callable[[byt
 
 def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(HybridError, match="file: must be a folder to write to; found File exists; name another"):
+    with pytest.raises(HybridError, match=r"file: cannot be written .File exists.; name"):
         fill(tmp_path / "file")
-    with pytest.raises(HybridError, match="must be a folder to write to; found Not a directory; name another"):
+    with pytest.raises(HybridError, match=r"cannot be written .Not a directory.; name"):
         fill(tmp_path / "file" / "below")
 
 
@@ -164,7 +168,7 @@ def test_no_traces_are_no_shards(tmp_path: Path) -> None:
     shards.fill(MADE_OF, read, "test")
     assert shards.count == 0 and shards.missing() == []
     assert json.loads((tmp_path / "index.json").read_text())["seed"] == 1
-    with pytest.raises(HybridError, match="must be of at least one trace to be used; found none"):
+    with pytest.raises(HybridError, match="covers no traces; at least one is needed"):
         shards.tensor("rows")
-    with pytest.raises(HybridError, match="must be of at least one trace to be used; found none"):
+    with pytest.raises(HybridError, match="covers no traces; at least one is needed"):
         shards.rows("rows")

@@ -9,9 +9,8 @@ from lm_eval.loggers import EvaluationTracker
 from lm_eval.models.api_models import JsonChatStr
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.discovery.traces.generating import generate
-from lm_eval_hybrid.discovery.traces.sources import read
-from lm_eval_hybrid.discovery.traces.traces import Trace
+from lm_eval_hybrid.discovery.traces.sources import generate, read
+from lm_eval_hybrid.discovery.traces.trace import Trace
 from tests.discovery.conftest import Studied
 from tests.shared_data import DATA
 
@@ -136,31 +135,34 @@ def test_empty_responses_are_left_out_and_counted(rows: Writer, caplog: pytest.L
     [
         (
             3,
-            "must be an object; found 3; give a sample, or one of prompt, question, .* and one of response, text",
+            "found 3, not an object; give a sample, or one of prompt, question, .* and one of response, text",
         ),
-        ({}, "a trace must have one of .*; found \\[\\]; rename its keys"),
+        ({}, "found \\[\\]; a trace must have one of .*; rename its keys"),
         (
             {"prompt": "Q", "answer": "4"},
-            "found \\['prompt', 'answer'\\]; `answer` is not read, for it may be the right",
+            "found \\['prompt', 'answer'\\] .`answer` is not read: it may be the correct one.; a trace must",
         ),
-        ({"instruction": "Q", "response": "R"}, "found \\['instruction', 'response'\\]; rename its keys"),
-        ({"question": "Q", "response": None}, "`response` must be text; found None"),
-        ({"question": "", "response": "R"}, "a prompt must be text or a chat's messages, not empty; found ''"),
-        ({"question": 4, "response": "R"}, "a prompt must be text or a chat's messages, not empty; found 4"),
-        ({"question": "Q\ud800", "response": "R"}, "text must be Unicode; found half of a surrogate pair, '.ud800'"),
-        ({"question": "Q", "response": "\udfff"}, "text must be Unicode; found half of a surrogate pair, '.udfff'"),
-        (sample(["Q"]), "a prompt must be text or a chat's messages, not empty; found \\['Q'\\]"),
-        (sample(["[[1]]"]), "a prompt must be text or a chat's messages"),
-        (sample([{"role": "user", "content": [{"type": "image"}]}]), "a prompt must be text or a chat's messages"),
+        ({"instruction": "Q", "response": "R"}, "found \\['instruction', 'response'\\]; .*; rename its keys"),
+        ({"question": "Q", "response": None}, "`response` is None, not text"),
+        ({"question": "", "response": "R"}, "the prompt is ''; it must be text or a chat's messages, not empty"),
+        ({"question": 4, "response": "R"}, "the prompt is 4; it must be text"),
+        ({"question": "Q\ud800", "response": "R"}, "contains '.ud800', half of a surrogate pair"),
+        ({"question": "Q", "response": "\udfff"}, "contains '.udfff', half of a surrogate pair"),
+        (sample(["Q"]), "the prompt is \\['Q'\\]; it must be text"),
+        (sample(["[[1]]"]), "the prompt is .*; it must be text or a chat's messages"),
+        (
+            sample([{"role": "user", "content": [{"type": "image"}]}]),
+            "the prompt is .*; it must be text or a chat's messages",
+        ),
         (
             sample(settings=" yes", text=["-1.5", "False"]),
-            "a sample's response must be text; found \\['-1.5', 'False'\\]",
+            "found \\['-1.5', 'False'\\] as the response of a sample, not text",
         ),
-        (sample(settings=" yes", text="-1.5"), "a sample's response must be text; found '-1.5'; give samples_"),
-        ({"resps": [["R"]]}, "a sample must hold arguments.gen_args_0"),
-        (sample(resps=[["R"], ["S"]]), "a sample must hold arguments.gen_args_0"),
-        (sample(arguments={"gen_args_0": {"arg_0": "Q"}}), "a sample must hold arguments.gen_args_0"),
-        (sample(resps=None), "a sample must hold arguments.gen_args_0"),
+        (sample(settings=" yes", text="-1.5"), "found '-1.5' as the response of a sample, not text; give samples_"),
+        ({"resps": [["R"]]}, "it must have arguments.gen_args_0"),
+        (sample(resps=[["R"], ["S"]]), "it must have arguments.gen_args_0"),
+        (sample(arguments={"gen_args_0": {"arg_0": "Q"}}), "it must have arguments.gen_args_0"),
+        (sample(resps=None), "it must have arguments.gen_args_0"),
     ],
 )
 def test_what_is_no_trace_is_named_with_its_line(rows: Writer, bad: Any, said: str) -> None:
@@ -180,7 +182,7 @@ def test_what_cannot_be_read_is_named(rows: Writer, tmp_path: Path) -> None:
 
 def test_files_without_a_trace_are_no_source(rows: Writer) -> None:
     for paths in ([], [rows()], [rows(sample(text=""))]):
-        with pytest.raises(HybridError, match="at least one response that is not empty; found none in "):
+        with pytest.raises(HybridError, match="found no response that is not empty in "):
             read(paths)
 
 

@@ -15,12 +15,10 @@ from torch import Tensor
 
 from lm_eval_hybrid.common.distributed import Ranks
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.discovery.activations import shards as shards_module
 from lm_eval_hybrid.discovery.activations import store as module
-from lm_eval_hybrid.discovery.activations.shards import Shards
-from lm_eval_hybrid.discovery.activations.store import collect
-from lm_eval_hybrid.discovery.traces.pair import Encoded, Pair
-from lm_eval_hybrid.discovery.traces.traces import Trace
+from lm_eval_hybrid.discovery.activations.store import Shards, collect
+from lm_eval_hybrid.discovery.traces.pair import EncodedTrace, ModelPair
+from lm_eval_hybrid.discovery.traces.trace import Trace
 from lm_eval_hybrid.models.local import LocalBackend
 from tests.discovery.collecting import LAYERS
 from tests.discovery.conftest import RAW, Studied
@@ -31,8 +29,8 @@ from tests.shared_data import ROOT
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several shards of several passes each."""
-    monkeypatch.setattr(shards_module, "TRACES", 5)
-    monkeypatch.setattr(module, "TOKENS", 200)
+    monkeypatch.setattr(module, "SHARD_TRACES", 5)
+    monkeypatch.setattr(module, "PASS_TOKENS", 200)
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -52,11 +50,17 @@ def residual(backend: LocalBackend, ids: Sequence[int], layer: int) -> Tensor:
     return seen[0][0]
 
 
-def check(pair: Pair, encoded: Sequence[Encoded], store: module.Store, layers: Sequence[int], tolerance: float) -> None:
+def check(
+    pair: ModelPair,
+    encoded: Sequence[EncodedTrace],
+    store: module.ActivationStore,
+    layers: Sequence[int],
+    tolerance: float,
+) -> None:
     spans = [(i, s.begin, s.end) for i, one in enumerate(encoded) for s in one.sentences]
     assert store.sentences().tolist() == [list(span) for span in spans]
     for layer in layers:
-        whole = [residual(pair.thinking, one.thinking, layer).float() for one in encoded]
+        whole = [residual(pair.thinking, one.thinking_ids, layer).float() for one in encoded]
         onsets = torch.stack([whole[i][begin - 1] for i, begin, _ in spans])
         means = torch.stack([whole[i][begin:end].mean(0) for i, begin, end in spans])
         torch.testing.assert_close(store.rows("onset", layer)[:], onsets, rtol=tolerance, atol=tolerance)
@@ -77,7 +81,7 @@ def test_rows_are_those_of_each_trace_read_alone(studied: Studied, tmp_path: Pat
 @pytest.mark.parametrize("family", ["gpt2", "gemma3", "gpt_neox", "mistral"])
 def test_other_architectures_are_read_as_well(tmp_path: Path, family: str) -> None:
     backend = LocalBackend(models.tiny_model(family, 0), models.tiny_tokenizer())
-    pair = Pair(backend, backend, RAW)
+    pair = ModelPair(backend, backend, RAW)
     traces = [Trace("what is it", "one a.\ntwo b.\nthree" + " c" * n) for n in (0, 3, 9)]
     layers = range(len(backend.layers))
     store = collect(tmp_path, pair, traces, layers)
@@ -86,7 +90,7 @@ def test_other_architectures_are_read_as_well(tmp_path: Path, family: str) -> No
 
 def test_half_precision_is_averaged_in_full(tmp_path: Path) -> None:
     halved = LocalBackend(models.tiny_model("llama", 0).bfloat16(), models.tiny_tokenizer())
-    pair = Pair(halved, halved, RAW)
+    pair = ModelPair(halved, halved, RAW)
     # Alone in its pass, hence the very same numbers but for the order in which they are added.
     trace = Trace("what is it", "one a.\ntwo b.\nthree three three three three")
     check(pair, [pair.encode(trace)], collect(tmp_path, pair, [trace], (0, 3)), (0, 3), 1e-6)
@@ -113,7 +117,7 @@ def test_passes_are_bounded_and_go_no_higher_than_they_must(studied: Studied, tm
         for handle in handles:
             handle.remove()
     assert len(sizes) > 3 and max(sizes) <= 200 and not above
-    assert sum(sizes) < 1.2 * sum(len(studied.pair.encode(trace).thinking) for trace in studied.traces)
+    assert sum(sizes) < 1.2 * sum(len(studied.pair.encode(trace).thinking_ids) for trace in studied.traces)
 
 
 def test_nothing_is_read_beyond_the_last_sentence(studied: Studied, tmp_path: Path) -> None:
@@ -134,7 +138,7 @@ def test_two_processes_write_what_one_does(studied: Studied, tmp_path: Path) -> 
     collect(tmp_path / "one", studied.pair, studied.traces, LAYERS)
     first = collect(tmp_path / "two", studied.pair, studied.traces, LAYERS, Ranks(1, 2))
     assert first.shards.missing() == [0, 2]
-    with pytest.raises(HybridError, match="found 2 of 3 shards missing; run the same command again"):
+    with pytest.raises(HybridError, match="2 of 3 shards are missing; run the same command again"):
         first.rows("onset", 0)
     collect(tmp_path / "two", studied.pair, studied.traces, LAYERS, Ranks(0, 2))
     assert bytes_of(tmp_path / "two") == bytes_of(tmp_path / "one")
@@ -157,12 +161,12 @@ def test_a_folder_is_of_one_kind(studied: Studied, tmp_path: Path) -> None:
     collect(tmp_path, studied.pair, studied.traces[:5], LAYERS)
     other_prompt = RAW.model_copy(update={"prefix": "<think>"})
     for traces, layers, pair, said in (
-        (studied.traces, LAYERS, studied.pair, "same traces; found others"),
-        (studied.traces[:4], LAYERS, studied.pair, "same traces; found others"),
-        (studied.traces[:5], (0,), studied.pair, "same layers; found others"),
-        (studied.traces[:5], LAYERS, replace(studied.pair, thinking=studied.base), "same thinking; found others"),
-        (studied.traces[:5], LAYERS, replace(studied.pair, base=studied.thinking), "same base; found others"),
-        (studied.traces[:5], LAYERS, replace(studied.pair, prompt=other_prompt), "same prompt; found others"),
+        (studied.traces, LAYERS, studied.pair, "different traces"),
+        (studied.traces[:4], LAYERS, studied.pair, "different traces"),
+        (studied.traces[:5], (0,), studied.pair, "different layers"),
+        (studied.traces[:5], LAYERS, replace(studied.pair, thinking=studied.base), "different thinking"),
+        (studied.traces[:5], LAYERS, replace(studied.pair, base=studied.thinking), "different base"),
+        (studied.traces[:5], LAYERS, replace(studied.pair, prompt=other_prompt), "different prompt"),
     ):
         with pytest.raises(HybridError, match=said):
             collect(tmp_path, pair, traces, layers)
@@ -183,7 +187,7 @@ def test_traces_without_sentences_have_no_rows(studied: Studied, tmp_path: Path)
 def test_layers_that_a_model_does_not_have_are_refused(
     studied: Studied, tmp_path: Path, layers: tuple[int, ...]
 ) -> None:
-    with pytest.raises(HybridError, match="layers must be among the thinking model's 4, from 0; found"):
+    with pytest.raises(HybridError, match="are not all among the thinking model's 4, from 0"):
         collect(tmp_path / "s", studied.pair, studied.traces, layers)
     assert not (tmp_path / "s").exists()
 
@@ -204,7 +208,7 @@ ENVIRONMENT = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
 def test_a_kill_loses_no_finished_shard_and_what_goes_on_ends_the_same(
     studied: Studied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards_module, "TRACES", 1)
+    monkeypatch.setattr(module, "SHARD_TRACES", 1)
     traces = [replace(trace, prompt=f"{trace.prompt}{i}") for i in range(12) for trace in studied.traces]
     killed, folder = tmp_path / "killed", tmp_path / "killed" / "store"
     command = apart(written(tmp_path / "traces.jsonl", traces), killed)
@@ -226,7 +230,7 @@ def test_a_kill_loses_no_finished_shard_and_what_goes_on_ends_the_same(
 def test_a_full_disk_is_said_in_one_line_and_finished_shards_stay(
     studied: Studied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards_module, "TRACES", 1)
+    monkeypatch.setattr(module, "SHARD_TRACES", 1)
     traces = [*studied.traces[:2], replace(studied.traces[2], text="One a. Two b. " * 50), studied.traces[3]]
     whole = collect(tmp_path / "whole", studied.pair, traces, LAYERS)
     limit = whole.shards.path(2).stat().st_size - 1

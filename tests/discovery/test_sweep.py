@@ -8,9 +8,18 @@ import torch
 from torch import Tensor
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.discovery.taxonomy.figures import Figures
-from lm_eval_hybrid.discovery.taxonomy.sae import SaeRecipe
-from lm_eval_hybrid.discovery.taxonomy.sweep import ROWS_FILE, TENSORS_FILE, Entry, LayerSweep, Sweep, sweep_layer
+from lm_eval_hybrid.decoding.steering import SparseEncoder
+from lm_eval_hybrid.discovery.taxonomy.autoencoders import SaeRecipe, TopKAutoencoder
+from lm_eval_hybrid.discovery.taxonomy.metrics import TaxonomyMetrics
+from lm_eval_hybrid.discovery.taxonomy.sweep import (
+    ROWS_FILE,
+    TENSORS_FILE,
+    AutoencoderEntry,
+    LayerSweep,
+    Sweep,
+    SweepEntry,
+    sweep_layer,
+)
 from tests.discovery.clusters import clusters, sentences
 
 RECIPE = SaeRecipe(layers=(3,), sizes=(3, 5, 8), k=2, seeds=2, steps=100, dimensions=8)
@@ -36,14 +45,15 @@ def test_every_method_has_every_size(found: LayerSweep) -> None:
     assert [(entry.method, entry.size) for entry in found.entries] == expected
     for entry in found.entries:
         assert (entry.layer, entry.seeds) == (3, 2)
-        own = (entry.sae, entry.k, entry.steps, entry.revived, entry.reconstructed)
+        assert isinstance(entry, AutoencoderEntry) == (entry.method == "sae")
+        own = (entry.row()[name] for name in ("k", "steps", "revived", "reconstructed"))
         assert all((value is None) == (entry.method != "sae") for value in own)
 
 
 def test_the_true_number_of_clusters_is_chosen(found: LayerSweep) -> None:
     best = Sweep((found,)).best()
     assert (best.layer, best.size, best.k) == (3, 5, 2)
-    assert best.sae is not None and best.sae.encoder.weight.shape == (5, 24)
+    assert best.sae.encoder.weight.shape == (5, 24)
     _, labels = clusters(400, noise=0.6)
     category = best.sae.encoder.category(clusters(400, noise=0.6)[0])
     assert len({(int(a), int(b)) for a, b in zip(category, labels, strict=True)}) == 5
@@ -63,32 +73,37 @@ def test_layers_are_compared_by_what_they_tell_of_the_words() -> None:
 
 
 def test_of_equals_the_smaller_is_best() -> None:
-    figures = Figures(0.5, 0.5, 0.5, 0.5, 0.5, empty=0, smallest=0.1, start=0)
-    better = replace(figures, stability=0.6)
+    metrics = TaxonomyMetrics(0.5, 0.5, 0.5, 0.5, 0.5, empty=0, smallest=0.1, start=0)
+    better = replace(metrics, stability=0.6)
+    encoder = SparseEncoder(torch.zeros(2), torch.zeros(2), torch.zeros(3, 2), torch.zeros(3))
+    sae = TopKAutoencoder(encoder, torch.zeros(2, 3), 1)
 
-    def layer(number: int, *sizes: tuple[int, Figures]) -> LayerSweep:
-        return LayerSweep(number, tuple(Entry(number, "sae", size, 2, figures) for size, figures in sizes))
+    def entry(number: int, size: int, metrics: TaxonomyMetrics) -> AutoencoderEntry:
+        return AutoencoderEntry(number, "sae", size, 2, metrics, 0.5, 1, 0, 10, sae)
 
-    worse, equal = layer(1, (9, figures), (6, figures)), layer(2, (7, figures))
+    def layer(number: int, *sizes: tuple[int, TaxonomyMetrics]) -> LayerSweep:
+        return LayerSweep(number, tuple(entry(number, size, metrics) for size, metrics in sizes))
+
+    worse, equal = layer(1, (9, metrics), (6, metrics)), layer(2, (7, metrics))
     assert (Sweep((worse, equal)).best().size, Sweep((equal, worse)).best().size) == (6, 6)
-    assert Sweep((layer(0, (6, figures)), worse)).best().layer == 0
+    assert Sweep((layer(0, (6, metrics)), worse)).best().layer == 0
     assert Sweep((worse, layer(2, (20, better)))).best().size == 20
-    baseline = LayerSweep(3, (Entry(3, "k-means", 4, 2, better), Entry(3, "sae", 5, 2, figures)))
+    baseline = LayerSweep(3, (SweepEntry(3, "k-means", 4, 2, better), entry(3, 5, metrics)))
     assert Sweep((baseline,)).best().method == "sae"
 
 
 def test_one_start_of_one_size_is_a_training() -> None:
     (entry,) = swept(replace(RECIPE, sizes=(5,), seeds=1, baselines=())).entries
-    assert entry.figures.stability is None
-    assert 0.1 < entry.figures.score < 1
+    assert entry.metrics.stability is None
+    assert 0.1 < entry.metrics.score < 1
     assert Sweep((LayerSweep(3, (entry,)),)).best() is entry
 
 
 def test_the_row_is_the_entry_flat(found: LayerSweep) -> None:
     row = found.entries[1].row()
     assert list(row)[:4] == ["layer", "method", "size", "score"]
-    assert row["score"] == found.entries[1].figures.score
-    assert row["told"] == found.entries[1].figures.told
+    assert row["score"] == found.entries[1].metrics.score
+    assert row["told"] == found.entries[1].metrics.word_information
     assert Sweep((found, found)).rows() == [entry.row() for entry in found.entries] * 2
 
 
@@ -142,26 +157,34 @@ def test_a_folder_that_was_not_written_whole_is_refused(
 ) -> None:
     found.save(tmp_path / "a")
     damage(tmp_path / "a")
-    with pytest.raises(HybridError, match=f"as it was written; found .*{said}.*; delete it and sweep again"):
+    with pytest.raises(
+        HybridError, match=f"contains no complete sweep of schema 1 .*{said}.*; delete it and sweep again"
+    ):
         LayerSweep.load(tmp_path / "a")
 
 
 def test_a_folder_that_cannot_be_is_said(found: LayerSweep, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(HybridError, match="a sweep needs a folder with room to be written to"):
+    with pytest.raises(HybridError, match="the sweep cannot be written"):
         found.save(tmp_path / "file")
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda a, b, s, t: (a[:-1], b, s, t), "layer 3: learned activations must have a row a sentence; found 299 r"),
-        (lambda a, b, s, t: (a, b, s, t[:-1]), "held-out activations must have a row a sentence; found 100 rows of 99"),
-        (lambda a, b, s, t: (a, b[:1], s, t[:1]), "must be of 2 sentences or more; found 1; hold out more traces"),
-        (lambda a, b, s, t: (a * float("nan"), b, s, t), "found 300 of 300 rows with others"),
-        (lambda a, b, s, t: (a * 0 + 1, b, s, t), "all the same; give other traces"),
-        (lambda a, b, s, t: (a[:6].repeat(50, 1), b, s, t), "at least 8 distinct rows, one a latent; found 6"),
-        (lambda a, b, s, t: (a, b.index_fill(0, torch.tensor([7]), float("inf")), s, t), "finite .* found 1 of 100"),
+        (lambda a, b, s, t: (a[:-1], b, s, t), "layer 3: there are 299 rows of learned activations for 300 sentences"),
+        (lambda a, b, s, t: (a, b, s, t[:-1]), "there are 100 rows of held-out activations for 99 sentences"),
+        (
+            lambda a, b, s, t: (a, b[:1], s, t[:1]),
+            "1 sentences are held out; 2 or more are needed; hold out more traces",
+        ),
+        (lambda a, b, s, t: (a * float("nan"), b, s, t), "300 of 300 rows of activations are not finite"),
+        (lambda a, b, s, t: (a * 0 + 1, b, s, t), "are the same; give other traces"),
+        (lambda a, b, s, t: (a[:6].repeat(50, 1), b, s, t), "have 6 distinct rows; 8 latents need at least as many"),
+        (
+            lambda a, b, s, t: (a, b.index_fill(0, torch.tensor([7]), float("inf")), s, t),
+            "1 of 100 rows of held-out activations are not finite",
+        ),
     ],
 )
 def test_what_cannot_be_learned_from_is_refused(change: Callable[..., tuple], said: str) -> None:
@@ -172,7 +195,7 @@ def test_what_cannot_be_learned_from_is_refused(change: Callable[..., tuple], sa
         sweep_layer(3, learned, held_out, replace(RECIPE, steps=1), 0, tuple(sides))
 
 
-def test_figures_are_of_no_more_sentences_than_asked_for() -> None:
+def test_metrics_use_no_more_sentences_than_the_recipe_says() -> None:
     points, labels = clusters(400, noise=0.6)
     read: list[int] = []
 

@@ -37,7 +37,7 @@ def test_the_chat_template_counts() -> None:
     assert [chat - plain for chat, plain in zip(chat.prompts, plain.prompts, strict=True)] == [
         len("<user></user><assistant>")
     ] * 2
-    with pytest.raises(HybridError, match="the base tokenizer has no chat template"):
+    with pytest.raises(HybridError, match="has no chat template, which --apply_chat_template needs"):
         asked(limit=2, apply_chat_template=True)
 
 

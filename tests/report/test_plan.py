@@ -9,7 +9,7 @@ from lm_eval_hybrid.commands.discovery_plan import ModelSize, costs, render
 from lm_eval_hybrid.discovery.plan import DiscoveryPlan
 from lm_eval_hybrid.discovery.recipe import DiscoveryRecipe, load
 from lm_eval_hybrid.discovery.stages import WorkFolder
-from lm_eval_hybrid.discovery.traces.traces import Trace
+from lm_eval_hybrid.discovery.traces.trace import Trace
 from tests.oracle.architectures import tiny_config
 
 MODELS = {"base": ModelSize(10**9, 4, 8), "thinking": ModelSize(3 * 10**9, 4, 16)}

@@ -1,17 +1,19 @@
-"""Top-K autoencoders of many sizes at some layers, two baselines beside them, and the choice by their score.
+"""The sweep: autoencoders of many sizes at some layers, two baselines beside them, and the choice by their score.
 
-`figures` says what the score is. On the embedded pair, whose generator writes 8 behaviors, `python -m benchmarks.sweep`
-shows the size and the layer that it chooses.
+`metrics` defines the score. On the embedded pair, whose generator writes 8 behaviors, `python -m benchmarks.sweep`
+shows the size and the layer that are chosen.
 """
 
 import dataclasses
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pydantic
 import torch
 from safetensors import SafetensorError
@@ -22,72 +24,90 @@ from tqdm import tqdm
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.common.files import write_file
 from lm_eval_hybrid.decoding.steering import SparseEncoder
-from lm_eval_hybrid.discovery.activations.rows import Rows
-from lm_eval_hybrid.discovery.taxonomy import baselines
-from lm_eval_hybrid.discovery.taxonomy.autoencoders import Trained, train_many
-from lm_eval_hybrid.discovery.taxonomy.figures import Figures, Points
-from lm_eval_hybrid.discovery.taxonomy.sae import Sae, SaeRecipe, unit_rows
-from lm_eval_hybrid.discovery.taxonomy.words import said
+from lm_eval_hybrid.discovery.activations.store import ActivationRows
+from lm_eval_hybrid.discovery.taxonomy.autoencoders import (
+    Baseline,
+    SaeRecipe,
+    TopKAutoencoder,
+    TrainedAutoencoder,
+    train_many,
+    unit_rows,
+)
+from lm_eval_hybrid.discovery.taxonomy.metrics import Assignments, EvaluationSet, TaxonomyMetrics, word_tables
 
 SCHEMA = 1
 ROWS_FILE = "rows.json"
 TENSORS_FILE = "autoencoders.safetensors"
+VARIANCE_FLOOR = 1e-3  # of a mixture component, as a share of the mean variance
 
 Method = Literal["sae", "k-means", "gmm"]
 _CHECKED = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+_FILE_NAMES = {"word_information": "told"}  # names in files that differ from the fields' names
+_SAE_COLUMNS = ("reconstructed", "k", "revived", "steps")
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_CHECKED)
-class Entry:
+class SweepEntry:
     """One size at one layer, by one method.
 
     Attributes:
-        seeds: starts that were tried.
-        reconstructed: share of the held-out variance of x that x' explains; of autoencoders, as all that follow.
-        k: latents that may be active at once.
-        revived: how often a dead latent started anew.
-        steps: of the training.
-        sae: of the start that the figures are of.
+        seeds: number of starts.
     """
 
     layer: int
     method: Method
     size: int
     seeds: int
-    figures: Figures
-    reconstructed: float | None = None
-    k: int | None = None
-    revived: int | None = None
-    steps: int | None = None
-    sae: Sae | None = dataclasses.field(default=None, repr=False, compare=False)
+    metrics: TaxonomyMetrics
 
     def row(self) -> dict[str, Any]:
-        """All but the tensors, flat, and the score."""
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        figures = dataclasses.asdict(own.pop("figures"))
-        del own["sae"]
-        first = {name: own.pop(name) for name in ("layer", "method", "size")}
-        return first | {"score": self.figures.score} | figures | own
+        """The entry as a row of the table: flat, with the score and without tensors."""
+        metrics = dataclasses.asdict(self.metrics)
+        return {
+            "layer": self.layer,
+            "method": self.method,
+            "size": self.size,
+            "score": self.metrics.score,
+            **{_FILE_NAMES.get(name, name): value for name, value in metrics.items()},
+            "seeds": self.seeds,
+            **{name: getattr(self, name, None) for name in _SAE_COLUMNS},
+        }
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_CHECKED)
+class AutoencoderEntry(SweepEntry):
+    """An autoencoder in the sweep.
+
+    Attributes:
+        reconstructed: share of the held-out variance of x that x' explains.
+        k: latents that may be active at once.
+        revived: how often a dead latent was restarted.
+        steps: of the training.
+        sae: the autoencoder, from the start that the metrics are of.
+    """
+
+    reconstructed: float
+    k: int
+    revived: int
+    steps: int
+    sae: TopKAutoencoder = dataclasses.field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
 class LayerSweep:
-    """All that was compared at one layer.
-
-    Attributes:
-        entries: by method, the autoencoders first, and by size in the recipe's order.
-    """
+    """All entries of one layer: by method, the autoencoders first, and by size in the recipe's order."""
 
     layer: int
-    entries: tuple[Entry, ...]
+    entries: tuple[SweepEntry, ...]
 
     def save(self, folder: Path) -> None:
-        """Writes rows.json and autoencoders.safetensors into a folder; the sweep is there once rows.json is.
+        """Write rows.json and autoencoders.safetensors into a folder; the sweep is complete once rows.json exists.
 
         Raises:
-            HybridError: where they cannot be written.
+            HybridError: they cannot be written.
         """
-        tensors = save({name: tensor for entry in self.entries for name, tensor in _tensors(entry)})
+        saes = [entry for entry in self.entries if isinstance(entry, AutoencoderEntry)]
+        tensors = save({name: tensor for entry in saes for name, tensor in _tensors(entry)})
         content = {
             "schema": SCHEMA,
             "layer": self.layer,
@@ -99,16 +119,15 @@ class LayerSweep:
             write_file(folder / ROWS_FILE, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
         except OSError as error:
             raise HybridError(
-                f"{folder}: a sweep needs a folder with room to be written to; found {error.strerror}; make some, or "
-                "name another"
+                f"{folder}: the sweep cannot be written ({error.strerror}); make room, or name another folder"
             ) from None
 
     @classmethod
     def load(cls, folder: Path) -> "LayerSweep":
-        """The sweep that was saved there.
+        """Read a sweep that `save` wrote.
 
         Raises:
-            HybridError: where there is none, or a file is not as it was written.
+            HybridError: there is none, or a file has changed since.
         """
         try:
             content = json.loads((folder / ROWS_FILE).read_bytes())
@@ -120,107 +139,104 @@ class LayerSweep:
             tensors = load(data)
             return cls(content["layer"], tuple(_entry(row, tensors) for row in content["rows"]))
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            found = f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise HybridError(
-                f"{folder}: must hold a layer's sweep of schema {SCHEMA}, as it was written; found {found}; delete it "
-                "and sweep again"
+                f"{folder}: contains no complete sweep of schema {SCHEMA} ({reason}); delete it and sweep again"
             ) from None
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """All that was compared.
-
-    Attributes:
-        layers: one or more.
-    """
+    """The sweeps of one layer or more."""
 
     layers: tuple[LayerSweep, ...]
 
-    def best(self) -> Entry:
-        """The autoencoder with the highest score; of equals the smaller, and of those the first."""
-        those = [entry for layer in self.layers for entry in layer.entries if entry.method == "sae"]
-        return max(those, key=lambda entry: (entry.figures.score, -entry.size))
+    def best(self) -> AutoencoderEntry:
+        """The autoencoder with the highest score; among equals the smallest, then the first."""
+        entries = [entry for layer in self.layers for entry in layer.entries]
+        saes = [entry for entry in entries if isinstance(entry, AutoencoderEntry)]
+        return max(saes, key=lambda entry: (entry.metrics.score, -entry.size))
 
     def rows(self) -> list[dict[str, Any]]:
-        """The table: a row an entry."""
+        """The table, one row for each entry."""
         return [entry.row() for layer in self.layers for entry in layer.entries]
 
 
 def sweep_layer(
     layer: int,
-    activations: Rows,
-    held_out: Rows,
+    activations: ActivationRows,
+    held_out: ActivationRows,
     recipe: SaeRecipe,
     seed: int,
     sentences: tuple[Sequence[str], Sequence[str]],
 ) -> LayerSweep:
-    """Trains autoencoders of all sizes at one layer, and the baselines, and measures all alike.
+    """Train autoencoders of all sizes at one layer, and the baselines, and measure all alike.
 
     Args:
-        layer: which of the recipe's it is.
+        layer: number of the layer, one of the recipe's.
         activations: [n, d] of any float type, of the sentences to learn from.
-        held_out: [h, d], of others; their figures are measured.
-        sentences: what the n and the h sentences say.
+        held_out: [h, d], of the sentences to measure on.
+        sentences: texts of the n and the h sentences.
 
     Raises:
-        HybridError: where the sides do not fit together, or there is nothing to learn from (`train_many`).
+        HybridError: the arguments do not match, or there is nothing to learn from (`train_many`).
     """
     _check(layer, (activations, held_out), sentences)
     samples = [_sample(len(side), recipe.scored, seed) for side in (activations, held_out)]
-    words = said(*([side[row] for row in rows.tolist()] for side, rows in zip(sentences, samples, strict=True)))
+    texts = ([side[row] for row in rows.tolist()] for side, rows in zip(sentences, samples, strict=True))
+    words = word_tables(*texts)
     trained = train_many(activations, recipe, seed)
     mean = trained[0].sae.encoder.mean
-    other = held_out[samples[1]].float()
-    points = Points(unit_rows(activations[samples[0]], mean), unit_rows(other, mean), words)
-    if broken := int((~(points.held_out.norm(dim=-1) > 0)).sum()):
+    unseen = held_out[samples[1]].float()
+    data = EvaluationSet(unit_rows(activations[samples[0]], mean), unit_rows(unseen, mean), words)
+    if broken := int((~(data.held_out.norm(dim=-1) > 0)).sum()):
         raise HybridError(
-            f"layer {layer}: held-out activations must be finite and off the mean; found {broken} of {len(other)} rows "
-            "that are not; read them again"
+            f"layer {layer}: {broken} of {len(unseen)} rows of held-out activations are not finite, or equal the mean; "
+            "collect them again"
         )
-    entries = list(_autoencoders(layer, trained, points, other, recipe.seeds))
+    entries: list[SweepEntry] = list(_autoencoder_entries(layer, trained, data, unseen, recipe.seeds))
     for method in recipe.baselines:
-        starts = baselines.categories(method, points, recipe, seed)
+        assignments = baseline_assignments(method, data, recipe, seed)
         for size in tqdm(recipe.sizes, desc=f"layer {layer}: {method}"):
-            entries.append(Entry(layer, method, size, recipe.seeds, points.figures(next(starts), size)))
+            entries.append(SweepEntry(layer, method, size, recipe.seeds, data.measure(next(assignments), size)))
     return LayerSweep(layer, tuple(entries))
 
 
-def _check(layer: int, sides: tuple[Rows, Rows], sentences: tuple[Sequence[str], Sequence[str]]) -> None:
+def _check(
+    layer: int, sides: tuple[ActivationRows, ActivationRows], sentences: tuple[Sequence[str], Sequence[str]]
+) -> None:
     for name, rows, texts in zip(("learned", "held-out"), sides, sentences, strict=True):
         if len(rows) != len(texts):
             raise HybridError(
-                f"layer {layer}: {name} activations must have a row a sentence; found {len(rows)} rows of {len(texts)} "
-                "sentences; read them again"
+                f"layer {layer}: there are {len(rows)} rows of {name} activations for {len(texts)} sentences, not one "
+                "each; collect them again"
             )
     if len(sides[1]) < 2:
-        raise HybridError(
-            f"held-out activations must be of 2 sentences or more; found {len(sides[1])}; hold out more traces"
-        )
+        raise HybridError(f"{len(sides[1])} sentences are held out; 2 or more are needed; hold out more traces")
 
 
 def _sample(count: int, most: int, seed: int) -> Tensor:
-    """Ascending numbers of up to `most` of `count` rows."""
+    """Ascending indices of up to `most` of `count` rows."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[:most].sort().values
 
 
-def _autoencoders(
-    layer: int, trained: Sequence[Trained], points: Points, held_out: Tensor, seeds: int
-) -> Iterator[Entry]:
+def _autoencoder_entries(
+    layer: int, trained: Sequence[TrainedAutoencoder], data: EvaluationSet, held_out: Tensor, seeds: int
+) -> Iterator[AutoencoderEntry]:
     for first in range(0, len(trained), seeds):
-        some = trained[first : first + seeds]
-        # They read what is centred and scaled already.
-        readers = [dataclasses.replace(one.sae.encoder, unit=False) for one in some]
-        starts = [(reader.category(points.learned), reader.category(points.held_out)) for reader in readers]
-        figures = points.figures(starts, some[0].size)
-        chosen = some[figures.start]
-        yield Entry(
+        starts = trained[first : first + seeds]
+        # The rows of `data` are centred and scaled already.
+        encoders = [dataclasses.replace(one.sae.encoder, unit=False) for one in starts]
+        assignments = [(encoder.category(data.learned), encoder.category(data.held_out)) for encoder in encoders]
+        metrics = data.measure(assignments, starts[0].size)
+        chosen = starts[metrics.start]
+        yield AutoencoderEntry(
             layer=layer,
             method="sae",
             size=chosen.size,
             seeds=seeds,
-            figures=figures,
+            metrics=metrics,
             reconstructed=chosen.sae.explained(held_out),
             k=chosen.sae.k,
             revived=chosen.revived,
@@ -229,24 +245,62 @@ def _autoencoders(
         )
 
 
-def _tensors(entry: Entry) -> Iterator[tuple[str, Tensor]]:
-    """An autoencoder's, by their names in the file."""
-    if entry.sae is not None:
-        encoder = entry.sae.encoder
-        yield "mean", encoder.mean  # the same for all sizes
-        yield f"{entry.size}.decoder_bias", encoder.decoder_bias
-        yield f"{entry.size}.weight", encoder.weight
-        yield f"{entry.size}.bias", encoder.bias
-        yield f"{entry.size}.decoder", entry.sae.decoder
+def baseline_assignments(method: Baseline, data: EvaluationSet, recipe: SaeRecipe, seed: int) -> Iterator[Assignments]:
+    """The categories of k-means or of Gaussian mixtures, from all starts, for each of the recipe's sizes.
+
+    The mixture's components have diagonal covariances along the `recipe.dimensions` principal axes of the points.
+    """
+    learned, held_out = data.learned.numpy(), data.held_out.numpy()
+    if method == "gmm":
+        from sklearn.decomposition import PCA
+
+        axes = PCA(min(recipe.dimensions, *learned.shape), random_state=seed % 2**32).fit(learned)
+        learned, held_out = axes.transform(learned), axes.transform(held_out)
+    for size in recipe.sizes:
+        yield [_cluster(method, learned, held_out, size, seed + start) for start in range(recipe.seeds)]
 
 
-def _entry(row: dict[str, Any], tensors: dict[str, Tensor]) -> Entry:
-    """The entry of `Entry.row`."""
-    names = {field.name for field in dataclasses.fields(Figures)}
-    own = {name: value for name, value in row.items() if name not in names and name != "score"}
-    figures = Figures(**{name: row[name] for name in names})
+def _cluster(
+    method: Baseline, learned: np.ndarray, held_out: np.ndarray, size: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+    from threadpoolctl import threadpool_limits
+
+    if method == "gmm":
+        # Without a floor, the variance of a component that covers few points would fall to 0.
+        floor = VARIANCE_FLOOR * float(learned.var(0).mean())
+        model = GaussianMixture(size, covariance_type="diag", reg_covar=floor, random_state=seed % 2**32)
+    else:
+        model = KMeans(size, n_init=1, random_state=seed % 2**32)
+    # Threads add to sums in the order in which they finish, so with several the bytes would vary.
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(learned)
+        predicted = model.predict(learned), model.predict(held_out)
+    return torch.from_numpy(predicted[0]).long(), torch.from_numpy(predicted[1]).long()
+
+
+def _tensors(entry: AutoencoderEntry) -> Iterator[tuple[str, Tensor]]:
+    """An autoencoder's tensors, by their names in the file."""
+    encoder = entry.sae.encoder
+    yield "mean", encoder.mean  # the same for all sizes
+    yield f"{entry.size}.decoder_bias", encoder.decoder_bias
+    yield f"{entry.size}.weight", encoder.weight
+    yield f"{entry.size}.bias", encoder.bias
+    yield f"{entry.size}.decoder", entry.sae.decoder
+
+
+def _entry(row: dict[str, Any], tensors: dict[str, Tensor]) -> SweepEntry:
+    """The entry of a row that `SweepEntry.row` made."""
+    names = {field.name: _FILE_NAMES.get(field.name, field.name) for field in dataclasses.fields(TaxonomyMetrics)}
+    metrics = TaxonomyMetrics(**{name: row[column] for name, column in names.items()})
+    own = {name: value for name, value in row.items() if name not in {"score", *names.values()}}
     if row["method"] != "sae":
-        return Entry(**own, figures=figures)
-    parts = (tensors[f"{row['size']}.{name}"] for name in ("decoder_bias", "weight", "bias"))
-    encoder = SparseEncoder(tensors["mean"], *parts)
-    return Entry(**own, figures=figures, sae=Sae(encoder, tensors[f"{row['size']}.decoder"], row["k"]))
+        return SweepEntry(**{name: own[name] for name in own if name not in _SAE_COLUMNS}, metrics=metrics)
+    size = row["size"]
+    decoder_bias, weight, bias = (tensors[f"{size}.{name}"] for name in ("decoder_bias", "weight", "bias"))
+    encoder = SparseEncoder(tensors["mean"], decoder_bias, weight, bias)
+    sae = TopKAutoencoder(encoder, tensors[f"{size}.decoder"], row["k"])
+    return AutoencoderEntry(**own, metrics=metrics, sae=sae)

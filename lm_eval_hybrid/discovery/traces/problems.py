@@ -1,4 +1,4 @@
-"""Problems for traces and for calibration: where they are from, and how they are put to the models."""
+"""Problems for traces and for calibration: where they come from, and the prompt that a model gets."""
 
 import json
 import random
@@ -16,20 +16,20 @@ from lm_eval_hybrid.common import jsonl
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.scoring.reader.answers import marked_answer
 
-EMBEDDED = "embedded"
+_EMBEDDED = "embedded"
 _FILES = (".jsonl", ".json")
-_TESTED = {"openai/gsm8k", "gsm8k", "huggingfaceh4/math-500"}
-_TESTS = {"test", "all"}  # `all` joins every split
+_BENCHMARKS = {"openai/gsm8k", "gsm8k", "huggingfaceh4/math-500"}
+_TEST_SPLITS = {"test", "all"}  # `all` joins every split
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A prompt, and its right answer where that is known.
+class PromptedProblem:
+    """A problem as a prompt, with its correct answer if that is known.
 
     Attributes:
-        numeric: whether an answer needs no more than the same number, as where worked solutions end in `####`: the
+        numeric: whether an answer is right if it is the same number, as for worked solutions that end in `####`: the
             tasks score such answers so.
-        question: what the prompt asks, where that is known apart from it: answers that repeat it are read with it.
+        question: the question within the prompt, if known; answers that repeat it are read with it in mind.
     """
 
     prompt: str
@@ -38,15 +38,15 @@ class Problem:
     question: str | None = None
 
 
-class Source(BaseModel):
-    """Where problems are from.
+class ProblemSource(BaseModel):
+    """Where problems come from, as a recipe names it.
 
     Attributes:
-        data: a data set of the hub, a jsonl file, or `embedded`: seeded problems of the embedded pair.
-        config, split: of a data set of the hub.
-        question, answer: names of the fields; without `answer` the problems are for traces only. An answer may be a
-            worked solution that ends in `####` or a box.
-        prompt: what a model reads, with `{question}` in it.
+        data: a data set on the hub, a jsonl file, or `embedded`: seeded problems of the embedded pair.
+        config, split: of a data set on the hub.
+        question, answer: field names; without `answer` the problems serve for traces only. An answer may be a worked
+            solution that ends in `####` or a box.
+        prompt: the prompt's template, which contains `{question}`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,20 +59,20 @@ class Source(BaseModel):
     prompt: Annotated[str, Field(max_length=10_000)] = "Question: {question}\nAnswer:"
 
     @model_validator(mode="after")
-    def _check(self) -> "Source":
+    def _check(self) -> "ProblemSource":
         if "{question}" not in self.prompt:
             raise ValueError(f"prompt must hold {{question}}; found {self.prompt!r:.60}")
         # `train[:10]+test[:5]` joins parts of splits.
         splits = {part.partition("[")[0].strip() for part in self.split.split("+")}
-        if self.data.lower() in _TESTED and splits & _TESTS:
+        if self.data.lower() in _BENCHMARKS and splits & _TEST_SPLITS:
             raise ValueError(f"problems must not be those of a test; found {self.data}, split {self.split}; use train")
         return self
 
     def content(self) -> dict[str, Any]:
-        """What decides the problems, as JSON can hold it: of a file what is in it, wherever it is.
+        """What determines the problems, as plain data: for a file its digest, not its path.
 
         Raises:
-            HybridError: where a file cannot be read.
+            HybridError: a file cannot be read.
         """
         fields = self.model_dump()
         if self.data.endswith(_FILES):
@@ -80,36 +80,38 @@ class Source(BaseModel):
                 fields["data"] = sha256(Path(self.data).read_bytes()).hexdigest()
             except OSError as error:
                 raise HybridError(
-                    f"{self.data}: problems must be a readable jsonl file; found {error.strerror}; name another"
+                    f"{self.data}: cannot be read ({error.strerror}); name a readable jsonl file"
                 ) from None
         return fields
 
 
-def draw(sources: Sequence[Source], count: int, seed: int, without: Container[str] = ()) -> list[Problem]:
-    """`count` different problems, in turns from each source, shuffled by `seed` within it.
+def draw(
+    sources: Sequence[ProblemSource], count: int, seed: int, without: Container[str] = ()
+) -> list[PromptedProblem]:
+    """Draw `count` different problems: from the sources in turn, each shuffled with `seed`.
 
-    The first n of them are the same whatever `count` is. What is fewer in a source is made up for by the others.
+    The first n problems are the same for any `count`. The other sources make up for one that has too few.
 
     Args:
-        without: prompts that are none of them.
+        without: prompts to leave out.
 
     Raises:
-        HybridError: where a source cannot be read, or all have fewer.
+        HybridError: a source cannot be read, or all together have too few.
     """
     if not count:
         return []
     streams = [_shuffled(source, seed) for source in sources]
     turns = (problem for turn in zip_longest(*streams) for problem in turn if problem is not None)
-    found = list(islice((problem for problem in _distinct(turns) if problem.prompt not in without), count))
-    if len(found) < count:
+    drawn = list(islice((problem for problem in _distinct(turns) if problem.prompt not in without), count))
+    if len(drawn) < count:
         raise HybridError(
-            f"problems: {count} different ones are needed for traces and calibration; found {len(found)}; lower "
+            f"the sources have {len(drawn)} different problems; traces and calibration need {count}; lower "
             "traces.count or calibration.problems, or add a source"
         )
-    return found
+    return drawn
 
 
-def _distinct(problems: Iterator[Problem]) -> Iterator[Problem]:
+def _distinct(problems: Iterator[PromptedProblem]) -> Iterator[PromptedProblem]:
     seen = set()
     for problem in problems:
         if problem.prompt not in seen:
@@ -117,22 +119,23 @@ def _distinct(problems: Iterator[Problem]) -> Iterator[Problem]:
             yield problem
 
 
-def _shuffled(source: Source, seed: int) -> Iterator[Problem]:
-    if source.data == EMBEDDED:
+def _shuffled(source: ProblemSource, seed: int) -> Iterator[PromptedProblem]:
+    if source.data == _EMBEDDED:
         from lm_eval_hybrid.embedded.corpus import prompt, unseen
 
-        return (Problem(prompt(p), str(p.answer), question=p.text) for p in unseen(random.Random(f"discover:{seed}")))
-    rows = _file(Path(source.data)) if source.data.endswith(_FILES) else _hub(source)
+        stream = unseen(random.Random(f"discover:{seed}"))
+        return (PromptedProblem(prompt(problem), str(problem.answer), question=problem.text) for problem in stream)
+    rows = _file_rows(Path(source.data)) if source.data.endswith(_FILES) else _hub_rows(source)
     problems = [_problem(source, where, row) for where, row in rows]
     random.Random(seed).shuffle(problems)
     return iter(problems)
 
 
-def _file(path: Path) -> Iterator[tuple[str, Any]]:
+def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
     return ((f"{path}:{number}", row) for number, row in jsonl.rows(path))
 
 
-def _hub(source: Source) -> Iterator[tuple[str, Any]]:
+def _hub_rows(source: ProblemSource) -> Iterator[tuple[str, Any]]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -141,31 +144,30 @@ def _hub(source: Source) -> Iterator[tuple[str, Any]]:
     except (OSError, ValueError, DatasetsError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise HybridError(
-            f"problems: {source.data} must be a data set on the hub or in the cache; {first}; go online, or name a "
-            "jsonl file"
+            f"{source.data} cannot be loaded from the hub or its cache ({first}); go online, or name a jsonl file"
         ) from None
     return ((f"{source.data}, row {number}", row) for number, row in enumerate(rows))
 
 
-def _problem(source: Source, where: str, row: Any) -> Problem:
-    wanted = [name for name in (source.question, source.answer) if name is not None]
-    texts = [row.get(name) if isinstance(row, dict) else None for name in wanted]
+def _problem(source: ProblemSource, where: str, row: Any) -> PromptedProblem:
+    names = [name for name in (source.question, source.answer) if name is not None]
+    texts = [row.get(name) if isinstance(row, dict) else None for name in names]
     if not all(_is_text(text) for text in texts):
         raise HybridError(
-            f"{where}: a problem must have {' and '.join(wanted)}; found {json.dumps(row, default=str)[:80]}; mend "
-            "it, or name its fields in the recipe"
+            f"{where}: found {json.dumps(row, default=str)[:80]}; a problem must have {' and '.join(names)}; fix the "
+            "row, or name its fields in the recipe"
         )
     question = str(texts[0])
     prompt = source.prompt.replace("{question}", question)
     if source.answer is None:
-        return Problem(prompt, question=question)
+        return PromptedProblem(prompt, question=question)
     solution = str(texts[1])
     numeric = "####" in solution and "\\boxed" not in solution
-    return Problem(prompt, marked_answer(solution) or solution, numeric, question)
+    return PromptedProblem(prompt, marked_answer(solution) or solution, numeric, question)
 
 
 def _is_text(value: Any) -> bool:
-    """Whether it says something, in characters that any tokenizer reads: JSON can hold half of a surrogate pair."""
+    """Whether a value is text that any tokenizer can read, or a number: JSON can contain half of a surrogate pair."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return False
     text = str(value)

@@ -25,7 +25,7 @@ from torch import Tensor
 from lm_eval_hybrid.bundles.manifest import Count, Index
 from lm_eval_hybrid.decoding.steering import CoefficientNetwork
 from lm_eval_hybrid.discovery.activations.disagreements import NONE, Disagreements
-from lm_eval_hybrid.discovery.traces.pair import TOP
+from lm_eval_hybrid.discovery.activations.readers import TOP
 from lm_eval_hybrid.discovery.vectors.fitted import FittedVectors
 from lm_eval_hybrid.discovery.vectors.segments import Segment
 from lm_eval_hybrid.discovery.vectors.steered_model import SteeredModel, SteeringVectors, TargetDistribution

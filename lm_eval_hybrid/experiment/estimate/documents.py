@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.evaluator_utils import get_sample_size
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.decoding.prompts import require_chat_template
 from lm_eval_hybrid.experiment.definition import Experiment, check_tasks, loading_data
 from lm_eval_hybrid.harness.generation import GenerationSettings
 from lm_eval_hybrid.models.sources import ModelSource
@@ -107,8 +107,7 @@ def _task_requests(
 def _in_template(
     tokenizer: PreTrainedTokenizerBase, history: list[dict[str, str]], add_generation_prompt: bool = True
 ) -> str:
-    if not tokenizer.chat_template:
-        raise HybridError("the base tokenizer has no chat template; --apply_chat_template needs one; leave it out")
+    require_chat_template(tokenizer, "--apply_chat_template", "leave it out")
     text = tokenizer.apply_chat_template(
         history,
         tokenize=False,

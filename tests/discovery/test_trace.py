@@ -16,126 +16,126 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lm_eval_hybrid.common import paths
-from lm_eval_hybrid.discovery.traces.sentences import Sentence, split
+from lm_eval_hybrid.discovery.traces.trace import SentenceSpan, split_sentences
 from lm_eval_hybrid.embedded.corpus import Writer, base_document, documents, thinking_document
 from tests.oracle.tokenizers import byte_level_tokenizer, metaspace_tokenizer
 from tests.shared_data import DATA
 from tests.tiny_system import tiny_tokenizer
 
-CUT = "."
+CUT = "§"
 # Texts with CUT where one sentence ends and the next begins.
 CASES = {
     "stops": [
-        "We start.. Then we add.. Done",
-        "Is it even?. Yes!. So we halve it.",
-        "What?!. No way.",
+        "We start.§ Then we add.§ Done",
+        "Is it even?§ Yes!§ So we halve it.",
+        "What?!§ No way.",
         "No stop at all",
-        "  Indented..  Twice.  ",
-        "Done .. Next , please",
-        "Oh!. that is it.",
+        "  Indented.§  Twice.  ",
+        "Done .§ Next , please",
+        "Oh!§ that is it.",
     ],
     "numbers": [
-        "Pi is 3.14 or so.. And e is 2.718.",
-        "It costs 1,250.75 dollars.. The rest is .5 of it.",
-        "In 1.000.000 cases.. Version 2.0.1 is out.",
-        "So 3 + 4 = 7.. 7 is odd.. x is then 4.",
+        "Pi is 3.14 or so.§ And e is 2.718.",
+        "It costs 1,250.75 dollars.§ The rest is .5 of it.",
+        "In 1.000.000 cases.§ Version 2.0.1 is out.",
+        "So 3 + 4 = 7.§ 7 is odd.§ x is then 4.",
         "There are 5! ways, and 5! = 120.",
-        "So n! / (n-1)! is n.. Also (n-1)! counts them.",
-        "We need 4!.. That is 24!. So we stop.",
+        "So n! / (n-1)! is n.§ Also (n-1)! counts them.",
+        "We need 4!.§ That is 24!§ So we stop.",
     ],
     "abbreviations": [
-        "Use a tool, e.g. Python, i.e. code.. Go.",
-        "Mr. Smith met Dr. No vs. Mrs. Jones.. They left.",
-        "See Fig. 3 and Eq. (2).. Both hold.",
-        "As in Sec. 4.2, pp. 3, and No. 7 of Vol. 2.. Fine.",
-        "Is 9 prime?. No.. 9 is 3 squared.",
-        "It is approx. 5 cm.. OK.",
-        "Apples, pears, etc. are fruit.. Nuts, seeds, etc.. They are not.",
-        "By Cauchy et al. (1821).. It holds.",
+        "Use a tool, e.g. Python, i.e. code.§ Go.",
+        "Mr. Smith met Dr. No vs. Mrs. Jones.§ They left.",
+        "See Fig. 3 and Eq. (2).§ Both hold.",
+        "As in Sec. 4.2, pp. 3, and No. 7 of Vol. 2.§ Fine.",
+        "Is 9 prime?§ No.§ 9 is 3 squared.",
+        "It is approx. 5 cm.§ OK.",
+        "Apples, pears, etc. are fruit.§ Nuts, seeds, etc.§ They are not.",
+        "By Cauchy et al. (1821).§ It holds.",
         "A box of 6 ft. by 4 ft. is large.",
-        "He works from 8 a.m. to 5 p.m. daily.. At 6 p.m.. He rests.",
-        "Add 5 ms.. Then stop.",
+        "He works from 8 a.m. to 5 p.m. daily.§ At 6 p.m.§ He rests.",
+        "Add 5 ms.§ Then stop.",
         "On Jan. 5 it rained.",
     ],
     "names": [
-        "J. K. Rowling wrote it.. George W. Bush read it.",
-        "The U.S. Army is in the U.S.. The rest is not.",
-        "Meet at point A.. Then go to point B.. C is next.",
-        "First do Job A.. Job B is second.",
-        "Now, onto B.. B is 5.",
+        "J. K. Rowling wrote it.§ George W. Bush read it.",
+        "The U.S. Army is in the U.S.§ The rest is not.",
+        "Meet at point A.§ Then go to point B.§ C is next.",
+        "First do Job A.§ Job B is second.",
+        "Now, onto B.§ B is 5.",
         "A Ph.D. student came.",
     ],
     "ellipses": [
-        "Hmm... let me think.. So.... Now it works.",
+        "Hmm... let me think.§ So...§ Now it works.",
         "The sum 1 + 2 + ... + 9 is 45.",
-        "It is 0.333..., or 1/3.. We list 2, 4, ... 10 now.",
-        "Well… maybe not.. Well…. Maybe.",
-        "Wait. . .. What?",
+        "It is 0.333..., or 1/3.§ We list 2, 4, ... 10 now.",
+        "Well… maybe not.§ Well…§ Maybe.",
+        "Wait. . .§ What?",
     ],
     "lists": [
-        "1. First add.\n.2. Then halve.\n.\t10. Stop.. Really.",
-        "- a thing.. More.\n.* another\n.• last",
-        "a) one\n.b) two",
-        "(i) small\n.ii. larger",
-        "A. 5 apples\n.B. 6 apples",
-        "**Step 1.** Read it.. Step 2. Do it.",
-        "### 3. Cost of pins\n.Five.",
+        "1. First add.\n§2. Then halve.\n§\t10. Stop.§ Really.",
+        "- a thing.§ More.\n§* another\n§• last",
+        "a) one\n§b) two",
+        "(i) small\n§ii. larger",
+        "A. 5 apples\n§B. 6 apples",
+        "**Step 1.** Read it.§ Step 2. Do it.",
+        "### 3. Cost of pins\n§Five.",
         "Case 2. Suppose not.",
         "2.1. A subsection",
     ],
     "lines": [
-        "A title\n.A line.\n\n. \tAnother.  \n \n.End",
-        "a line\r\n.another\u2028.third\x85.fourth",
-        "First..\u00a0Second..\u3000Third.",
-        "So we get\n---\n.the rest",
+        "A title\n§A line.\n\n§ \tAnother.  \n \n§End",
+        "a line\r\n§another\u2028§third\x85§fourth",
+        "First.§\u00a0Second.§\u3000Third.",
+        "So we get\n---\n§the rest",
         "The end.\n\n***\n\n",
     ],
     "LaTeX": [
-        r"Let $x. Y$ be \(a. B\) there.. Then $y = 3.$. Next.",
-        "We get\n.\\[\nx = 1.\nY = 2. Z\n\\]\n.so it holds.",
-        "$$a. B\n\nC$$ is whole.. Yes.",
-        "\\begin{align}\na &= 1. \\\\\nB &= 2\n\\end{align}\n.Next.",
-        r"The price of \text{Mr. X and Co. Ltd} is \boxed{5}.. Done.",
-        r"It costs $5.. He has $6 more.",
-        r"He paid \$5.. She paid \$7.. Both paid.",
-        r"An open \( a.. B never closes.",
-        r"An open \[ a.. Then \[ b. C \] closes.",
-        r"So \(x = 2\).. \(y\) is 3.. $z$ is 4.",
+        r"Let $x. Y$ be \(a. B\) there.§ Then $y = 3.$§ Next.",
+        "We get\n§\\[\nx = 1.\nY = 2. Z\n\\]\n§so it holds.",
+        "$$a. B\n\nC$$ is whole.§ Yes.",
+        "\\begin{align}\na &= 1. \\\\\nB &= 2\n\\end{align}\n§Next.",
+        r"The price of \text{Mr. X and Co. Ltd} is \boxed{5}.§ Done.",
+        r"It costs $5.§ He has $6 more.",
+        r"He paid \$5.§ She paid \$7.§ Both paid.",
+        r"An open \( a.§ B never closes.",
+        r"An open \[ a.§ Then \[ b. C \] closes.",
+        r"So \(x = 2\).§ \(y\) is 3.§ $z$ is 4.",
     ],
     "code": [
-        "Run `a. B` now.. OK.",
-        "Write\n.```python\nx = 1. \nY = 'a. B'\n\nz = 2\n```\n.It runs.",
-        "~~~\na. B\n```\nc. D\n~~~\n.Done.",
-        "An open fence\n```\n.First.. B\n.Last.. D",
+        "Run `a. B` now.§ OK.",
+        "Write\n§```python\nx = 1. \nY = 'a. B'\n\nz = 2\n```\n§It runs.",
+        "~~~\na. B\n```\nc. D\n~~~\n§Done.",
+        "An open fence\n```\n§First.§ B\n§Last.§ D",
     ],
     "names of files and places": [
-        "See https://a.example.com/b.html?c=1!d for it.. Or mail me@b.org.",
-        "Open data.csv and .gitignore in src/main.py.. Then run it.",
+        "See https://a.example.com/b.html?c=1!d for it.§ Or mail me@b.org.",
+        "Open data.csv and .gitignore in src/main.py.§ Then run it.",
     ],
     "quotes and brackets": [
-        'He said "Stop.". Then he left.',
-        '"Why?" she asked.. "Because.". (It was so.). [Yes.]',
-        "(Is it?. Yes, it is.)",
-        "It is so.”. “Then go.”. «Oui.». Bien.",
-        "That is **it.**. *Now* then.. _So._. End.",
+        'He said "Stop."§ Then he left.',
+        '"Why?" she asked.§ "Because."§ (It was so.)§ [Yes.]',
+        "(Is it?§ Yes, it is.)",
+        "It is so.”§ “Then go.”§ «Oui.»§ Bien.",
+        "That is **it.**§ *Now* then.§ _So._§ End.",
     ],
     "tables": [
-        "| a. | B. C | d |\n|----|------|---|\n.| e. | F. G | h |\n",
-        "|x| = 5.. So x = 5 or x = -5.",
+        "| a. | B. C | d |\n|----|------|---|\n§| e. | F. G | h |\n",
+        "|x| = 5.§ So x = 5 or x = -5.",
     ],
     "scripts": [
-        "我们开始。.然后是3.14！.对吗？.是。",
-        "彼は「はい。」.と言った。.　次。",
-        "यह सही है।. अब आगे।",
-        "هل هذا صحيح؟. نعم.",
-        "Это так.. Далее.",
+        "我们开始。§然后是3.14！§对吗？§是。",
+        "彼は「はい。」§と言った。§　次。",
+        "यह सही है।§ अब आगे।",
+        "هل هذا صحيح؟§ نعم.",
+        "Это так.§ Далее.",
     ],
 }
 
 
-def by_character(text: str) -> list[Sentence]:
+def by_character(text: str) -> list[SentenceSpan]:
     """The sentences, as if each character were a token: so their spans are of characters."""
-    return split(text, range(1, len(text) + 1))
+    return split_sentences(text, range(1, len(text) + 1))
 
 
 @pytest.mark.parametrize("case", [case for cases in CASES.values() for case in cases])
@@ -147,35 +147,41 @@ def test_sentences_and_their_tokens() -> None:
     text = " We start. So 3.5 it is!\nDone"
     tokens = [" We", " start", ".", " So", " 3", ".", "5", " it", " is", "!", "\n", "Done"]
     ends = [sum(map(len, tokens[: i + 1])) for i in range(len(tokens))]
-    assert split(text, ends) == [
-        Sentence(" We start.", 0, 3),
-        Sentence(" So 3.5 it is!\n", 3, 11),
-        Sentence("Done", 11, 12),
+    assert split_sentences(text, ends) == [
+        SentenceSpan(" We start.", 0, 3),
+        SentenceSpan(" So 3.5 it is!\n", 3, 11),
+        SentenceSpan("Done", 11, 12),
     ]
 
 
 def test_a_token_across_a_boundary_belongs_to_the_sentence_it_ends_in() -> None:
-    assert split("One. Two.", [3, 6, 9]) == [Sentence("One.", 0, 1), Sentence(" Two.", 1, 3)]
-    assert split("One.\n\nTwo.", [3, 6, 10]) == [Sentence("One.\n\n", 0, 2), Sentence("Two.", 2, 3)]
+    assert split_sentences("One. Two.", [3, 6, 9]) == [SentenceSpan("One.", 0, 1), SentenceSpan(" Two.", 1, 3)]
+    assert split_sentences("One.\n\nTwo.", [3, 6, 10]) == [SentenceSpan("One.\n\n", 0, 2), SentenceSpan("Two.", 2, 3)]
 
 
 def test_a_sentence_within_a_token_is_none() -> None:
-    assert split("One. A. Two.", [3, 9, 12])[1:] == [Sentence(" A. Two.", 1, 3)]
-    assert split("One. Oh! Two.", [3, 10, 13]) == [Sentence("One.", 0, 1), Sentence(" Two.", 1, 3)]
+    assert split_sentences("One. A. Two.", [3, 9, 12])[1:] == [SentenceSpan(" A. Two.", 1, 3)]
+    assert split_sentences("One. Oh! Two.", [3, 10, 13]) == [SentenceSpan("One.", 0, 1), SentenceSpan(" Two.", 1, 3)]
 
 
 def test_nothing_but_white_space_is_no_sentence() -> None:
-    assert split("\n\n", [1, 2]) == []
-    assert split("", []) == []
-    assert split("\n\nOne.\n \n ", range(1, 11)) == [Sentence("One.\n \n ", 2, 10)]
+    assert split_sentences("\n\n", [1, 2]) == []
+    assert split_sentences("", []) == []
+    assert split_sentences("\n\nOne.\n \n ", range(1, 11)) == [SentenceSpan("One.\n \n ", 2, 10)]
 
 
 def test_a_part_of_a_text_is_split_as_if_it_stood_alone() -> None:
     text = "<t>1. One. Two.</t> Three."
-    assert split(text, range(1, len(text) + 1), 3, 15) == [Sentence("1. One.", 3, 10), Sentence(" Two.", 10, 15)]
+    assert split_sentences(text, range(1, len(text) + 1), 3, 15) == [
+        SentenceSpan("1. One.", 3, 10),
+        SentenceSpan(" Two.", 10, 15),
+    ]
     # "<t>1" ends within, ".</t>" does not.
-    assert split(text, [4, 10, 14, 19, 26], 3, 15) == [Sentence("1. One.", 0, 2), Sentence(" Two.", 2, 3)]
-    assert split(text, [4, 10, 14, 19, 26], 3, 3) == []
+    assert split_sentences(text, [4, 10, 14, 19, 26], 3, 15) == [
+        SentenceSpan("1. One.", 0, 2),
+        SentenceSpan(" Two.", 2, 3),
+    ]
+    assert split_sentences(text, [4, 10, 14, 19, 26], 3, 3) == []
 
 
 # Pairs of these touch what the rules look at; the rest is any Unicode but halves of surrogate pairs.
@@ -242,12 +248,12 @@ LOOSE = {"learnt, trimming", "metaspace with a space before"}
 
 
 def check_alignment(text: str, name: str) -> None:
-    """That the sentences' tokens are those that `split` says, and decode to their texts."""
+    """That the sentences' tokens are those that `split_sentences` says, and decode to their texts."""
     if name in REAL:
         text = unicodedata.normalize("NFC", text)  # as Qwen's decode whatever they read
     read = tokenizer(name)(text, add_special_tokens=False, return_offsets_mapping=True)
     begins, ends = zip(*read.offset_mapping, strict=True) if read.input_ids else ((), ())
-    sentences, stretches = split(text, ends), by_character(text)
+    sentences, stretches = split_sentences(text, ends), by_character(text)
     assert all(s.begin < s.end for s in sentences)
     assert all(a.end <= b.begin for a, b in pairwise(sentences))
     covered = {token for s in sentences for token in range(s.begin, s.end)}
@@ -291,7 +297,7 @@ def test_real_traces_are_split_into_sentences_of_usual_lengths(name: str) -> Non
     assert lengths[len(lengths) * 99 // 100] <= 50
 
 
-def former(text: str, token_ends: Sequence[int]) -> list[Sentence]:
+def former(text: str, token_ends: Sequence[int]) -> list[SentenceSpan]:
     """The rule by which the embedded bundle's sentences were found."""
     ends = [match.end() for match in re.finditer(r"[.!?]+[\"')\]]*(?=\s)|\n+", text)] + [len(text)]
     owners = [bisect_left(ends, end) for end in token_ends]
@@ -300,7 +306,7 @@ def former(text: str, token_ends: Sequence[int]) -> list[Sentence]:
         span = list(tokens)
         words = text[ends[owner - 1] if owner else 0 : ends[owner]]
         if words.strip():
-            sentences.append(Sentence(words, span[0], span[-1] + 1))
+            sentences.append(SentenceSpan(words, span[0], span[-1] + 1))
     return sentences
 
 
@@ -311,7 +317,7 @@ def test_the_embedded_pairs_notebooks_are_split_as_ever(write: Writer) -> None:
         text = "".join(piece for piece, _ in document.pieces)
         read = tokenizer("embedded")(text, add_special_tokens=False, return_offsets_mapping=True)
         ends = [end for _, end in read.offset_mapping]
-        assert split(text, ends) == former(text, ends)
+        assert split_sentences(text, ends) == former(text, ends)
         count += len(document.pieces)
     assert count > 2000
 

@@ -7,14 +7,23 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 from torch import Tensor
 from torch.nn import functional as F
 
-from lm_eval_hybrid.discovery.taxonomy.figures import LEAST, Figures, Points, silhouette, stability, told
+from lm_eval_hybrid.discovery.taxonomy import metrics as module
+from lm_eval_hybrid.discovery.taxonomy.metrics import (
+    LEAST,
+    EvaluationSet,
+    TaxonomyMetrics,
+    silhouette,
+    stability,
+    word_information,
+    word_tables,
+)
 
 SIZE = 4
 
 
 @pytest.fixture
-def drawn() -> tuple[Points, list[tuple[Tensor, Tensor]]]:
-    """Points in loose groups, words that go with them, and three assignments that partly agree."""
+def drawn() -> tuple[EvaluationSet, list[tuple[Tensor, Tensor]]]:
+    """EvaluationSet in loose groups, words that go with them, and three assignments that partly agree."""
     generator = torch.Generator().manual_seed(0)
 
     def rand(*shape: int) -> Tensor:
@@ -25,18 +34,18 @@ def drawn() -> tuple[Points, list[tuple[Tensor, Tensor]]]:
     units = [F.normalize(centres[side] + torch.randn(len(side), 8, generator=generator), dim=-1) for side in true]
     words = tuple((rand(len(side), 6) < frequencies[side]).float() for side in true)
     starts = [tuple(torch.where(rand(len(side)) < 0.8, side, (side + 1) % SIZE) for side in true) for _ in range(3)]
-    return Points(*units, words), starts
+    return EvaluationSet(*units, words), starts
 
 
-def means(points: Points, ours: Tensor) -> list[Tensor]:
+def means(points: EvaluationSet, ours: Tensor) -> list[Tensor]:
     return [points.learned[ours == category].mean(0) for category in range(SIZE)]
 
 
-def test_stability_is_the_mean_over_pairs(drawn: tuple[Points, list[tuple[Tensor, Tensor]]]) -> None:
+def test_stability_is_the_mean_over_pairs(drawn: tuple[EvaluationSet, list[tuple[Tensor, Tensor]]]) -> None:
     points, starts = drawn
     indices = [adjusted_rand_score(a[1], b[1]) for a, b in combinations(starts, 2)]
     assert len(indices) == 3 and 0.1 < min(indices) < max(indices) < 1
-    assert points.figures(starts, SIZE).stability == pytest.approx(sum(indices) / 3)
+    assert points.measure(starts, SIZE).stability == pytest.approx(sum(indices) / 3)
 
 
 def test_stability_does_not_ask_for_the_same_numbers() -> None:
@@ -46,7 +55,9 @@ def test_stability_does_not_ask_for_the_same_numbers() -> None:
 
 
 @pytest.mark.parametrize("size", [SIZE, SIZE + 3])
-def test_silhouette_is_that_of_scikit_learn(drawn: tuple[Points, list[tuple[Tensor, Tensor]]], size: int) -> None:
+def test_silhouette_is_that_of_scikit_learn(
+    drawn: tuple[EvaluationSet, list[tuple[Tensor, Tensor]]], size: int
+) -> None:
     points, starts = drawn
     others = starts[0][1].clone()
     others[5] = size - 1 if size > SIZE else others[5]  # alone there
@@ -54,12 +65,12 @@ def test_silhouette_is_that_of_scikit_learn(drawn: tuple[Points, list[tuple[Tens
     assert silhouette(points.held_out, others, size) == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_silhouette_of_one_category_is_0(drawn: tuple[Points, list[tuple[Tensor, Tensor]]]) -> None:
+def test_silhouette_of_one_category_is_0(drawn: tuple[EvaluationSet, list[tuple[Tensor, Tensor]]]) -> None:
     points, _ = drawn
     assert silhouette(points.held_out, torch.zeros(60, dtype=torch.int64), SIZE) == 0.0
 
 
-def test_confidence_is_that_of_a_plain_loop(drawn: tuple[Points, list[tuple[Tensor, Tensor]]]) -> None:
+def test_confidence_is_that_of_a_plain_loop(drawn: tuple[EvaluationSet, list[tuple[Tensor, Tensor]]]) -> None:
     points, starts = drawn
     ours, others = starts[0]
     centres, total = means(points, ours), 0.0
@@ -70,7 +81,7 @@ def test_confidence_is_that_of_a_plain_loop(drawn: tuple[Points, list[tuple[Tens
     assert points.confidence(ours, others, SIZE) == pytest.approx(total / 60, abs=1e-5)
 
 
-def test_explained_is_that_of_a_plain_loop(drawn: tuple[Points, list[tuple[Tensor, Tensor]]]) -> None:
+def test_explained_is_that_of_a_plain_loop(drawn: tuple[EvaluationSet, list[tuple[Tensor, Tensor]]]) -> None:
     points, starts = drawn
     ours, others = starts[0]
     centres, centre = means(points, ours), points.learned.mean(0)
@@ -79,7 +90,9 @@ def test_explained_is_that_of_a_plain_loop(drawn: tuple[Points, list[tuple[Tenso
     assert points.explained(ours, others, SIZE, points.held_out) == pytest.approx(1 - left / total, abs=1e-5)
 
 
-def test_told_is_that_of_a_plain_loop(drawn: tuple[Points, list[tuple[Tensor, Tensor]]]) -> None:
+def test_word_information_is_that_of_a_plain_loop(
+    drawn: tuple[EvaluationSet, list[tuple[Tensor, Tensor]]],
+) -> None:
     points, starts = drawn
     (learned, held_out), (ours, others) = points.words, starts[0]
     blind = knowing = 0.0
@@ -90,53 +103,78 @@ def test_told_is_that_of_a_plain_loop(drawn: tuple[Points, list[tuple[Tensor, Te
             within = (float(members[:, word].sum()) + anywhere) / (len(members) + 1)
             blind -= log(anywhere if there else 1 - anywhere)
             knowing -= log(within if there else 1 - within)
-    assert told(learned, held_out, ours, others, SIZE) == pytest.approx(1 - knowing / blind, abs=1e-5)
+    assert word_information(learned, held_out, ours, others, SIZE) == pytest.approx(1 - knowing / blind, abs=1e-5)
     assert 0.02 < 1 - knowing / blind < 0.9
 
 
-def test_told_is_a_number_however_common_a_word_is() -> None:
+def test_word_information_is_a_number_however_common_a_word_is() -> None:
     """In float32 the frequency of the first word among 5,000 would be 1, and that of its absence 0."""
     learned, ours = torch.ones(5000, 2), torch.zeros(5000, dtype=torch.int64)
     learned[::2, 1] = 0
     ours[::2] = 1
-    assert 0.9 < told(learned, learned, ours, ours, 2) < 1
+    assert 0.9 < word_information(learned, learned, ours, ours, 2) < 1
     held_out = learned.clone()
     held_out[0, 0] = 0
-    assert isfinite(told(learned, held_out, ours, ours, 2))
+    assert isfinite(word_information(learned, held_out, ours, ours, 2))
 
 
-def test_told_is_0_without_words() -> None:
+def test_word_information_is_0_without_words() -> None:
     category = torch.tensor([0, 1])
-    assert told(torch.zeros(2, 0), torch.zeros(2, 0), category, category, 2) == 0.0
+    assert word_information(torch.zeros(2, 0), torch.zeros(2, 0), category, category, 2) == 0.0
 
 
-def test_figures_are_of_the_start_that_explains_most(drawn: tuple[Points, list[tuple[Tensor, Tensor]]]) -> None:
+def test_metrics_are_of_the_start_that_explains_most(drawn: tuple[EvaluationSet, list[tuple[Tensor, Tensor]]]) -> None:
     points, starts = drawn
     shuffled = tuple(side[torch.randperm(len(side))] for side in starts[0])
-    found = points.figures([shuffled, starts[1]], SIZE)
+    found = points.measure([shuffled, starts[1]], SIZE)
     assert found.start == 1
-    assert found.silhouette == points.figures([starts[1]], SIZE).silhouette
+    assert found.silhouette == points.measure([starts[1]], SIZE).silhouette
 
 
 def test_empty_categories_are_counted_and_explain_nothing(
-    drawn: tuple[Points, list[tuple[Tensor, Tensor]]],
+    drawn: tuple[EvaluationSet, list[tuple[Tensor, Tensor]]],
 ) -> None:
     points, starts = drawn
     ours, others = starts[0]
-    found = points.figures([(ours, others)], SIZE + 2)
+    found = points.measure([(ours, others)], SIZE + 2)
     assert (found.empty, found.smallest) == (2, 0.0)
     assert found.explained == pytest.approx(points.explained(ours, others, SIZE, points.held_out))
     assert found.confidence == pytest.approx(points.confidence(ours, others, SIZE))
-    lost = points.figures([(ours, torch.full_like(others, SIZE))], SIZE + 2)
+    lost = points.measure([(ours, torch.full_like(others, SIZE))], SIZE + 2)
     assert (lost.confidence, lost.silhouette) == (0.0, 0.0)
     assert lost.explained == pytest.approx(0.0, abs=1e-6)
-    assert points.figures(starts[:1], SIZE).smallest == min(starts[0][0].bincount().tolist()) / 90
+    assert points.measure(starts[:1], SIZE).smallest == min(starts[0][0].bincount().tolist()) / 90
 
 
 def test_the_score_is_a_geometric_mean() -> None:
-    figures = Figures(0.5, 0.4, 0.3, 0.9, 0.2, empty=0, smallest=0.1, start=0)
-    assert figures.score == pytest.approx((0.5 * 0.4 * 0.3 * 0.2 * 0.2) ** (1 / 5))
-    alone = Figures(None, 0.4, 0.3, 0.9, 0.2, empty=0, smallest=0.1, start=0)
+    metrics = TaxonomyMetrics(0.5, 0.4, 0.3, 0.9, 0.2, empty=0, smallest=0.1, start=0)
+    assert metrics.score == pytest.approx((0.5 * 0.4 * 0.3 * 0.2 * 0.2) ** (1 / 5))
+    alone = TaxonomyMetrics(None, 0.4, 0.3, 0.9, 0.2, empty=0, smallest=0.1, start=0)
     assert alone.score == pytest.approx((0.4 * 0.3 * 0.2 * 0.2) ** (1 / 4))
-    worst = Figures(-0.1, -0.4, 0.0, 0.0, -1.0, empty=0, smallest=0.1, start=0)
+    worst = TaxonomyMetrics(-0.1, -0.4, 0.0, 0.0, -1.0, empty=0, smallest=0.1, start=0)
     assert worst.score == pytest.approx(LEAST)
+
+
+def test_words_signs_and_numbers_are_predicted() -> None:
+    learned, held_out = word_tables(["So 3 + 4.", "So 17!", "Wait"], ["so, 5", "never"])
+    # Twice or more: so, number.
+    assert learned.tolist() == [[1, 1], [1, 1], [0, 0]]
+    assert held_out.tolist() == [[1, 1], [0, 0]]
+
+
+def test_the_most_frequent_words_are_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WORDS", 1)
+    learned, _ = word_tables(["a b", "b a", "b"], [])
+    assert learned.tolist() == [[1], [1], [1]]
+
+
+def test_no_frequent_words_make_an_empty_table() -> None:
+    learned, held_out = word_tables(["one", "two"], ["three"])
+    assert learned.shape == (2, 0) and held_out.shape == (1, 0)
+
+
+def test_of_equally_frequent_words_the_first_met_comes_first() -> None:
+    """Whatever a run's hashes are."""
+    asked = list("kigecaljhfdb")
+    _, held_out = word_tables([" ".join(asked)] * 2, asked)
+    assert held_out.argmax(-1).tolist() == list(range(12))
