@@ -41,6 +41,9 @@ test-all: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 docs: setup
 	@$(BIN)/python -m lm_eval_hybrid.bundles.schema docs
