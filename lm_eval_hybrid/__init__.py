@@ -1,6 +1,6 @@
-"""Hybrid language models for lm-evaluation-harness: a base model steered where a thinking model says so.
+"""Hybrid language models for lm-evaluation-harness: a base model, steered where a thinking model disagrees with it.
 
-Importing this package is cheap on purpose: the start-up hook imports it whenever Python starts.
+This module imports nothing: the start-up hook imports it whenever Python starts.
 """
 
 __version__ = "0.1.0"

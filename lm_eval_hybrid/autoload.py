@@ -1,12 +1,11 @@
-"""Makes the harness know the `hybrid` model and our tasks without a flag.
+"""Registers the `hybrid` model and our tasks with the harness, without a flag.
 
-Released harnesses (0.4.12, 0.4.13) look for no plug-ins. So the wheel ships two start-up files,
-lm_eval_hybrid.pth (Python up to 3.14) and lm_eval_hybrid.start (3.15 on, PEP 829), which call `install()`
-whenever Python starts. It only puts a finder in front of `sys.meta_path`; the work is done right after
-somebody imports `lm_eval.models` or `lm_eval.tasks`. Never sooner: the harness fills its model registry only
-while that is empty, so that a model registered first would hide the stock ones.
+Released harnesses (0.4.12, 0.4.13) have no plug-ins. So the wheel ships two start-up files, lm_eval_hybrid.pth (Python
+up to 3.14) and lm_eval_hybrid.start (3.15 on, PEP 829), which call `install()` whenever Python starts. It only puts a
+finder in front of `sys.meta_path`; the work is done right after `lm_eval.models` or `lm_eval.tasks` is imported. Not
+earlier: the harness fills its model registry only while that is empty, so a model registered first would hide its own.
 
-This module is read at every start of Python. Hence it imports only what is loaded by then; `typing` is not.
+Every start of Python imports this module. So it imports only modules that are loaded by then; `typing` is not.
 """
 
 import os
@@ -18,15 +17,16 @@ if TYPE_CHECKING:
     from importlib.abc import Loader
     from importlib.machinery import ModuleSpec
     from types import ModuleType
+    from typing import Any
 
 OFF_SWITCH = "LM_EVAL_HYBRID_AUTOLOAD"
 MODEL = "lm_eval_hybrid.harness.hybrid_lm:HybridLM"
 
 
 def install() -> None:
-    """Arrange for `register` to happen when the harness is imported, unless LM_EVAL_HYBRID_AUTOLOAD=0.
+    """Arrange that `register` happens when the harness is imported, unless LM_EVAL_HYBRID_AUTOLOAD=0.
 
-    Never raises, nor does what it arranges: a fault becomes a warning of the logger `lm_eval_hybrid`.
+    Neither this nor the registration ever raises: a failure is logged as a warning by the logger `lm_eval_hybrid`.
     """
     if os.environ.get(OFF_SWITCH) == "0" or any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return
@@ -34,7 +34,7 @@ def install() -> None:
 
 
 def register() -> None:
-    """Make model `hybrid` and our tasks known to the harness now. Idempotent; imports the harness, not torch.
+    """Register model `hybrid` and our tasks with the harness now. Idempotent; imports the harness, not torch.
 
     Raises:
         ImportError: the harness is not installed.
@@ -47,7 +47,7 @@ def register() -> None:
 
 
 def register_model(models: "ModuleType") -> None:
-    """Add `hybrid` to the model registry as a placeholder, the way `lm_eval.models` adds the stock ones."""
+    """Add `hybrid` to the model registry as a placeholder, as `lm_eval.models` adds its own models."""
     from lm_eval.api.registry import model_registry
 
     if "hybrid" not in model_registry:
@@ -55,13 +55,13 @@ def register_model(models: "ModuleType") -> None:
 
 
 def register_tasks(tasks: "ModuleType") -> None:
-    """Have every `TaskManager` that reads the stock tasks read ours next, before the user's include path."""
+    """Make every `TaskManager` that reads the harness's tasks read ours next, before the user's include path."""
     manager = tasks.TaskManager
     if not hasattr(manager.__init__, "reads_hybrid_tasks"):
-        manager.__init__ = _reading_ours(manager.__init__)
+        manager.__init__ = _with_our_tasks(manager.__init__)
 
 
-def _reading_ours(construct: "Callable[..., None]") -> "Callable[..., None]":
+def _with_our_tasks(construct: "Callable[..., None]") -> "Callable[..., None]":
     import functools
     import inspect
 
@@ -69,22 +69,22 @@ def _reading_ours(construct: "Callable[..., None]") -> "Callable[..., None]":
 
     signature = inspect.signature(construct)
     if missing := {"include_path", "include_defaults"} - signature.parameters.keys():
-        raise TypeError(f"this harness's TaskManager takes no {' or '.join(sorted(missing))}")
+        raise TypeError(f"this harness's TaskManager has no {' or '.join(sorted(missing))}")
     ours = tasks_dir()
 
     @functools.wraps(construct)
-    def __init__(self: object, *args: object, **kwargs: object) -> None:
+    def __init__(self: "Any", *args: object, **kwargs: object) -> None:
         call = signature.bind(self, *args, **kwargs)
         call.apply_defaults()
         given = call.arguments["include_path"]
         if call.arguments["include_defaults"]:
-            # Later folders win over earlier ones: the user's over ours.
+            # Later folders take precedence: the user's over ours.
             users = list(given) if isinstance(given, list | tuple) else [given] if given else []
             call.arguments["include_path"] = [ours, *users]
         construct(*call.args, **call.kwargs)
-        self.include_path = given  # type: ignore[attr-defined]
+        self.include_path = given
 
-    __init__.reads_hybrid_tasks = True  # type: ignore[attr-defined]
+    __init__.__dict__["reads_hybrid_tasks"] = True
     return __init__
 
 
@@ -92,7 +92,7 @@ _STEPS = {"lm_eval.models": register_model, "lm_eval.tasks": register_tasks}
 
 
 class _Finder:
-    """Finds a module of `_STEPS` through the finders behind it, and has its step taken once it is loaded."""
+    """Finds a module of `_STEPS` through the finders behind this one, and runs its step once it is loaded."""
 
     def find_spec(
         self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
@@ -112,7 +112,7 @@ class _Finder:
 
 
 class _Loader:
-    """Loads as the loader it stands for, puts that one back, and takes the step."""
+    """Restores the module's own loader, lets it load the module, and runs the module's step."""
 
     def __init__(self, loader: "Loader") -> None:
         self._loader = loader

@@ -1,6 +1,6 @@
-"""The start-up hook: what it adds, when, at what cost, and that no fault of its own ever reaches the user.
+"""The start-up hook: what it registers, when, what it imports, and that its own faults never reach the user.
 
-Each test runs in an interpreter of its own whose installed hook, if there is one, is off.
+Each test runs in an interpreter of its own, where an installed hook is switched off.
 """
 
 import os
@@ -15,8 +15,8 @@ INSTALL = "from lm_eval_hybrid import autoload; autoload.install()\n"
 
 
 def run(code: str, autoload: str = "1", flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """Run `code` where the only hook there can be is the one that it installs."""
-    # The off switch is on while Python starts; then it has the value asked for.
+    """Run `code` in an interpreter without a hook other than the one that `code` installs."""
+    # The off switch is set while Python starts, and gets the value of `autoload` then.
     prelude = f"import os; os.environ['LM_EVAL_HYBRID_AUTOLOAD'] = {autoload!r}\n"
     environment = {**os.environ, "LM_EVAL_HYBRID_AUTOLOAD": "0", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, *flags, "-c", prelude + code]
@@ -28,11 +28,11 @@ def run(code: str, autoload: str = "1", flags: tuple[str, ...] = ()) -> subproce
 def test_both_start_up_files_name_the_same_function() -> None:
     install = pkgutil.resolve_name((ROOT / "lm_eval_hybrid.start").read_text().strip())
     assert f"from {install.__module__} import {install.__name__}; {install.__name__}()" in HOOK
-    # Python executes only lines that begin so, and only one at a time.
+    # Python executes only lines of a .pth file that begin with `import`, one at a time.
     assert HOOK.startswith("import ") and HOOK.count("\n") == 1
 
 
-def test_a_start_loads_two_modules_of_ours_and_no_other() -> None:
+def test_a_start_of_python_imports_two_modules_of_ours_and_no_other() -> None:
     code = f"import sys; before = set(sys.modules)\n{HOOK}print(sorted(set(sys.modules) - before))"
     assert run(code, flags=("-S",)).stdout == "['lm_eval_hybrid', 'lm_eval_hybrid.autoload']\n"
 
@@ -52,7 +52,7 @@ assert get_model("dummy").__name__ == "DummyLM"
     run(INSTALL + code)
 
 
-def test_the_registry_fills_itself_as_ever() -> None:
+def test_the_registry_still_fills_itself() -> None:
     code = """
 from lm_eval.api.registry import get_model, model_registry
 get_model("dummy")
@@ -100,7 +100,7 @@ assert Sub().include_path is None and read.pop() == [stock, ours]
     run(INSTALL + FOLDERS + code)
 
 
-def test_a_wrong_call_fails_as_the_harness_has_it() -> None:
+def test_a_wrong_call_gives_the_harness_error() -> None:
     code = """
 try: manager.TaskManager(nonsense=1)
 except TypeError as error: print(error)
@@ -108,7 +108,7 @@ except TypeError as error: print(error)
     assert "nonsense" in run(INSTALL + FOLDERS + code).stdout
 
 
-def test_register_does_it_at_once_and_only_once() -> None:
+def test_register_acts_at_once_and_only_once() -> None:
     code = """
 from lm_eval_hybrid import autoload
 autoload.register(); autoload.register(); autoload.install()
@@ -129,7 +129,7 @@ def test_the_off_switch_leaves_no_finder() -> None:
     assert run(code, autoload="0").stdout == "True\n"
 
 
-def test_faults_of_ours_are_logged_and_the_harness_goes_on() -> None:
+def test_our_faults_are_logged_and_the_harness_continues() -> None:
     code = """
 import sys
 sys.modules["lm_eval_hybrid.common.paths"] = None  # importing it now fails
@@ -148,7 +148,7 @@ assert "hybrid" not in registry.model_registry and "hf" in registry.model_regist
     assert "Traceback" not in warned
 
 
-def test_a_finder_that_fails_is_left_to_python() -> None:
+def test_errors_of_other_finders_are_left_to_python() -> None:
     code = """
 import sys
 class Broken:
@@ -157,12 +157,12 @@ class Broken:
         return None
 sys.meta_path.insert(1, Broken())
 try: import lm_eval.models
-except OSError as error: print(error)  # what an import without us gives
+except OSError as error: print(error)  # as without our hook
 """
     assert run(INSTALL + code).stdout == "a disk gone\n"
 
 
-def test_the_hook_is_silent_where_the_package_is_gone(tmp_path: Path) -> None:
+def test_the_hook_is_silent_if_the_package_is_gone(tmp_path: Path) -> None:
     # An editable install whose checkout was deleted: every start of Python would complain.
     done = subprocess.run([sys.executable, "-S", "-c", HOOK], capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

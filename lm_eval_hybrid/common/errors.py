@@ -1,36 +1,41 @@
-"""User mistakes, and how they are shown: one line, no stack trace."""
+"""Errors that are the user's to correct, shown as one line without a stack trace."""
 
 import sys
+from collections.abc import Callable
 from types import TracebackType
 
 
 class HybridError(ValueError):
-    """A user's mistake. The message is one line: what was required; what was found; what to do."""
+    """A mistake of the user's. The message is one line: the fact, what was needed, what to do."""
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
 
 
 def one_line(text: str) -> str:
-    """Words as one line that no terminal obeys: what cannot be printed is written as an escape."""
+    """The text as one line without control sequences: characters that cannot be printed are escaped."""
     shown = (c if c.isprintable() or c.isspace() else ascii(c)[1:-1] for c in text)
     return " ".join("".join(shown).split())
 
 
 def show_plainly() -> None:
-    """Print an uncaught `HybridError` as one line on stderr instead of a stack trace; exit status stays 1.
+    """Print an uncaught `HybridError` as one line on stderr instead of a stack trace; the exit status stays 1.
 
-    Everything else goes to the hook that was there before. Calling it again changes nothing.
+    Other exceptions go to the previous hook. Idempotent.
     """
-    former = sys.excepthook
-    if getattr(former, "shows_hybrid_errors", False):
-        return
+    if not isinstance(sys.excepthook, _OneLineHook):
+        sys.excepthook = _OneLineHook(sys.excepthook)
 
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+
+_Hook = Callable[[type[BaseException], BaseException, TracebackType | None], object]
+
+
+class _OneLineHook:
+    def __init__(self, previous: _Hook) -> None:
+        self._previous = previous
+
+    def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if isinstance(error, HybridError):
-            print(f"lm-eval-hybrid: error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"lm-eval-hybrid: error: {error}", file=sys.stderr)
         else:
-            former(kind, error, trace)
-
-    hook.shows_hybrid_errors = True  # type: ignore[attr-defined]
-    sys.excepthook = hook
+            self._previous(kind, error, trace)

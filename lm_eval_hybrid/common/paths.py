@@ -1,4 +1,4 @@
-"""Where the files that travel with the package are: harness tasks, shipped bundles, the embedded pair."""
+"""Folders that ship with the package: harness tasks, behavior bundles, the embedded pair."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A user's mistake is one line; every other fault keeps its stack trace."""
+"""A HybridError is shown as one line; every other exception keeps its stack trace."""
 
 import subprocess
 import sys
@@ -13,28 +13,28 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", prelude + code], capture_output=True, text=True)
 
 
-def test_a_users_mistake_is_one_line_and_status_one() -> None:
-    done = run("raise HybridError('an arm is required; found nope; pass arm=base')")
+def test_a_hybrid_error_is_one_line_and_status_one() -> None:
+    done = run("raise HybridError('there is no arm nope; pass arm=base')")
     assert done.returncode == 1
-    assert done.stderr == "lm-eval-hybrid: error: an arm is required; found nope; pass arm=base\n"
+    assert done.stderr == "lm-eval-hybrid: error: there is no arm nope; pass arm=base\n"
 
 
 def test_a_message_of_several_lines_is_still_one_line() -> None:
     assert run("raise HybridError('a;\\n  b; c')").stderr == "lm-eval-hybrid: error: a; b; c\n"
 
 
-def test_a_mistake_raised_while_handling_another_is_one_line() -> None:
+def test_a_hybrid_error_with_a_cause_is_one_line() -> None:
     done = run("try: {}['x']\nexcept KeyError as error: raise HybridError('x; none; add x') from error")
     assert done.stderr == "lm-eval-hybrid: error: x; none; add x\n"
 
 
-def test_other_faults_keep_their_trace() -> None:
+def test_other_exceptions_keep_their_trace() -> None:
     done = run("raise ValueError('a bug')")
     assert done.returncode == 1
     assert done.stderr.startswith("Traceback") and "ValueError: a bug" in done.stderr
 
 
-def test_the_hook_that_was_there_before_gets_the_rest() -> None:
+def test_the_previous_hook_gets_other_exceptions() -> None:
     done = subprocess.run(
         [
             sys.executable,
@@ -50,5 +50,5 @@ def test_the_hook_that_was_there_before_gets_the_rest() -> None:
 
 
 def test_a_hybrid_error_is_a_value_error() -> None:
-    with pytest.raises(ValueError, match="required"):
-        raise HybridError("required; found; do")
+    with pytest.raises(ValueError, match="an arm"):
+        raise HybridError("an arm is missing")
