@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ def run(args: argparse.Namespace) -> None:
     # Mistakes in the arguments are reported before the long work.
     if args.table:
         table.check(args.table)
-    if args.plots:
-        arm_charts.check_plots()
+    if args.plots and find_spec("vl_convert") is None:
+        raise HybridError("vl-convert is not installed; --plots needs it; pip install 'lm-eval-hybrid[plots]'")
     runs = outputs.read(args.folder)
     comparison = compare(runs, args.seed)
     page = args.out or args.folder / "report.html"

@@ -7,17 +7,14 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.common.files import write_file
-from lm_eval_hybrid.common.text import clip
+from lm_eval_hybrid.common.text import clip, writable
 from lm_eval_hybrid.report import cells, charts
 from lm_eval_hybrid.report.charts import CIRCLE, DIAMOND, SQUARE, Axis, Plane, line, mark, tag, text
-from lm_eval_hybrid.report.page import writable
 from lm_eval_hybrid.results.comparison import ArmFigures, TaskComparison
 from lm_eval_hybrid.results.runs import WITHOUT
 
 _WIDEST = (-150.0, 250.0)  # of a gap's axis: with few documents, intervals can be many gaps wide
-_NAME = 30  # characters of a row's name
 
 
 def gap_axis(arms: Iterable[ArmFigures]) -> Axis:
@@ -57,12 +54,11 @@ def accuracy_chart(arms: Sequence[ArmFigures]) -> Markup | None:
             parts.append(line(58, at, edge, at, "thinking-line"))
             named.append((at, edge, "thinking model"))
     for arm, steered in shown:
-        (a, b), low, high = (
-            plane.at(steered, 100 * v) for v in (arm.accuracy.value, arm.accuracy.low, arm.accuracy.high)
-        )
-        hint = f"{arm.arm}: accuracy {cells.accuracy(arm.accuracy)}, {steered:.1f}% of the tokens steered"
+        right = arm.accuracy
+        (a, b), (_, low), (_, high) = (plane.at(steered, 100 * end) for end in (right.value, right.low, right.high))
+        hint = f"{arm.arm}: accuracy {cells.accuracy(right)}, {steered:.1f}% of the tokens steered"
         shape = {"hybrid": CIRCLE, "base": SQUARE}.get(arm.arm, DIAMOND)
-        whisker = line(a, low[1], a, high[1], f"whisker thin {kind(arm)}")
+        whisker = line(a, low, a, high, f"whisker thin {kind(arm)}")
         parts.append(tag("g", tag("title", hint), whisker, mark(shape, a, b, kind(arm), 1.7)))
         if not arm.arm.startswith(WITHOUT):  # these are many and close together: only the hints have their names
             named.append((b, a + 6, clip(arm.arm, 18)))
@@ -70,9 +66,7 @@ def accuracy_chart(arms: Sequence[ArmFigures]) -> Markup | None:
     for (b, a, name), at in zip(named, spread([b for b, _, _ in named], 14, plane.height - 40), strict=True):
         leader = tag("path", d=f"M{a:.1f} {b:.1f}L{edge:.1f} {b:.1f}L{edge + 10:.1f} {at:.1f}", class_="leader")
         parts += [leader, text(name, edge + 13, at + 4, "name")]
-    return charts.svg(
-        plane.width, plane.height, "Accuracy by the share of tokens steered, a point for each arm", *parts
-    )
+    return charts.svg(plane.width, plane.height, "Accuracy by the share of tokens steered", *parts)
 
 
 def spread(places: Sequence[float], gap: float, end: float) -> list[float]:
@@ -82,12 +76,7 @@ def spread(places: Sequence[float], gap: float, end: float) -> list[float]:
 
 
 def write_plots(comparison: Sequence[TaskComparison], folder: Path) -> list[Path]:
-    """Write each task's charts as <chart>-<task>.png and .svg, and return their paths.
-
-    Raises:
-        HybridError: vl-convert is not installed.
-    """
-    check_plots()
+    """Write each task's charts as <chart>-<task>.png and .svg, and return their paths."""
     from vl_convert import svg_to_png
 
     plain = [re.sub(r"[^A-Za-z0-9_-]+", "-", task.task)[:80] for task in comparison]
@@ -102,43 +91,20 @@ def write_plots(comparison: Sequence[TaskComparison], folder: Path) -> list[Path
     return list(files)
 
 
-def check_plots() -> None:
-    """Check that PNG files can be written.
-
-    Raises:
-        HybridError: vl-convert is not installed.
-    """
-    try:
-        import vl_convert  # noqa: F401
-    except ImportError:
-        raise HybridError(
-            "vl-convert is not installed; --plots needs it; pip install 'lm-eval-hybrid[plots]'"
-        ) from None
-
-
 def _paper_charts(task: TaskComparison) -> Iterator[tuple[str, str, Markup]]:
     """(name, title, picture) of each chart for which something was measured."""
     title, uses = f"{task.task}, {task.documents:,} documents", task.behaviors
     gaps = [(arm, arm.gap) for arm in task.arms if arm.gap is not None]
     if any(gap.recovered is not None for _, gap in gaps):
         axis = gap_axis(task.arms)
-        yield (
-            "gap",
-            title,
-            charts.row_chart(
-                axis,
-                [(clip(arm.arm, _NAME), gap_row(arm, axis), cells.signed(cells.recovered(gap))) for arm, gap in gaps],
-            ),
-        )
+        rows = [(arm.arm, gap_row(arm, axis), cells.recovered(gap)) for arm, gap in gaps]
+        yield "gap", title, charts.row_chart(axis, rows)
     if (picture := accuracy_chart(task.arms)) is not None:
         yield "accuracy", title, picture
     if uses:
-        lost = "; then points of accuracy lost without the behavior [95%]" if any(use.left_out for use in uses) else ""
-        axis = Axis.over(f"share of steered tokens{lost}", [0.0, *(100 * use.share for use in uses)], "%")
-        rows = []
-        for use in uses:
-            beside = [f"{use.share:.1%}", *([cells.difference(use.left_out.difference)] if use.left_out else [])]
-            rows.append(
-                (clip(use.behavior, _NAME), charts.bar(axis, 100 * use.share, "c0"), cells.signed("; ".join(beside)))
-            )
+        lost = {use: f"; {cells.difference(use.left_out.difference)}" for use in uses if use.left_out}
+        words = "; then points of accuracy lost without the behavior [95%]" if lost else ""
+        axis = Axis.over(f"share of steered tokens{words}", [0.0, *(100 * use.share for use in uses)], "%")
+        bars = [charts.bar(axis, 100 * use.share, "c0") for use in uses]
+        rows = [(u.behavior, row, f"{u.share:.1%}{lost.get(u, '')}") for u, row in zip(uses, bars, strict=True)]
         yield "behaviors", f"{task.task}: behaviors used", charts.row_chart(axis, rows)

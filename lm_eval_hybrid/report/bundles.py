@@ -18,7 +18,7 @@ from lm_eval_hybrid.bundles.manifest import Manifest, ModelCard, Result
 from lm_eval_hybrid.bundles.store.resolve import ListedBundle
 from lm_eval_hybrid.common.text import clip
 from lm_eval_hybrid.report.cells import ABSENT
-from lm_eval_hybrid.report.terminal import plain
+from lm_eval_hybrid.report.terminal import make_table, plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +34,7 @@ def print_listing(console: Console, bundles: Sequence[ListedBundle]) -> None:
     if not bundles:
         console.print("No bundles found.")
         return
-    table = _table("name", "version", "base", "thinking", "behaviors", "best gap recovered", "size")
+    table = make_table("name", "version", "base", "thinking", numbers=("behaviors", "best gap recovered", "size"))
     for listed in bundles:
         manifest = listed.manifest
         names = (manifest.name, manifest.version, manifest.base.id, manifest.thinking.id, str(len(manifest.behaviors)))
@@ -45,20 +45,12 @@ def print_listing(console: Console, bundles: Sequence[ListedBundle]) -> None:
 def print_bundle(console: Console, bundle: ListedBundle, tensors: Mapping[str, np.ndarray]) -> None:
     """A bundle's models, steering, behaviors, similarity of its vectors, results, and folder."""
     manifest = bundle.manifest
-    parts: list[RenderableType] = [plain(manifest.description.strip()), Text(), _facts(bundle), Text()]
-    parts += [_behaviors(manifest), Text(), *_cosines(manifest, tensors)]
+    parts: list[RenderableType] = [plain(manifest.description.strip()), Text(), _facts(bundle)]
+    parts += [_behaviors(manifest), *_cosines(manifest, tensors)]
     if manifest.results:
-        parts += [Text(), _results(manifest)]
+        parts.append(_results(manifest))
     title = plain(f"{manifest.name} {manifest.version}", style="bold")
     console.print(Panel(Group(*parts), title=title, title_align="left", padding=(1, 2)))
-
-
-def _table(*columns: str) -> Table:
-    """A table without lines, whose cells wrap instead of being cut."""
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(plain(column), overflow="fold")
-    return table
 
 
 def _best(manifest: Manifest) -> str:
@@ -107,7 +99,7 @@ def _model(card: ModelCard) -> str:
 
 
 def _behaviors(manifest: Manifest) -> Table:
-    table = _table("latent", "key", "norm", "behavior", "example")
+    table = make_table("latent", "key", "norm", "behavior", "example")
     for behavior in sorted(manifest.behaviors, key=lambda behavior: behavior.latent):
         example = behavior.examples[0] if behavior.examples else ""
         row = (str(behavior.latent), behavior.key, f"{behavior.norm:.3g}", behavior.title, example)
@@ -137,12 +129,16 @@ def _cosines(manifest: Manifest, tensors: Mapping[str, np.ndarray]) -> list[Rend
 
 
 def _results(manifest: Manifest) -> Table:
-    arms = list(dict.fromkeys(arm for result in manifest.results for arm in result.scores))[:_MANY]
-    table = _table("task", *arms, "gap recovered", "steered", "changed", "documents")
-    for result in manifest.results:
-        scores = [f"{result.scores[arm]:.1%}" if arm in result.scores else "" for arm in arms]
-        shares = [f"{result.steered_fraction:.1%}", f"{result.changed_fraction:.1%}"]
-        table.add_row(*map(plain, (result.task, *scores, gap(result), *shares, str(result.documents))))
+    """One column for each task: there are few, and many arms."""
+    results = manifest.results[:_MANY]
+    arms = list(dict.fromkeys(arm for result in results for arm in result.scores))[:_MANY]
+    table = make_table("", numbers=[result.task for result in results])
+    for arm in arms:
+        table.add_row(plain(arm), *(f"{r.scores[arm]:.1%}" if arm in r.scores else "" for r in results))
+    table.add_row("gap recovered", *(gap(result) for result in results))
+    table.add_row("steered", *(f"{result.steered_fraction:.1%}" for result in results))
+    table.add_row("changed", *(f"{result.changed_fraction:.1%}" for result in results))
+    table.add_row("documents", *(f"{result.documents:,}" for result in results))
     return table
 
 
@@ -153,13 +149,10 @@ def print_difference(console: Console, difference: BundleDifference) -> None:
     if difference.step is None:
         console.print("Nothing differs.")
         return
-    console.print()
     if any(not vector.same or vector.before != vector.after for vector in difference.vectors):
         console.print(_vectors(difference.vectors))
-        console.print()
     if fields := [change for change in difference.changes if not change.what.startswith("tensor vector.")]:
         console.print(_changes(fields))
-        console.print()
     old, new = before.manifest, after.manifest
     if old.name != new.name:
         console.print(plain(f"Between versions of one bundle this would be a {difference.step} step."))
@@ -171,7 +164,7 @@ def print_difference(console: Console, difference: BundleDifference) -> None:
 
 
 def _vectors(vectors: Sequence[VectorChange]) -> Table:
-    table = _table("vector", "in the other", "cosine", "norm", "cosine of encoder rows")
+    table = make_table("vector", "in the other", "cosine", "norm", "cosine of encoder rows")
     for one in vectors:
         detector = "" if one.detector is None else f"{one.detector:.3f}"
         change = one.norm_after / one.norm_before - 1 if one.norm_before else 0.0
@@ -182,7 +175,7 @@ def _vectors(vectors: Sequence[VectorChange]) -> Table:
 
 
 def _changes(changes: Sequence[Change]) -> Table:
-    table = _table("field", "before", "after", "needs")
+    table = make_table("field", "before", "after", "needs")
     for what, before, after, step in _rows(changes):
         table.add_row(plain(what), _value(before), _value(after), Text(step))
     return table

@@ -1,4 +1,4 @@
-"""Charts as SVG text, inline in pages and as files for papers: a plane with axes, a map, or rows of a table.
+"""Charts as SVG text, inline in pages and as files for papers: a plane with two axes, or rows of a table.
 
 Pages must be readable without a network or scripts, follow the reader's light or dark theme and show hints on hover,
 and their content security policy forbids style attributes. So colours are classes that charts.css styles from the
@@ -13,6 +13,9 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
+from lm_eval_hybrid.common.text import clip
+from lm_eval_hybrid.report.cells import signed
+
 COLOURS = 8
 # Outlines of equal area around the origin: circle, triangle, square, diamond, cross, triangle down, star, plus.
 _OUTLINES = (
@@ -26,7 +29,6 @@ _OUTLINES = (
     "m-1-3.8h2v2.8h2.8v2h-2.8v2.8h-2v-2.8h-2.8v-2h2.8z",
 )
 CIRCLE, SQUARE, DIAMOND = 0, 2, 3
-_FONT = "Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
 
 
 def tag(name: str, *children: object, **attributes: object) -> Markup:
@@ -72,8 +74,7 @@ def outline(index: int, x: float, y: float) -> str:
 def mark(shape: int, x: float, y: float, class_: str, size: float = 1, hint: str | None = None) -> Markup:
     """A marker, and a text to show on hover."""
     place = f"translate({_short(float(x))} {_short(float(y))}) scale({size:g})"
-    title = None if hint is None else tag("title", hint)
-    return tag("path", title, d=outline(shape, 0, 0), class_=f"mark {class_}", transform=place)
+    return tag("path", hint and tag("title", hint), d=outline(shape, 0, 0), class_=f"mark {class_}", transform=place)
 
 
 def chip(index: int) -> Markup:
@@ -152,12 +153,9 @@ class Plane:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart.
+    """A line of a chart: `look` is the index of its colour and marker, `ringed` that of a point to ring.
 
-    Attributes:
-        look: index of its colour and marker.
-        hints: for each point, the text to show on hover; a line without hints has no markers.
-        ringed: index of a point to ring.
+    `hints` has the text to show on hover over each point; a line without hints has no markers.
     """
 
     points: Sequence[tuple[float, float]]
@@ -181,24 +179,6 @@ def line_chart(title: str, lines: Sequence[Line], x: Axis, y: Axis, width: int =
         hints = each.hints or ([None] if len(points) == 1 else [])  # a line of one point could not be seen
         parts += [mark(each.look, *at, look(each.look), 1, hint) for at, hint in zip(points, hints, strict=False)]
     return svg(width, height, f"{title}: {y.label} by {x.label}", *parts)
-
-
-def scatter(points: Sequence[tuple[float, float, int]], label: str, size: tuple[int, int] = (1040, 700)) -> Markup:
-    """Points (x, y, category) without axes: one path for each category, the most numerous at the back.
-
-    The k-th `M` of a path is the centre of its category's k-th point; the page's script reads them.
-    """
-    columns = [[point[i] for point in points] for i in (0, 1)]
-    low, high = [min(column) for column in columns], [max(column) for column in columns]
-    spans = [(room - 28) / (high[i] - low[i]) for i, room in enumerate(size) if high[i] > low[i]]
-    zoom = min(spans, default=0.0)
-    paths: dict[int, list[str]] = {}
-    for x, y, category in points:
-        at = size[0] / 2 + (x - (low[0] + high[0]) / 2) * zoom, size[1] / 2 - (y - (low[1] + high[1]) / 2) * zoom
-        paths.setdefault(category, []).append(outline(category, round(at[0], 1), round(at[1], 1)))
-    order = sorted(paths, key=lambda category: (-len(paths[category]), category))
-    drawn = [tag("path", d="".join(paths[c]), class_=f"mark {look(c)}", data_b=c) for c in order]
-    return svg(*size, label, *drawn, tag("circle", r=8, cx=-20, cy=-20, class_="ring here"), class_="map")
 
 
 def interval(axis: Axis, gap: Sequence[float | None], class_: str, shape: int = CIRCLE) -> Markup:
@@ -237,11 +217,12 @@ def row_axis(axis: Axis) -> Markup:
 
 def row_chart(axis: Axis, rows: Sequence[tuple[str, Markup, str]]) -> Markup:
     """Rows in one picture: (name, row, text beside it)."""
+    rows = [(clip(name, 30), row, signed(words)) for name, row, words in rows]
     left, right = (20 + 7 * max(len(row[i]) for row in rows) for i in (0, 2))  # a letter is about 7 pixels wide
     bottom, width = 24 * len(rows), max(left + 300 + right, 7 * len(axis.label))
     parts = [text(axis.label, width / 2, bottom + 36, "label middle")]
-    for y, (name, row, beside) in zip(range(0, bottom, 24), rows, strict=True):
-        parts += [text(name, left - 10, y + 16, "name end"), text(beside, left + 312, y + 16, "tick")]
+    for y, (name, row, words) in zip(range(0, bottom, 24), rows, strict=True):
+        parts += [text(name, left - 10, y + 16, "name end"), text(words, left + 312, y + 16, "tick")]
         parts.append(tag("svg", row, x=left, y=y, width=300, height=24, overflow="visible"))
     parts.append(tag("svg", row_axis(axis), x=left, y=bottom, width=300, height=20, overflow="visible"))
     return svg(width, bottom + 44, axis.label, *parts)
@@ -256,4 +237,6 @@ def paper(title: str, chart: Markup) -> str:
     parts = tag("style", style), tag("rect", width="100%", height="100%", fill="#ffffff"), text(title, 12, 17, "title")
     size = {"width": width, "height": height + 26, "viewBox": f"0 0 {width} {height + 26}"}
     moved = tag("g", chart, transform="translate(0 26)")
-    return tag("svg", *parts, moved, **size, xmlns="http://www.w3.org/2000/svg", font_family=_FONT)
+    return tag(
+        "svg", *parts, moved, **size, xmlns="http://www.w3.org/2000/svg", font_family="Helvetica, Arial, sans-serif"
+    )

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from lm_eval_hybrid.common.files import write_file
 from lm_eval_hybrid.common.text import clip
 from lm_eval_hybrid.report import cells, charts, page
-from lm_eval_hybrid.report.charts import Axis, Line
+from lm_eval_hybrid.report.charts import Axis, Line, tag
 from lm_eval_hybrid.report.findings import BehaviorRow, CalibrationRow, CurvePoint, Findings, SweepRow
 
 PARTS = ("stability", "silhouette", "confidence", "explained", "word_information")
@@ -21,6 +21,7 @@ _CURVE = 400  # points of a curve that are drawn; more cannot be seen
 _MARKED = 40  # points of a curve that have markers; more would hide the line
 _DENSE = 17  # columns of a heat map, above which cells are too small for text
 _METHODS = ("sae", "k-means", "gmm")
+_MAP = (1040, 700)  # pixels
 _SHARES = Axis("", (0.0, 1.0))
 _HELD_OUT = {
     "explained_variance": "of the variance of held-out sentences is explained by the sparse autoencoder",
@@ -109,8 +110,22 @@ def _sentences(findings: Findings) -> list[tuple[int, BehaviorRow, list[str]]]:
 
 
 def _map(findings: Findings) -> Markup:
-    marks = [(point.x, point.y, point.behavior) for point in findings.points]
-    return charts.scatter(marks, f"Map of {len(marks):,} sentences, by behavior")
+    """The sentences as marks: one path for each behavior, the most numerous at the back.
+
+    The k-th `M` of a path is the centre of the behavior's k-th sentence; findings.js reads them.
+    """
+    xs, ys = [point.x for point in findings.points], [point.y for point in findings.points]
+    spans = [(room - 28) / (max(v) - min(v)) for v, room in zip((xs, ys), _MAP, strict=True) if max(v) > min(v)]
+    zoom, middle = min(spans, default=0.0), ((min(xs) + max(xs)) / 2, (min(ys) + max(ys)) / 2)
+    paths: dict[int, list[str]] = {}
+    for point in findings.points:
+        at = _MAP[0] / 2 + (point.x - middle[0]) * zoom, _MAP[1] / 2 - (point.y - middle[1]) * zoom
+        mark = charts.outline(point.behavior, round(at[0], 1), round(at[1], 1))
+        paths.setdefault(point.behavior, []).append(mark)
+    order = sorted(paths, key=lambda behavior: (-len(paths[behavior]), behavior))
+    marks = [tag("path", d="".join(paths[b]), class_=f"mark {charts.look(b)}", data_b=b) for b in order]
+    ring = tag("circle", r=8, cx=-20, cy=-20, class_="ring here")
+    return charts.svg(*_MAP, f"Map of {len(xs):,} sentences, by behavior", *marks, ring, class_="map")
 
 
 Cell = tuple[float, str, str]  # its shade from -1 to 1, its text, and the text shown on hover

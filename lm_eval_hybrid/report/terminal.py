@@ -21,14 +21,12 @@ def plain(value: object, style: str = "") -> Text:
     return Text(printable(str(value)), style=style)
 
 
-def table(*columns: str, left: Sequence[str] = (), caption: str | None = None) -> Table:
-    """A table of numbers with a rule below its head; the first column and those named in `left` align to the left."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    if caption is not None:
-        made.caption, made.caption_justify = Text(caption, style="dim"), "left"
-    for name in columns:
-        made.add_column(name, justify="left" if name in (columns[0], *left) else "right", overflow="fold")
-    return made
+def make_table(*texts: str, numbers: Sequence[str] = ()) -> Table:
+    """A table with a rule below its head: columns of texts, then of numbers, aligned to the right. Long cells wrap."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in (*texts, *numbers):
+        table.add_column(plain(name), justify="right" if name in numbers else "left", overflow="fold")
+    return table
 
 
 def comparison_table(comparison: Sequence[TaskComparison], runs: Runs, seed: int) -> Group:
@@ -37,21 +35,21 @@ def comparison_table(comparison: Sequence[TaskComparison], runs: Runs, seed: int
     Args:
         comparison: what `compare` returned for `runs` with that seed of the bootstrap.
     """
-    gap = "gap recovered [95%]"
-    made = table("arm", "accuracy [95%]", gap, "steered", "changed", "tokens/s", "docs")
-    made.columns[2].max_width = 24  # a number with its interval; a reason why there is none wraps
+    numbers = ("accuracy [95%]", "gap recovered [95%]", "steered", "changed", "tokens/s", "docs")
+    table = make_table("arm", numbers=numbers)
+    table.columns[2].max_width = 24  # a number with its interval; a reason why there is none wraps
     for task in comparison:
-        made.add_row(plain(task.task, style="bold"))
+        table.add_row(plain(task.task, style="bold"))
         for arm in filter(_has_row, task.arms):
-            made.add_row(*map(plain, _row(arm, task, runs)))
-        made.add_section()
+            table.add_row(*map(plain, _row(arm, task, runs)))
+        table.add_section()
     parts = [part for task in comparison for part in (*_differences(task), *_left_out(task))]
     lines = [
         "intervals: 95%; Wilson for accuracy, paired bootstrap over documents for the others",
         "gap recovered: (arm - base) / (thinking - base), signed; steered, changed: of generated tokens",
         *(f"{name}: {value}" for name, value in cells.provenance(runs, seed)),
     ]
-    return Group(made, *parts, *(plain(line, style="dim") for line in lines))
+    return Group(table, *parts, *(plain(line, style="dim") for line in lines))
 
 
 def _has_row(arm: ArmFigures) -> bool:
@@ -102,9 +100,11 @@ def _list(title: str, items: Sequence[str]) -> Iterable[RenderableType]:
 def agreement_table(agreements: Mapping[str, Agreement], judge: str) -> Table:
     """One row for each model, by its name: how the scoring rule (first) agrees with a judge (second)."""
     numbers = ("rule right", "judge right", "agree", "kappa", "only rule", "only judge", "unclear")
-    made = table("model", *numbers, caption=f"judge: {judge}; shares of the answers that it judged; Cohen's kappa")
+    table = make_table("model", numbers=numbers)
+    caption = f"judge: {judge}; shares of the answers that it judged; Cohen's kappa"
+    table.caption, table.caption_justify = Text(caption, style="dim"), "left"
     for model, of in agreements.items():
         shares = map(cells.percent, (of.first_right, of.second_right, of.share))
         counts = (f"{number:,}" for number in (of.only_first, of.only_second, of.unclear))
-        made.add_row(*map(plain, (model, *shares, ABSENT if of.kappa is None else f"{of.kappa:.3f}", *counts)))
-    return made
+        table.add_row(*map(plain, (model, *shares, ABSENT if of.kappa is None else f"{of.kappa:.3f}", *counts)))
+    return table

@@ -61,7 +61,7 @@ def shown(bundle: ListedBundle, width: int = 150) -> str:
 def test_the_listing_has_a_row_for_each_bundle(listed: ListedBundle) -> None:
     text = printed(print_listing, [listed, listed])
     row = ["tiny", "1.2.0", "org/base", "org/thinking", "2", "-50%", "[-70,", "-20]", "gsm8k_embedded", "0", "kB"]
-    assert [line.split() for line in text.splitlines()[1:]] == [row, row]
+    assert [line.split() for line in text.splitlines()].count(row) == 2
 
 
 def test_an_empty_listing_says_so() -> None:
@@ -133,7 +133,7 @@ def diff(before: Bundle, after: Bundle, width: int = 120) -> str:
 
 
 def row(text: str, begin: str) -> list[str]:
-    (line,) = [line for line in text.splitlines() if line.startswith(begin)]
+    (line,) = [line for line in map(str.strip, text.splitlines()) if line.startswith(begin)]
     return [cell for cell in line.split("  ") if cell]
 
 
@@ -160,7 +160,7 @@ def test_what_is_of_one_kind_is_one_row(make_bundle: Make, fields: dict) -> None
     bundle = make_bundle()
     other = replace(bundle, tensors={name: 2 * tensor for name, tensor in bundle.tensors.items()})
     text = diff(bundle, other)
-    assert len([line for line in text.splitlines() if line.startswith("tensors")]) == 1
+    assert len([line for line in text.splitlines() if line.strip().startswith("tensors")]) == 1
     assert "sae.encoder.weight" in text and "values differ" not in text
     gone = {**fields, "behaviors": [fields["behaviors"][0]], "version": "2.0.0"}
     kept = {name: tensor for name, tensor in bundle.tensors.items() if name != "vector.check"}

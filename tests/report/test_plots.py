@@ -1,12 +1,10 @@
-import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.report.arm_charts import check_plots, write_plots
+from lm_eval_hybrid.report.arm_charts import write_plots
 from lm_eval_hybrid.results.comparison import TaskComparison, compare
 from lm_eval_hybrid.results.outputs import read
 from tests.results.outputs import PLAIN, STEERED, samples
@@ -92,9 +90,3 @@ def test_only_what_was_measured_is_drawn(tmp_path: Path) -> None:
         "gap-few.svg",
     ]
     assert any("no interval: thinking is not above base" in word for word in words(tmp_path / "gap-few.svg"))
-
-
-def test_without_vl_convert_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "vl_convert", None)
-    with pytest.raises(HybridError, match=r"not installed.*; pip install 'lm-eval-hybrid\[plots\]'"):
-        check_plots()

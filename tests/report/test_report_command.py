@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lm_eval_hybrid.commands import report
 from lm_eval_hybrid.commands.main import main
 from tests.results.outputs import PLAIN, STEERED, samples, write
 
@@ -53,6 +54,14 @@ def test_mistakes_are_reported_before_the_work(tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(SystemExit):
         main(["report", str(tmp_path), "--seed", "-1"])
     assert "-1 is negative; a seed is 0 or more" in capsys.readouterr().err
+
+
+def test_without_vl_convert_the_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(report, "find_spec", lambda name: None)
+    assert main(["report", str(tmp_path), "--plots", str(tmp_path)]) == 2
+    assert "--plots needs it; pip install 'lm-eval-hybrid[plots]'" in capsys.readouterr().err
 
 
 def test_help_imports_nothing_heavy() -> None:
