@@ -58,7 +58,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def at_work(process: subprocess.Popen) -> None:
     """Wait until a run has started its stages: most of the time of a small run is its start."""
     assert process.stderr is not None
-    while not any(sign in (line := process.stderr.readline()) for sign in (b"begins in", b"going on in", b"already")):
+    while not any(sign in (line := process.stderr.readline()) for sign in (b"starting in", b"resuming in", b"already")):
         assert line, "the run ended"
 
 
