@@ -29,7 +29,6 @@ from lm_eval_hybrid.discovery.traces.pair import ModelPair
 from lm_eval_hybrid.discovery.traces.problems import PromptedProblem
 from lm_eval_hybrid.results.statistics import Gap, gap
 from lm_eval_hybrid.scoring.metrics import is_right
-from lm_eval_hybrid.scoring.reader.answers import same_expression, same_number
 
 _CLOSED = pydantic.ConfigDict(extra="forbid")
 SCORES_FILE = "rows.jsonl"
@@ -210,8 +209,7 @@ class _Evaluator:
 
     def _score(self, arm: str, problem: PromptedProblem, answer: Generation) -> int:
         opened = arm == "thinking" and thought_is_open(self._pair.thinking_text(problem.prompt))
-        same = same_number if problem.numeric else same_expression
-        return int(is_right(answer.text, problem.answer, same, problem.question, answer.finish, opened))
+        return int(is_right(answer.text, problem.answer, problem.question, answer.finish, opened))
 
 
 _Key: TypeAlias = tuple[str, int | None, SteeringSetting | None]

@@ -16,8 +16,8 @@ from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.common.jsonl import question_of
 from lm_eval_hybrid.common.thoughts import THOUGHT_END, THOUGHT_START, thought_is_open
 from lm_eval_hybrid.results.runs import METRIC
-from lm_eval_hybrid.scoring.metrics import truth_of
-from lm_eval_hybrid.scoring.reader.answers import agrees, answered, marked_answer
+from lm_eval_hybrid.scoring.metrics import Grade, grade, truth_of
+from lm_eval_hybrid.scoring.reader.reading import marked_answer
 
 # A model that ends thoughts it did not begin was prompted with their beginning. This share of its answers is enough,
 # since a length limit may cut most of them.
@@ -76,9 +76,8 @@ def scores(recording: Recording) -> Iterator[Score]:
     for index, task in enumerate(recording.tasks):
         for model, text in task.answers.items():
             unfinished = thought_is_open(text) or (prompted[model] and THOUGHT_END not in text)
-            found = None if unfinished else answered(text, task.question)
-            right = found is not None and agrees(found, task.truth)
-            yield Score(index, model, right, None if found is None else found.answer, unfinished)
+            found = Grade(False, None) if unfinished else grade(text, task.truth, task.question)
+            yield Score(index, model, found.right, found.answer, unfinished)
 
 
 def read(path: Path) -> Recording:

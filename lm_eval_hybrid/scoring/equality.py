@@ -1,8 +1,8 @@
 """When two mathematical answers are equal.
 
-Rules are asked in turn, each for one kind of answer: choices, words, numbers, equations, lists, matrices. The first
-that knows the kind decides, so that brackets, order and units count as people mean them; rules for what has members
-ask again for each of these. math_verify does the mathematics of what no rule knows.
+Rules apply in turn, each to one kind of answer: choices, words, numbers, equations, lists, matrices. The first rule
+that knows the kind decides, so that brackets, order and units count as readers mean them; rules for answers with
+members compare these in the same way. math_verify does the mathematics of what no rule knows.
 """
 
 import re
@@ -11,24 +11,29 @@ from functools import lru_cache
 
 from lm_eval_hybrid.scoring.notation import enclosed, parts, plain, tight
 from lm_eval_hybrid.scoring.quantities import clock, quantity, without_unit
-from lm_eval_hybrid.scoring.verifying import verified
+from lm_eval_hybrid.scoring.verifier import verified
 
 Rule = Callable[[str, str], bool | None]
 
-_LONGEST = 4000  # characters of an answer; nobody means a longer one
-_MOST_WORDS = 12  # of an answer in words
+_MAX_CHARACTERS = 4000  # of an answer
+_MAX_WORDS = 12  # of an answer in words
 _CHOICE = re.compile(r"\(([A-Z])\)|([A-Z])")
 _CHOSEN = re.compile(
     r"(?:(?i:option|choice|answer)\b\W*)?(?:\(\s*([A-Z])\s*\)|([A-Z])(?:[).:]|$)|([B-Z])\s).*", re.DOTALL
 )
 _WORDS = re.compile(r"[A-Za-z]{2,}(?:[ '-]+[A-Za-z]+)*")
-_DENIAL = re.compile(r"\b(?:not|no|nor|neither|or|non)\b", re.IGNORECASE)
-_AGAINST = r"\b(?:than|unlike|instead of|rather)\b"
+_NEGATION = re.compile(r"\b(?:not|no|nor|neither|or|non)\b", re.IGNORECASE)
+_CONTRAST = r"\b(?:than|unlike|instead of|rather)\b"
+_NOTHING = re.compile(
+    r"\\emptyset|\\\{\s*\\\}|(?:there (?:is|are) )?no (?:such )?(?:real )?(?:solutions?|roots?|values?|numbers?)|none"
+    r"|(?:the )?empty set",
+    re.IGNORECASE,
+)
 _NUMERAL = re.compile(r"\(?\s*(\w*\d\w*?)\s*\)?\s*(?:_\s*[{(\s]*|\(?(?:in )?base[ -]?)(\w+)[\s})]*")
 _BASES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _EQUALS = r"(?<![\\<>!:=])=(?!=)|\\equiv(?![a-z])"
 _RELATION = re.compile(r"[<>]|\\(?:le|ge|lt|gt)(?![a-z])")
-_NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'*(?:\s*\([^()]*\))?")
+_NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'*(?:\s*\([^()]*\))?|\(\s*[A-Za-z](?:\s*,\s*[A-Za-z])+\s*\)|\|\w+\|")
 _MEMBER = re.compile(r"^(?:[A-Za-z]|\\[a-z]+)\s*\\in(?![a-z])\s*")
 _UNION = r"\\cup(?![a-z])"
 _COMMA = r",(?:\s*(?:and|or)\b)?|;|\b(?:and|or)\b"
@@ -36,16 +41,29 @@ _LIST = r",(?!\d{3}(?!\d))|;|\b(?:and|or)\b"  # no thousands
 _MATRIX = re.compile(r"\\begin\s*\{(?:[pbvBV]?(?:small)?matrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end\s*\{\w+\}", re.DOTALL)
 _LETTER = re.compile(r"\\[a-zA-Z]+|(?P<variable>[A-Za-z])")
 _CONSTANTS = frozenset("ei")
+_TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
+_DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\\circ")
 
 
 def same(answer: str, truth: str) -> bool:
-    """Whether an answer is equal to the true one, as a careful human reads both. What they hold never makes it raise.
+    """Whether an answer equals the true one, as a careful reader takes both. Never raises for what they hold.
 
     Not symmetric: an answer may leave out what its question says, such as a name (`x =`), a unit or a numeral's base.
     """
-    if max(len(answer), len(truth)) > _LONGEST:
+    if max(len(answer), len(truth)) > _MAX_CHARACTERS:
         return answer == truth
     return _same(plain(answer), plain(truth))
+
+
+def names(sentence: str, truth: str) -> bool:
+    """Whether the truth is a word or a letter among choices, and a sentence names it without a negation."""
+    text, truth = plain(sentence[:_MAX_CHARACTERS]), plain(truth)
+    if _CHOICE.fullmatch(truth):
+        return set(re.findall(r"\(\s*([A-Z])\s*\)", text)) == {truth.strip("()")}
+    if not _WORDS.fullmatch(truth):
+        return False
+    found = re.search(rf"\b{re.escape(truth)}\b", re.split(_CONTRAST, text)[0], re.IGNORECASE)
+    return found is not None and not _NEGATION.search(text)
 
 
 @lru_cache(maxsize=20_000)
@@ -58,55 +76,49 @@ def _same(answer: str, truth: str) -> bool:
     return next((verdict for verdict in verdicts if verdict is not None), False)
 
 
-def mentions(sentence: str, truth: str) -> bool:
-    """Whether a sentence names the truth, where that is words or a letter among choices, and denies nothing."""
-    text, truth = plain(sentence[:_LONGEST]), plain(truth)
-    if _CHOICE.fullmatch(truth):
-        return set(re.findall(r"\(\s*([A-Z])\s*\)", text)) == {truth.strip("()")}
-    if not _WORDS.fullmatch(truth):
-        return False
-    found = re.search(rf"\b{re.escape(truth)}\b", re.split(_AGAINST, text)[0], re.IGNORECASE)
-    return found is not None and not _DENIAL.search(text)
-
-
 def _choices(answer: str, truth: str) -> bool | None:
-    """A letter among a question's choices, such as (C)."""
+    """A letter among choices, such as (C)."""
     meant, chosen = _CHOICE.fullmatch(truth), _CHOSEN.fullmatch(answer)
     return meant[meant.lastindex or 0] == chosen[chosen.lastindex or 0] if meant and chosen else None
 
 
+def _nothing(answer: str, truth: str) -> bool | None:
+    """No solution, in words or as the empty set."""
+    if not _NOTHING.fullmatch(truth):
+        return None
+    return _NOTHING.fullmatch(answer) is not None
+
+
 def _words(answer: str, truth: str) -> bool | None:
-    """Words, such as names: the answer may say more, but not deny them."""
+    """Words, such as names. The answer may say more, unless it negates."""
     if not _WORDS.fullmatch(truth):
         return None
-    denied = _DENIAL.search(answer) and not _DENIAL.search(truth)
+    negated = _NEGATION.search(answer) and not _NEGATION.search(truth)
     if (
-        not denied
-        and len(answer.split()) <= _MOST_WORDS
+        not negated
+        and len(answer.split()) <= _MAX_WORDS
         and re.search(rf"\b{re.escape(truth)}(?:e?s)?\b", answer, re.IGNORECASE)
     ):
         return True
-    return None if len(truth) < 4 else False  # a product of variables, perhaps
+    return None if len(truth) < 4 else False  # short ones may be products of variables
 
 
 def _clocks(answer: str, truth: str) -> bool | None:
-    """Times of day. An answer may leave out which half of the day it is, and the minutes of a full hour."""
+    """Times of day. An answer may leave out a.m. or p.m."""
     said, meant = clock(answer), clock(truth)
-    return (
-        None
-        if said is None or meant is None
-        else said[:2] == meant[:2] and (said[2] or meant[2]) == (meant[2] or said[2])
-    )
+    if said is None or meant is None:
+        return None
+    return said[:2] == meant[:2] and (said[2] or meant[2]) == (meant[2] or said[2])
 
 
 def _numbers(answer: str, truth: str) -> bool | None:
-    """Numbers, units aside."""
+    """Numbers. Units do not count."""
     mine, its = quantity(answer), quantity(truth)
     return None if mine is None or its is None else mine.equals(its)
 
 
 def _numerals(answer: str, truth: str) -> bool | None:
-    """A numeral of another base."""
+    """Numerals of another base, which the answer may leave out."""
     meant = _numeral(truth)
     if meant is None:
         return None
@@ -129,13 +141,13 @@ def _memberships(answer: str, truth: str) -> bool | None:
 
 
 def _approximations(answer: str, truth: str) -> bool | None:
-    """A value and what it is rounded to: either may be the true one."""
+    """A value and its rounding: either may be the true one."""
     said = parts(answer, r"\\approx(?![a-z])")
     return None if len(said) == 1 else any(_same(each, truth) for each in said if each)
 
 
 def _equations(answer: str, truth: str) -> bool | None:
-    """`x = 5` is 5 where the truth is no equation, and the other way round. Two equations are equal up to form."""
+    """`x = 5` is 5 where the truth is no equation, and the other way round. Two equations may differ in form."""
     mine, its = parts(answer, _EQUALS), parts(truth, _EQUALS)
     if len(mine) == len(its) == 1 or any(len(parts(text, _LIST)) > 1 for text in (answer, truth)):
         return None
@@ -192,7 +204,7 @@ def _lists(answer: str, truth: str) -> bool | None:
 
 
 def _members(text: str) -> tuple[str, list[str]]:
-    r"""The brackets about all of a text, and what stands between commas. `a \pm b` is two members."""
+    r"""The brackets around all of a text, and what commas separate in it. `a \pm b` is two members."""
     brackets, inside = enclosed(text)
     items = parts(inside, r",|;" if brackets else _COMMA)
     return brackets, [each for item in items if item for each in _signed(item)]
@@ -204,13 +216,17 @@ def _signed(item: str) -> list[str]:
 
 
 def _expressions(answer: str, truth: str) -> bool | None:
-    """Everything else, for math_verify; not what cannot be equal anyhow."""
-    mine, its = without_unit(answer), without_unit(truth)
+    """All other answers, by math_verify, unless they cannot be equal: prose, or variables in only one of them."""
+    mine, its = without_unit(_radians(answer)), without_unit(_radians(truth))
     if tight(mine) == tight(its):
         return True
     if len(re.findall(r"(?<!\\)\b[A-Za-z]{3,}", mine)) > 2 or bool(_variables(mine)) != bool(_variables(its)):
         return False
     return verified(mine, its)
+
+
+def _radians(text: str) -> str:
+    return _DEGREES.sub(r"{\\frac{\1\\pi}{180}}", text) if _TRIGONOMETRY.search(text) else text
 
 
 def _variables(text: str) -> set[str]:
@@ -228,6 +244,7 @@ def _matched(mine: list[str], its: list[str]) -> bool:
 
 _RULES: tuple[Rule, ...] = (
     _choices,
+    _nothing,
     _words,
     _clocks,
     _numbers,

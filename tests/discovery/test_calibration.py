@@ -33,7 +33,7 @@ from lm_eval_hybrid.harness.hybrid_lm import HybridLM
 from lm_eval_hybrid.harness.records import HybridAnswer
 from lm_eval_hybrid.models.local import LocalBackend
 from lm_eval_hybrid.results.statistics import gap
-from lm_eval_hybrid.scoring.reader.answers import final_answer
+from lm_eval_hybrid.scoring.reader.reading import read
 from tests.discovery.conftest import RAW, Studied
 from tests.tiny_system import CHAT_TEMPLATE, TinySystem, write_system
 
@@ -123,6 +123,11 @@ def test_scores_are_those_of_the_harness(
         assert row.steered == sum(record.steered for record in records) / len(records)
         assert row.changed == sum(record.changed for record in records) / len(records)
     assert any(sum(row.scores) for row in results)
+
+
+def final_answer(text: str, cut: bool | None = None) -> str | None:
+    found = read(text, cut=cut)
+    return None if found is None else found.answer
 
 
 def _said(response: HybridAnswer) -> str | None:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.discovery.traces.problems import ProblemSource, PromptedProblem, draw
 from lm_eval_hybrid.embedded.corpus import prompt, unseen
-from lm_eval_hybrid.scoring.reader.answers import number
+from lm_eval_hybrid.scoring.quantities import quantity
 from tests import shared_data
 
 GSM8K = shared_data.DATA / "benchmarks" / "gsm8k_train.jsonl"
@@ -83,21 +83,21 @@ def test_embedded_problems_are_those_of_neither_test() -> None:
 
 
 @pytest.mark.parametrize(
-    ("solution", "answer", "numeric"),
+    ("solution", "answer"),
     [
-        ("48 / 2 = <<48/2=24>>24.\n#### 1,024", "1,024", True),
-        ("It is $\\boxed{\\frac{1}{2}}$, not more.", "\\frac{1}{2}", False),
-        ("\\frac{3}{4}", "\\frac{3}{4}", False),
-        (12, "12", False),
-        (0, "0", False),
-        (0.5, "0.5", False),
-        ("first \\boxed{3}\n#### 4", "4", False),
+        ("48 / 2 = <<48/2=24>>24.\n#### 1,024", "1,024"),
+        ("It is $\\boxed{\\frac{1}{2}}$, not more.", "\\frac{1}{2}"),
+        ("\\frac{3}{4}", "\\frac{3}{4}"),
+        (12, "12"),
+        (0, "0"),
+        (0.5, "0.5"),
+        ("first \\boxed{3}\n#### 4", "4"),
     ],
 )
-def test_worked_solutions_end_in_their_answers(tmp_path: Path, solution: Any, answer: str, numeric: bool) -> None:
+def test_worked_solutions_end_in_their_answers(tmp_path: Path, solution: Any, answer: str) -> None:
     path = write(tmp_path / "a.jsonl", [{"q": "?", "a": solution}])
     (found,) = draw([ProblemSource(data=str(path), question="q", answer="a", prompt="{question}")], 1, 0)
-    assert found == PromptedProblem("?", answer, numeric, "?")
+    assert found == PromptedProblem("?", answer, "?")
 
 
 def test_problems_for_traces_need_no_answer(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_data_set_of_the_hub_is_read(hub: Path) -> None:
     asked = {f"Question: {row['question']}\nAnswer:": row["answer"] for row in rows}
     assert set(prompts(found)) == set(asked)
     for problem in found:
-        assert problem.answer is not None and number(problem.answer) is not None and problem.numeric
+        assert problem.answer is not None and quantity(problem.answer) is not None
         assert asked[problem.prompt].endswith(f"#### {problem.answer}")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lm_eval_hybrid.decoding.records import Finish
 from lm_eval_hybrid.results.statistics import accuracy
-from lm_eval_hybrid.scoring.metrics import is_right, same_answer, truth_of
+from lm_eval_hybrid.scoring.metrics import is_right, truth_of
 
 FILE = Path(__file__).with_name("labelled_answers.jsonl")
 
@@ -48,7 +48,7 @@ def load() -> list[Labelled]:
 def ours(item: Labelled) -> bool:
     """The verdict of this package."""
     truth = truth_of({"answer": item.truth})
-    return is_right(item.answer, truth, same_answer, item.question, item.finish, item.opened_by_prompt)
+    return is_right(item.answer, truth, item.question, item.finish, item.opened_by_prompt)
 
 
 def math_verify_alone(item: Labelled) -> bool:

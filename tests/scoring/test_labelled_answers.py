@@ -3,11 +3,14 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lm_eval_hybrid.results import recordings
 from lm_eval_hybrid.results.recordings import scores
+from lm_eval_hybrid.scoring.equality import same
+from lm_eval_hybrid.scoring.metrics import is_right
 from tests import shared_data
 from tests.scoring import labelled
 from tests.scoring.labelled import Labelled
@@ -17,7 +20,11 @@ RECORDED = shared_data.DATA / "reference" / "hybrid" / "results"
 CASES = shared_data.DATA / "cases" / "scorer.jsonl"
 
 # Answers that the scorer gets wrong. What begins to pass fails here, so that this list stays true.
-MISSES: dict[str, str] = json.loads(Path(__file__).with_name("known_misses.json").read_text(encoding="utf-8"))
+MISSES = {
+    "negative-number-07": "`minus 10` is read as 10",
+    "run-on-04": "a further question without a header is not noticed where no answer is marked before it",
+    "answer-first-then-reasons-03": "an answer without a verb, as in `**4 rides.**`, loses to the sentences after it",
+}
 
 
 def test_the_set_has_right_and_wrong_answers_of_each_kind() -> None:
@@ -49,3 +56,15 @@ def test_verdicts_on_recorded_answers_are_those_of_a_careful_reader() -> None:
         for score in scores(recordings.read(RECORDED / name))
     }
     assert not [label for label in labels if right[label["file"], label["task"], label["model"]] != label["right"]]
+
+
+@pytest.mark.skipif(not CASES.is_file(), reason="needs ../shared/data (or LM_EVAL_HYBRID_TEST_DATA)")
+def test_cases_that_were_once_wrong() -> None:
+    cases = [json.loads(line) for line in CASES.read_text(encoding="utf-8").splitlines()]
+    assert cases and not [case for case in cases if _verdict(case) is not case["right"]]
+
+
+def _verdict(case: dict[str, Any]) -> bool:
+    if "text" in case:
+        return is_right(case["text"], case["truth"], case["question"])
+    return same(case["answer"], case["truth"])

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from lm_eval_hybrid.bundles.manifest import Words
 from lm_eval_hybrid.common import jsonl
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.scoring.reader.answers import marked_answer
+from lm_eval_hybrid.scoring.reader.reading import marked_answer
 
 _EMBEDDED = "embedded"
 _FILES = (".jsonl", ".json")
@@ -27,14 +27,11 @@ class PromptedProblem:
     """A problem as a prompt, with its correct answer if that is known.
 
     Attributes:
-        numeric: whether an answer is right if it is the same number, as for worked solutions that end in `####`: the
-            tasks score such answers so.
-        question: the question within the prompt, if known; answers that repeat it are read with it in mind.
+    return PromptedProblem(prompt, marked_answer(solution) or solution, question)
     """
 
     prompt: str
     answer: str | None = None
-    numeric: bool = False
     question: str | None = None
 
 
@@ -162,8 +159,7 @@ def _problem(source: ProblemSource, where: str, row: Any) -> PromptedProblem:
     if source.answer is None:
         return PromptedProblem(prompt, question=question)
     solution = str(texts[1])
-    numeric = "####" in solution and "\\boxed" not in solution
-    return PromptedProblem(prompt, marked_answer(solution) or solution, numeric, question)
+    return PromptedProblem(prompt, marked_answer(solution) or solution, question)
 
 
 def _is_text(value: Any) -> bool:

@@ -11,20 +11,20 @@ from collections.abc import Iterator
 import pytest
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.scoring import verifying
-from lm_eval_hybrid.scoring.verifying import Verifier
+from lm_eval_hybrid.scoring import verifier as verifier_module
+from lm_eval_hybrid.scoring.verifier import MathVerifyProcess
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and forks")
 
 
 @pytest.fixture
-def verifier() -> Iterator[Verifier]:
-    made = Verifier(seconds=2.0)
+def verifier() -> Iterator[MathVerifyProcess]:
+    made = MathVerifyProcess(seconds=2.0)
     yield made
     made.close()
 
 
-def test_it_starts_with_the_first_question_and_stays(verifier: Verifier) -> None:
+def test_it_starts_with_the_first_question_and_stays(verifier: MathVerifyProcess) -> None:
     assert verifier.pid is None
     assert verifier.same("1+x", "x+1")
     first = verifier.pid
@@ -33,7 +33,7 @@ def test_it_starts_with_the_first_question_and_stays(verifier: Verifier) -> None
 
 
 @pytest.mark.parametrize("endless", ["9^{9^{9^9}}", "99999999999!"])
-def test_what_takes_too_long_costs_the_limit_and_is_unequal(verifier: Verifier, endless: str) -> None:
+def test_what_takes_too_long_costs_the_limit_and_is_unequal(verifier: MathVerifyProcess, endless: str) -> None:
     verifier.same("1", "1")
     started = time.monotonic()
     assert not verifier.same(endless, "3")
@@ -42,7 +42,7 @@ def test_what_takes_too_long_costs_the_limit_and_is_unequal(verifier: Verifier, 
 
 
 @posix
-def test_a_process_that_something_else_ends_is_started_again(verifier: Verifier) -> None:
+def test_a_process_that_something_else_ends_is_started_again(verifier: MathVerifyProcess) -> None:
     assert verifier.same("1+x", "x+1")
     first = verifier.pid
     assert first is not None
@@ -53,7 +53,7 @@ def test_a_process_that_something_else_ends_is_started_again(verifier: Verifier)
 
 @posix
 def test_it_may_be_ended_in_the_middle_of_a_comparison() -> None:
-    made = Verifier(seconds=30.0)
+    made = MathVerifyProcess(seconds=30.0)
     assert made.same("1", "1")
     threading.Timer(0.5, lambda: os.kill(made.pid or 0, signal.SIGKILL)).start()
     threading.Timer(
@@ -64,7 +64,7 @@ def test_it_may_be_ended_in_the_middle_of_a_comparison() -> None:
     made.close()
 
 
-def test_threads_share_one(verifier: Verifier) -> None:
+def test_threads_share_one(verifier: MathVerifyProcess) -> None:
     found: list[bool] = []
 
     def compare(k: int) -> None:
@@ -80,27 +80,27 @@ def test_threads_share_one(verifier: Verifier) -> None:
 
 @posix
 def test_a_forked_process_has_its_own() -> None:
-    assert verifying.verified("3+x", "x+3")
-    mine = verifying._VERIFIER.pid
+    assert verifier_module.verified("3+x", "x+3")
+    mine = verifier_module._PROCESS.pid
     child = os.fork()
     if child == 0:
-        verifying.verified.cache_clear()
-        right = verifying._VERIFIER.pid is None and verifying.verified("4+x", "x+4")
-        verifying._VERIFIER.close()
+        verifier_module.verified.cache_clear()
+        right = verifier_module._PROCESS.pid is None and verifier_module.verified("4+x", "x+4")
+        verifier_module._PROCESS.close()
         os._exit(0 if right else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    verifying.verified.cache_clear()
-    assert verifying.verified("3+x", "x+3")
-    assert verifying._VERIFIER.pid == mine
+    verifier_module.verified.cache_clear()
+    assert verifier_module.verified("3+x", "x+3")
+    assert verifier_module._PROCESS.pid == mine
 
 
 def test_it_ends_with_its_parent_and_loads_no_models() -> None:
     code = (
         "import sys\n"
-        "from lm_eval_hybrid.scoring import verifying\n"
-        "assert verifying.verified('1+x', 'x+1')\n"
+        "from lm_eval_hybrid.scoring import verifier as verifier_module\n"
+        "assert verifier_module.verified('1+x', 'x+1')\n"
         "assert not {'torch', 'transformers', 'sympy'} & set(sys.modules)\n"
-        "print(verifying._VERIFIER.pid)\n"
+        "print(verifier_module._PROCESS.pid)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     with pytest.raises(OSError):  # none of that number any more
@@ -108,10 +108,10 @@ def test_it_ends_with_its_parent_and_loads_no_models() -> None:
 
 
 def test_long_texts_are_no_expressions() -> None:
-    assert not verifying.verified("1+" * 600 + "1", "601")
+    assert not verifier_module.verified("1+" * 600 + "1", "601")
 
 
 def test_where_it_cannot_be_started_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", os.devnull)
-    with pytest.raises(HybridError, match="a process of its own"):
-        Verifier().same("1+x", "x+1")
+    with pytest.raises(HybridError, match="cannot start the process"):
+        MathVerifyProcess().same("1+x", "x+1")
