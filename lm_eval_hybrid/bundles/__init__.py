@@ -1,5 +1,5 @@
-"""Behavior bundles: what steers a base model, as a versioned, verified folder (DESIGN section 3).
+"""Behavior bundles: versioned, verified folders of the tensors that steer a base model.
 
-`bundle.Bundle` is one, `resolve.resolve` finds it by name, `suite.compose` puts several together. No module here
-imports torch before tensors are asked for.
+`bundle.Bundle` is one, `store.resolve.resolve` finds it by name, `suite.compose` joins several. No module here imports
+torch before tensors are used.
 """

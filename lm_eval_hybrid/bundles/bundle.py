@@ -1,9 +1,8 @@
-"""A behavior bundle: a manifest and its tensors, checked against each other, loaded and saved as a folder.
+"""A behavior bundle: a manifest and its tensors, loaded from and saved as a folder.
 
-A `Bundle` is sound by construction: names, shapes, dtypes and finiteness of its tensors are checked when it
-is built, whether it comes from a file or from discovery. Loading checks digests besides, on the very bytes it
-then parses. Saving is atomic (a sibling folder, renamed) and writes the same bytes for the same content.
-torch is imported only where tensors are touched.
+A `Bundle` is sound by construction, whether it comes from a file or from discovery: building one checks names, shapes,
+dtypes and finiteness of its tensors. Loading also checks digests, of the very bytes that are parsed. Saving is atomic
+and writes the same bytes for the same content. torch is imported only when tensors are used.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """Tensors that steer a base model, and the manifest that says what they are.
+    """Tensors that steer a base model, and the manifest that describes them.
 
-    tensors, all float32: `bias` [d_base], `vector.<key>` [d_base] for each behavior, `sae.encoder.weight`
-    [latents, d_thinking], `sae.encoder.bias` [latents], `sae.decoder.weight` [d_thinking, latents],
-    `sae.decoder.bias` [d_thinking], `sae.mean` [d_thinking]; and, needed for select `mlp`, a coefficient
-    network of any width m: `coefficient.trunk.weight` [m, d_base], `coefficient.trunk.bias` [m],
-    `coefficient.heads.weight` [latents, m], `coefficient.heads.bias` [latents].
+    Attributes:
+        tensors: all float32: `bias` [d_base], `vector.<key>` [d_base] for each behavior, `sae.encoder.weight`
+            [latents, d_thinking], `sae.encoder.bias` [latents], `sae.decoder.weight` [d_thinking, latents],
+            `sae.decoder.bias` [d_thinking], `sae.mean` [d_thinking]; and a coefficient network of any width m, which
+            select `mlp` needs: `coefficient.trunk.weight` [m, d_base], `coefficient.trunk.bias` [m],
+            `coefficient.heads.weight` [latents, m], `coefficient.heads.bias` [latents].
+        path: the folder it was loaded from or saved to, None before that.
+        manifest_sha256: digest of the behavior.yaml there, None before that.
 
-    path: the folder it was loaded from or saved to, None before that.
-    manifest_sha256: digest of the behavior.yaml there, None before that.
-
-    Raises HybridError where the tensors are not exactly those.
+    Raises HybridError unless the tensors are exactly those.
     """
 
     manifest: Manifest
@@ -61,36 +60,38 @@ class Bundle:
         return f"{self.manifest.name}@{self.manifest.version}#{digest[:12]}"
 
     @classmethod
-    def load(cls, path: str | Path) -> Bundle:
-        """The bundle in the folder `path`, tensors on the CPU. HybridError where anything is amiss."""
-        return cls.of(contents.read(Path(path)), Path(path))
+    def load(cls, path: str | Path, sealed: bool = True) -> Bundle:
+        """The bundle in the folder `path`, its tensors on the CPU.
 
-    @classmethod
-    def of(cls, found: contents.Contents, path: Path) -> Bundle:
-        """The bundle of what was read in the folder `path`."""
+        Args:
+            sealed: check digests and norms, too.
+
+        Raises HybridError for the first fault.
+        """
         import torch
 
+        found = contents.read(Path(path), sealed)
         tensors = {name: torch.from_numpy(array) for name, array in found.tensors.items()}
-        return cls(found.manifest, tensors, path, found.manifest_sha256)
+        return cls(found.manifest, tensors, Path(path), found.manifest_sha256)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Bundle:
-        """Write the bundle as the folder `path` (manifest, tensors, card) and return it as it stands there.
+        """Write the bundle as the folder `path` (manifest, tensors, card), and return it as it is there.
 
-        File digests and vector norms are filled in. The folder appears whole or not at all. A folder that is
-        already there is replaced only with `overwrite`, and only where it is a bundle; else HybridError.
+        Fills in file digests and vector norms. The folder appears whole or not at all. Replaces an existing folder
+        only with `overwrite`, and only if it is a bundle; raises HybridError otherwise.
         """
         folder = Path(path).resolve()
         check_target(folder, overwrite)
-        with files.appearing(folder) as staging:
-            files.write(staging, self.encoded())
+        with files.atomic_folder(folder) as staging:
+            files.write_files(staging, self.encoded())
             saved = Bundle.load(staging)
         return replace(saved, path=folder)
 
     def encoded(self) -> dict[str, bytes]:
-        """The bytes of every file, by name; the manifest last, for it holds the digests of the others."""
+        """The bytes of every file, by name; the manifest last, since it holds the others' digests."""
         from safetensors.torch import save
 
-        # Copies, since safetensors refuses views and tensors that share memory; it sorts them itself.
+        # Copies, since safetensors refuses views and shared memory.
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors.items()}
         behaviors = tuple(
             behavior.model_copy(update={"norm": contents.norm(tensors[behavior.tensor])})
@@ -103,12 +104,12 @@ class Bundle:
 
 
 def check_target(folder: Path, overwrite: bool) -> None:
-    """HybridError where `Bundle.save(folder, overwrite)` would refuse the folder: worth asking before long work."""
+    """Raise HybridError if `Bundle.save(folder, overwrite)` would refuse the folder: call it before long work."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / MANIFEST_FILE).is_file():
-        raise HybridError(f"{folder}: a bundle needs a new folder; found something else there; choose another path")
+        raise HybridError(f"{folder}: exists and is not a bundle; a bundle needs a new folder; choose another path")
     if not overwrite:
         raise HybridError(
-            f"{folder}: a bundle needs a new folder; found a bundle there; choose another version, or overwrite it"
+            f"{folder}: a bundle is there already; a bundle needs a new folder; choose another version, or overwrite it"
         )

@@ -1,6 +1,6 @@
 """The README.md of a bundle, rendered from its manifest so that the two cannot disagree.
 
-The template is card.md.j2 beside this file. Its head is what the Hugging Face hub searches by.
+The template is card.md.j2 beside this file. The hub searches by the YAML at its top.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def render(manifest: Manifest) -> str:
-    """The bundle's card as Markdown; a function of the manifest alone, its `files` excepted."""
+    """The bundle's card as Markdown; depends on nothing but the manifest without its `files`."""
     arms = list(dict.fromkeys(arm for result in manifest.results for arm in result.scores))[:64]
     return _template().render(m=manifest, arms=arms, front_matter=_front_matter(manifest))
 
@@ -51,7 +51,7 @@ def _front_matter(manifest: Manifest) -> str:
 
 @functools.cache
 def _template() -> Template:
-    # The template is ours, but the words in it are not: a sandbox costs nothing.
+    # The template is ours, but the words that go into it are not: a sandbox costs nothing.
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(autoescape=False, keep_trailing_newline=True)
@@ -66,6 +66,6 @@ def _template() -> Template:
 
 
 def _cell(value: object) -> str:
-    # A cell is one line, and a bar in it would end it. What is unknown or undefined is left open.
+    # One line without bars, which would end the cell; a dash for what is unknown or undefined.
     text = " ".join(str(value).split()) if value is not None else ""
     return text.replace("\\", "\\\\").replace("|", "\\|") or "-"

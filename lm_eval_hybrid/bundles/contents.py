@@ -1,8 +1,7 @@
-"""What lies in a bundle's folder, checked against its manifest: files, digests, tensors. Needs numpy, never torch.
+"""A bundle's files, checked against its manifest: names, digests, tensors. Needs numpy, never torch.
 
-Everything is checked before it is used, in the order in which one check makes the next one safe: the manifest's size
-and form, each file's kind and size, its digest, then the tensors in the very bytes that had the digest. `faults` gives
-all that is wrong, `read` raises the first.
+The order of the checks makes each one safe: size and form of the manifest, kind and size of each file, its digest, and
+then the tensors in the very bytes that had the digest. `faults` lists everything wrong, `read` raises the first fault.
 """
 
 from __future__ import annotations
@@ -26,50 +25,54 @@ if TYPE_CHECKING:
 
 TENSORS_FILE = "tensors.safetensors"
 CARD_FILE = "README.md"
-_MAX_HEADER_BYTES = 1 << 20  # a thousand behaviors take a tenth of it
 MAX_BYTES = 1 << 29  # all files of a bundle together; fifteen behaviors of a 32B model take a few million
+_MAX_HEADER_BYTES = 1 << 20  # a thousand behaviors take a tenth
 
 
 @dataclass(frozen=True)
 class Contents:
-    """A sound bundle's parts: its manifest, the manifest's sha256, and the tensors, float32, by name."""
+    """What a sound bundle holds: its manifest, the manifest's sha256, and its tensors by name, all float32."""
 
     manifest: Manifest
     manifest_sha256: str
     tensors: dict[str, np.ndarray]
 
 
-def read(folder: Path) -> Contents:
-    """What lies in the folder.
+def read(folder: Path, sealed: bool = True) -> Contents:
+    """The contents of the bundle in `folder`.
 
-    Raises:
-        HybridError: for the first fault, where there is any.
+    Args:
+        sealed: check digests and norms, too; without it a folder that its owner has edited can be read.
+
+    Raises HybridError for the first fault.
     """
-    found = _Inspection(folder)
-    for fault in found.faults():
+    inspection = _Inspection(folder, sealed)
+    for fault in inspection.faults():
         raise HybridError(fault)
-    return found.contents()
+    return inspection.contents()
 
 
 def faults(folder: Path) -> list[str]:
-    """All that is wrong with the bundle in the folder, a line each; what rests on a fault is not looked at."""
+    """Everything wrong with the bundle in `folder`, a line each; parts that depend on a faulty one are not checked."""
     return list(_Inspection(folder).faults())
 
 
-def read_unsealed(folder: Path) -> Contents:
-    """What lies in a folder whose owner has edited it: neither digests nor norms need be right.
+def read_files(folder: Path) -> tuple[Contents, dict[str, bytes]]:
+    """A bundle's contents, and the bytes of the files that belong to it, by name, the manifest first.
 
-    Raises:
-        HybridError: for the first fault that is left.
+    Raises HybridError if the bundle is unsound, or changes while it is read.
     """
-    found = _Inspection(folder, sealed=False)
-    for fault in found.faults():
-        raise HybridError(fault)
-    return found.contents()
+    found = read(folder)
+    digests = {MANIFEST_FILE: found.manifest_sha256, **dict(sorted(found.manifest.files.items()))}
+    encoded = {name: read_regular(folder / name, MAX_BYTES) for name in digests}
+    for name, data in encoded.items():
+        if sha256(data) != digests[name]:
+            raise HybridError(f"{folder / name}: changed while it was read; it must not; try again")
+    return found, encoded
 
 
 def tensor_shapes(manifest: Manifest, network: int | None = None) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of a bundle, by name; `network` is its coefficient network's width, if any."""
+    """The shape of every tensor of a bundle, by name; `network` is the coefficient network's width, if it has one."""
     base, thinking, latents = manifest.base.hidden_size, manifest.thinking.hidden_size, manifest.sae.latents
     shapes: dict[str, tuple[int, ...]] = {
         "bias": (base,),
@@ -91,16 +94,16 @@ def tensor_shapes(manifest: Manifest, network: int | None = None) -> dict[str, t
 
 
 def tensor_faults(manifest: Manifest, tensors: Mapping[str, Any]) -> Iterator[str]:
-    """How tensors, of numpy or torch, differ from what the manifest requires; a line each."""
+    """How tensors (of numpy or torch) differ from what the manifest requires, a line each."""
     given = any(name.startswith("coefficient.") for name in tensors)
     trunk = tensors.get("coefficient.trunk.bias")
-    width = 0 if trunk is None else math.prod(trunk.shape)  # 0 goes no further: the missing name is reported first
+    width = 0 if trunk is None else math.prod(trunk.shape)  # 0 is never compared: the missing name comes first
     shapes = tensor_shapes(manifest, width if given or manifest.steering.select == "mlp" else None)
     if tensors.keys() != shapes.keys():
         missing, extra = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
         yield (
-            f"tensors must be exactly those the manifest requires; missing {missing}, unexpected {extra}; "
-            "make the tensors and the manifest agree"
+            f"tensors differ from the manifest's: missing {missing}, unexpected {extra}; both must name the same; "
+            "correct one of them"
         )
     for name, shape in shapes.items():
         if name in tensors:
@@ -110,49 +113,43 @@ def tensor_faults(manifest: Manifest, tensors: Mapping[str, Any]) -> Iterator[st
 def _tensor_faults(name: str, tensor: Any, shape: tuple[int, ...]) -> Iterator[str]:
     if tuple(tensor.shape) != shape:
         yield (
-            f"tensor {name} must have shape {list(shape)} by the manifest's hidden sizes and latents; "
-            f"found {list(tensor.shape)}; make the tensors and the manifest agree"
+            f"tensor {name} has shape {list(tensor.shape)}; the manifest's hidden sizes and latents require "
+            f"{list(shape)}; correct one of them"
         )
     if not str(tensor.dtype).endswith("float32"):
-        yield f"tensor {name} must be float32; found {tensor.dtype}; convert it"
+        yield f"tensor {name} is {tensor.dtype}; it must be float32; convert it"
         return
-    bad = math.prod(tensor.shape) - int((abs(tensor) < math.inf).sum())  # NaN is not below anything
+    bad = math.prod(tensor.shape) - int((abs(tensor) < math.inf).sum())  # NaN compares as false
     if bad:
         yield (
-            f"tensor {name} must be finite; found {bad} NaN or infinite of {math.prod(tensor.shape)} values; "
+            f"tensor {name} has {bad} NaN or infinite of {math.prod(tensor.shape)} values; all must be finite; "
             "train or copy the bundle again"
         )
 
 
 def parse_tensors(data: bytes) -> dict[str, np.ndarray]:
-    """The tensors in the bytes of a safetensors file.
-
-    Raises:
-        HybridError: where they are not such a file, or one is not float32.
-    """
+    """The tensors in the bytes of a safetensors file. Raises HybridError for other bytes, or other than float32."""
     import numpy as np
     import safetensors
 
     if int.from_bytes(data[:8], "little") > _MAX_HEADER_BYTES:
-        raise HybridError(
-            f"the header must have at most {_MAX_HEADER_BYTES:,} bytes; found more; copy the bundle again"
-        )
+        raise HybridError(f"the header is larger than {_MAX_HEADER_BYTES:,} bytes, the limit; copy the bundle again")
     try:
-        entries = sorted(safetensors.deserialize(data), key=itemgetter(0))  # it gives them in no order
+        entries = sorted(safetensors.deserialize(data), key=itemgetter(0))  # they come in no fixed order
     except safetensors.SafetensorError as error:
-        raise HybridError(f"must be a safetensors file; found {error}; copy the bundle again") from None
+        raise HybridError(f"not a safetensors file ({error}); copy the bundle again") from None
     for name, entry in entries:
         if entry["dtype"] != "F32":
-            raise HybridError(f"tensor {name} must be float32; found {entry['dtype']}; convert it")
+            raise HybridError(f"tensor {name} is {entry['dtype']}; it must be float32; convert it")
         if len(entry["shape"]) > 2 or max(entry["shape"], default=0) > 1 << 24:
             raise HybridError(
-                f"tensor {name} must be a vector or a matrix; found {entry['shape']}; copy the bundle again"
+                f"tensor {name} has shape {entry['shape']}; it must be a vector or a matrix; copy the bundle again"
             )
     return {name: np.frombuffer(entry["data"], np.float32).reshape(entry["shape"]) for name, entry in entries}
 
 
 def norm(vector: Any) -> float:
-    """L2 norm to six digits, so that the last bits of a sum, which differ between machines, reach no manifest."""
+    """L2 norm to six digits, so that a sum's last bits, which differ between machines, reach no manifest."""
     import numpy as np
 
     return float(f"{np.linalg.norm(np.asarray(vector, dtype=np.float64)):.6g}")
@@ -163,90 +160,66 @@ def sha256(data: bytes) -> str:
 
 
 class _Inspection:
-    """One look at a folder. `contents` may be asked for once `faults` has ended without any."""
+    """One pass over a folder. Call `contents` only after `faults` has yielded nothing."""
 
     def __init__(self, folder: Path, sealed: bool = True) -> None:
         self._folder = folder
         self._sealed = sealed
-        self._manifest: Manifest | None = None
         self._manifest_sha256 = ""
-        self._tensors: dict[str, np.ndarray] = {}
+        self._found: tuple[Manifest, dict[str, np.ndarray]] | None = None
 
     def contents(self) -> Contents:
-        assert self._manifest is not None
-        return Contents(self._manifest, self._manifest_sha256, self._tensors)
+        assert self._found is not None
+        manifest, tensors = self._found
+        return Contents(manifest, self._manifest_sha256, tensors)
 
     def faults(self) -> Iterator[str]:
-        yield from self._read_manifest()
-        if self._manifest is None:
-            return
-        if self._sealed:
-            yield from self._read_files(self._manifest)
-            return
-        try:
-            data = read_regular(self._folder / TENSORS_FILE, MAX_BYTES)
-        except HybridError as error:
-            yield str(error)
-            return
-        yield from self._read_tensors(data)
-
-    def _read_files(self, manifest: Manifest) -> Iterator[str]:
-        if TENSORS_FILE not in manifest.files:
-            yield (
-                f"{self._folder}: the manifest must give the digest of {TENSORS_FILE} under files; found "
-                f"{sorted(manifest.files) or 'none'}; write bundles with Bundle.save"
-            )
-        left = MAX_BYTES
-        for name, digest in manifest.files.items():
-            path = self._folder / name
-            try:
-                data = read_regular(path, left)
-            except HybridError as error:
-                yield str(error)
-                continue
-            left -= len(data)
-            if sha256(data) != digest:
-                yield (
-                    f"{path}: the manifest requires sha256 {digest[:12]}...; found {sha256(data)[:12]}...; "
-                    "copy the bundle again, or seal it with `behaviors new-version` if the change is yours"
-                )
-            elif name == TENSORS_FILE:
-                yield from self._read_tensors(data)
-
-    def _read_manifest(self) -> Iterator[str]:
+        path = self._folder / MANIFEST_FILE
         try:
             data = read_bytes(self._folder)
-        except HybridError as error:
-            yield str(error)
-            return
-        path = self._folder / MANIFEST_FILE
-        self._manifest_sha256 = sha256(data)
-        try:
-            self._manifest = parse(data, path)
+            self._manifest_sha256 = sha256(data)
+            manifest = parse(data, path)
         except HybridError as error:
             cause = error.__cause__
             many = problems(cause) if isinstance(cause, ValidationError) else []
             yield from [f"{path}: {problem}" for problem in many] if len(many) > 1 else [str(error)]
+            return
+        if self._sealed and TENSORS_FILE not in manifest.files:
+            yield (
+                f"{self._folder}: files in the manifest are {sorted(manifest.files) or 'none'}; the digest of "
+                f"{TENSORS_FILE} must be there; write bundles with Bundle.save"
+            )
+        left = MAX_BYTES
+        for name in manifest.files if self._sealed else (TENSORS_FILE,):
+            try:
+                data = read_regular(self._folder / name, left)
+            except HybridError as error:
+                yield str(error)
+                continue
+            left -= len(data)
+            digest, stated = sha256(data), manifest.files.get(name, "")
+            if self._sealed and digest != stated:
+                yield (
+                    f"{self._folder / name}: sha256 is {digest[:12]}...; the manifest states {stated[:12]}...; copy "
+                    "the bundle again, or seal it with `behaviors new-version` if you changed it"
+                )
+            elif name == TENSORS_FILE:
+                yield from self._tensor_faults(manifest, data)
 
-    def _read_tensors(self, data: bytes) -> Iterator[str]:
-        assert self._manifest is not None
+    def _tensor_faults(self, manifest: Manifest, data: bytes) -> Iterator[str]:
         path = self._folder / TENSORS_FILE
         try:
-            self._tensors = parse_tensors(data)
+            tensors = parse_tensors(data)
         except HybridError as error:
             yield f"{path}: {error}"
             return
-        mismatches = [f"{path}: {fault}" for fault in tensor_faults(self._manifest, self._tensors)]
+        self._found = manifest, tensors
+        mismatches = [f"{path}: {fault}" for fault in tensor_faults(manifest, tensors)]
         yield from mismatches
-        if self._sealed and not mismatches:
-            yield from self._norm_faults()
-
-    def _norm_faults(self) -> Iterator[str]:
-        assert self._manifest is not None
-        for behavior in self._manifest.behaviors:
-            found = norm(self._tensors[behavior.tensor])
+        for behavior in manifest.behaviors if self._sealed and not mismatches else ():
+            found = norm(tensors[behavior.tensor])
             if not math.isclose(found, behavior.norm, rel_tol=1e-4, abs_tol=1e-6):
                 yield (
-                    f"{self._folder}: {behavior.tensor} must have the norm its manifest gives, {behavior.norm:g}; "
-                    f"found {found:g}; write bundles with Bundle.save"
+                    f"{self._folder}: {behavior.tensor} has norm {found:g}; its manifest states {behavior.norm:g}; "
+                    "write bundles with Bundle.save"
                 )

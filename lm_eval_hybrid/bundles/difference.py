@@ -1,24 +1,27 @@
-"""What changed from one bundle to another, and which semantic-version step that calls for.
+"""Compare two bundles, and make an edited copy the next version.
 
-major: other models, layers or meaning (a key that is gone, or names something else); minor: retrained tensors, another
-policy, behaviors added; patch: words, and results. What becomes known of a model that was left open changes nothing.
+Every change calls for a step of the semantic version. major: other models, layers or meaning (a key that is gone, or
+means something else); minor: retrained tensors, another policy, new behaviors; patch: words, results, and facts about a
+model that were unknown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_hybrid.bundles import versions
 from lm_eval_hybrid.bundles.bundle import Bundle
 from lm_eval_hybrid.bundles.manifest import Behavior, Result
 from lm_eval_hybrid.bundles.versions import STEPS, Step
+from lm_eval_hybrid.common.errors import HybridError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Of each part of a manifest the fields, by the step that a change in them calls for.
+# The manifest's fields, by the step that a change calls for and the part they are in ("" is the manifest itself).
 _FIELDS: dict[Step, dict[str, tuple[str, ...]]] = {
     "major": {
         "base": ("id", "revision", "architecture", "hidden_size", "layers", "tokenizer_sha256"),
@@ -39,7 +42,7 @@ _WORDS = ("title", "description", "examples")
 
 @dataclass(frozen=True)
 class Change:
-    """A field that is not the same, and the step that this calls for."""
+    """A field whose value differs, and the step that this calls for."""
 
     what: str
     before: Any
@@ -49,10 +52,12 @@ class Change:
 
 @dataclass(frozen=True)
 class VectorChange:
-    """A vector of one bundle beside one of the other: `bias`, or a behavior's.
+    """A vector of one bundle beside one of the other: the bias, or a behavior's vector.
 
-    before, after: their keys, which differ where the bundles share none for it and `after` is the one most like it.
-    cosine: of the two vectors; norms: of each. detector: cosine of the rows of the two SAE encoders, None for the bias.
+    Attributes:
+        before, after: the keys, or `bias`. A key that the second bundle lacks is paired with its most similar vector.
+        cosine: of the two vectors.
+        detector: cosine of the rows of the two SAE encoders; None for the bias, or if their widths differ.
     """
 
     before: str
@@ -64,17 +69,13 @@ class VectorChange:
 
     @property
     def same(self) -> bool:
-        """Whether nothing that a user could measure changed."""
+        """Whether the vectors are equal for all practical purposes."""
         return self.cosine > 1 - 1e-6 and abs(self.norm_after - self.norm_before) <= 1e-6 * self.norm_before
 
 
 @dataclass(frozen=True)
 class BundleDifference:
-    """All that differs between two bundles.
-
-    step: what it calls for; None where nothing differs. stated: the step from one version number to the other, None
-    where that is none upwards, or the names differ.
-    """
+    """Everything that differs between two bundles."""
 
     before: Bundle
     after: Bundle
@@ -83,26 +84,59 @@ class BundleDifference:
 
     @property
     def step(self) -> Step | None:
+        """The version step that the changes call for; None if there are none."""
         return min((change.step for change in self.changes), key=STEPS.index, default=None)
 
     @property
     def stated(self) -> Step | None:
+        """The step between the two version numbers; None if it is not upwards, or the names differ."""
         before, after = self.before.manifest, self.after.manifest
         return versions.step_between(before.version, after.version) if before.name == after.name else None
 
     @property
     def enough(self) -> bool:
-        """Whether the later version number is as far above the former as the changes call for."""
+        """Whether the stated step is at least what the changes call for."""
         if self.step is None:
             return True
         return self.stated is not None and STEPS.index(self.stated) <= STEPS.index(self.step)
 
 
 def compare(before: Bundle, after: Bundle) -> BundleDifference:
-    """What is not the same in `after`."""
-    moved = tuple(_moved(before, after))
+    """All changes from one bundle to another, those of the largest step first."""
     changes = [*_fields(before, after), *_behaviors(before, after), *_tensors(before, after), *_results(before, after)]
-    return BundleDifference(before, after, tuple(sorted(changes, key=lambda change: STEPS.index(change.step))), moved)
+    changes.sort(key=lambda change: STEPS.index(change.step))
+    return BundleDifference(before, after, tuple(changes), tuple(_vectors(before, after)))
+
+
+def next_version(former: Bundle, edited: Path, least: Step = "patch") -> BundleDifference:
+    """The bundle in an edited copy of `former`'s folder, with the version number that follows; not saved yet.
+
+    Results copied from `former` are dropped if more than words changed: they belong to other tensors or another policy.
+
+    Args:
+        edited: a bundle's folder whose digests, norms and card may be out of date.
+        least: the smallest step to take.
+
+    Raises HybridError if the copy is unsound otherwise, has another name, or nothing changed.
+    """
+    copy = Bundle.load(edited, sealed=False)
+    if copy.manifest.name != former.manifest.name:
+        raise HybridError(
+            f"{edited}: the name is {copy.manifest.name}; a new version keeps its name, {former.manifest.name}; "
+            "restore it, or save the bundle under its own folder"
+        )
+    difference = compare(former, copy)
+    if difference.step is None:
+        raise HybridError(f"{edited}: no change from {former.identity}; a new version must differ; edit it first")
+    step = min(difference.step, least, key=STEPS.index)
+    stale = step != "patch" and copy.manifest.results == former.manifest.results
+    changes = {
+        "version": versions.following(former.manifest.version, step),
+        "supersedes": former.identity,
+        "results": () if stale else copy.manifest.results,
+    }
+    manifest = copy.manifest.model_copy(update=changes)
+    return compare(former, replace(copy, manifest=manifest, path=None, manifest_sha256=None))
 
 
 def _fields(before: Bundle, after: Bundle) -> Iterator[Change]:
@@ -112,9 +146,9 @@ def _fields(before: Bundle, after: Bundle) -> Iterator[Change]:
             first, second = (old[part], new[part]) if part else (old, new)
             for name in names:
                 if first[name] != second[name]:
-                    opened = step == "major" and None in (first[name], second[name])
+                    was_unknown = step == "major" and None in (first[name], second[name])
                     what = f"{part}.{name}" if part else name
-                    yield Change(what, first[name], second[name], "patch" if opened else step)
+                    yield Change(what, first[name], second[name], "patch" if was_unknown else step)
 
 
 def _behaviors(before: Bundle, after: Bundle) -> Iterator[Change]:
@@ -131,13 +165,13 @@ def _behaviors(before: Bundle, after: Bundle) -> Iterator[Change]:
 
 
 def _tensors(before: Bundle, after: Bundle) -> Iterator[Change]:
-    """Tensors, vectors by key and the SAE's as whole ones, of which so many values differ."""
+    """Changed tensors: vectors by key, the SAE's tensors as a whole, each with the number of values that differ."""
     import torch
 
     for name in sorted(before.tensors.keys() | after.tensors.keys()):
         old, new = before.tensors.get(name), after.tensors.get(name)
         if old is None or new is None:
-            if not name.startswith("vector."):  # those come and go with behaviors
+            if not name.startswith("vector."):  # a vector comes and goes with its behavior
                 yield Change(f"tensor {name}", _shape(old), _shape(new), "minor")
         elif old.shape != new.shape:
             yield Change(f"tensor {name}", _shape(old), _shape(new), "minor")
@@ -153,22 +187,22 @@ def _results(before: Bundle, after: Bundle) -> Iterator[Change]:
             yield Change(f"results of {task}", old.get(task), new.get(task), "patch")
 
 
-def _moved(before: Bundle, after: Bundle) -> Iterator[VectorChange]:
+def _vectors(before: Bundle, after: Bundle) -> Iterator[VectorChange]:
     if before.bias.shape != after.bias.shape:
         return
     yield VectorChange("bias", "bias", _cosine(before.bias, after.bias), _norm(before.bias), _norm(after.bias), None)
     old, new = _by_key(before), _by_key(after)
     for key, behavior in old.items():
         vector = before.tensors[behavior.tensor]
-        others = {key: new[key]} if key in new else new
-        cosines = {other: _cosine(vector, after.tensors[found.tensor]) for other, found in others.items()}
-        match = key if key in new else max(cosines, key=cosines.__getitem__)
+        candidates = {key: new[key]} if key in new else new
+        cosines = {other: _cosine(vector, after.tensors[found.tensor]) for other, found in candidates.items()}
+        match = max(cosines, key=cosines.__getitem__)
         other = after.tensors[new[match].tensor]
-        detector = _cosine_of_rows(before, behavior, after, new[match])
+        detector = _detector_cosine(before, behavior, after, new[match])
         yield VectorChange(key, match, cosines[match], _norm(vector), _norm(other), detector)
 
 
-def _cosine_of_rows(before: Bundle, old: Behavior, after: Bundle, new: Behavior) -> float | None:
+def _detector_cosine(before: Bundle, old: Behavior, after: Bundle, new: Behavior) -> float | None:
     first, second = before.tensors["sae.encoder.weight"], after.tensors["sae.encoder.weight"]
     return _cosine(first[old.latent], second[new.latent]) if first.shape[1] == second.shape[1] else None
 
@@ -190,6 +224,6 @@ def _norm(vector: Tensor) -> float:
 
 
 def _cosine(first: Tensor, second: Tensor) -> float:
-    """0 where one is the zero vector."""
+    """The cosine of two vectors; 0 if one is the zero vector."""
     norms = _norm(first) * _norm(second)
     return float(first.double() @ second.double()) / norms if norms else 0.0

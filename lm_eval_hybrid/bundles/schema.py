@@ -1,4 +1,4 @@
-"""The published schema of `behavior.yaml`: JSON schema, and a page for people; both made from the code.
+"""The published schema of `behavior.yaml`, made from the code: a JSON schema, and a page to read.
 
 `python -m lm_eval_hybrid.bundles.schema FOLDER` writes behavior.schema.json and behavior-yaml.md there.
 """
@@ -10,26 +10,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lm_eval_hybrid.bundles import migrations
-from lm_eval_hybrid.bundles.manifest import Manifest
+from lm_eval_hybrid.bundles.manifest import SCHEMA, Manifest
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of a manifest; what parts must say about each other is checked by code alone."""
-    title = f"behavior.yaml, schema version {migrations.LATEST}"
+    """The JSON schema of a manifest; only the code checks that the parts are consistent."""
+    title = f"behavior.yaml, schema version {SCHEMA}"
     return {"$schema": _DIALECT, **Manifest.model_json_schema(), "title": title}
 
 
 def page() -> str:
-    """The schema as Markdown: a table for each part."""
+    """The schema as Markdown, a table for each part."""
     schema = json_schema()
     sections = [
         "# behavior.yaml",
-        f"The manifest of a behavior bundle, schema version {migrations.LATEST}. Made from the code by `make docs`; "
+        f"The manifest of a behavior bundle, schema version {SCHEMA}. Made from the code by `make docs`; "
         "`lm-eval-hybrid behaviors schema` prints it as JSON schema ([behavior.schema.json](behavior.schema.json)). "
-        "Unknown keys, aliases, tags and keys given twice are refused. Manifests of older schema versions are read.",
+        "Unknown keys, aliases, tags, duplicate keys and other schema versions are refused.",
         _table("The manifest", schema),
         *(_table(name, part) for name, part in schema["$defs"].items()),
     ]
@@ -64,7 +63,7 @@ def _type(field: dict[str, Any]) -> str:
 
 
 def main(folder: Path) -> None:
-    """Write both files."""
+    """Write both files into `folder`."""
     (folder / "behavior.schema.json").write_text(json.dumps(json_schema(), indent=2) + "\n", encoding="utf-8")
     (folder / "behavior-yaml.md").write_text(page(), encoding="utf-8")
 

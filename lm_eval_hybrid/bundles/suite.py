@@ -1,11 +1,10 @@
-"""Bundles used together: several for one base, all or some of their behaviors, scaled or not.
+"""Several bundles used together for one base model, with all or some of their behaviors, scaled or not.
 
-The first bundle is the suite's frame: its models, policy and bias; all latents of its SAE are read, those without a
-behavior that is kept calling for the bias alone, as in the bundle itself. An added bundle adds the latents of its
-behaviors that are kept, and no others: to the same row where its SAE is the first one's, as rows of their own where it
-is another. The strongest of all latents is the category. (What two SAEs answer is not on one scale: which of them is
-the stronger is as they were trained, and a suite says nothing of how well that suits.) Whatever two bundles say
-differently of what can be only one is a conflict, which is named.
+The first bundle is the suite's frame: it gives models, policy and bias, and all latents of its SAE are read; a latent
+without a behavior in use steers by the bias alone, as in the bundle itself. An added bundle adds only the latents of
+its behaviors in use: to the same rows if its SAE is the frame's, else as rows of their own. The strongest latent of all
+is the category. (Two SAEs have no common scale: which latent is stronger follows from their training, and nothing here
+judges that.) Bundles that state different values for something that exists only once are in conflict, and refused.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from lm_eval_hybrid.bundles.bundle import Bundle
 from lm_eval_hybrid.bundles.contents import TENSORS_FILE
@@ -24,16 +23,19 @@ from lm_eval_hybrid.common.errors import HybridError
 if TYPE_CHECKING:
     from torch import Tensor
 
-# What decides which candidates are tried: an argument may settle it where bundles differ.
+# Fields of the policy, in which bundles may differ if an argument overrides them.
 POLICY = ("coefficients", "windows", "gate", "select")
-_SAE_READS = ("sae.encoder.weight", "sae.encoder.bias", "sae.decoder.bias", "sae.mean")
+_SAE_INPUTS = ("sae.encoder.weight", "sae.encoder.bias", "sae.decoder.bias", "sae.mean")
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a suite takes of one bundle: these of its behaviors, their vectors times `scales` (by key, else 1).
+    """One bundle's share of a suite.
 
-    own_latents: whether the latents are of another SAE than the first bundle's.
+    Attributes:
+        behaviors: those in use.
+        scales: factors of their vectors by key; 1 for any other.
+        own_latents: whether the latents are of another SAE than the frame's.
     """
 
     bundle: Bundle
@@ -43,27 +45,24 @@ class Part:
 
     @property
     def whole(self) -> bool:
-        """Whether all of the bundle's behaviors are used, as they are."""
+        """Whether all behaviors of the bundle are used, unscaled."""
         return not self.scales and len(self.behaviors) == len(self.bundle.manifest.behaviors)
 
     def vector(self, behavior: Behavior) -> Tensor:
-        """The behavior's vector as it is used, [d_base]."""
+        """The behavior's scaled vector, [d_base]."""
         return self.scales.get(behavior.key, 1.0) * self.bundle.tensors[behavior.tensor]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Of the behaviors which, and how strongly.
+    """Which behaviors to use, and how strongly. A key that several bundles have is written BUNDLE/KEY.
 
     Attributes:
-        only: keys that are kept; None for all.
-        without: keys that are not.
+        only: keys to use; None for all.
+        without: keys not to use.
         scales: factors of the vectors, by key; the bias is never scaled.
 
-    A key that several bundles have is written BUNDLE/KEY.
-
-    Raises:
-        HybridError: for both `only` and `without`, or a factor that is not finite.
+    Raises HybridError for both `only` and `without`, or a factor that is not finite.
     """
 
     only: tuple[str, ...] | None = None
@@ -72,12 +71,10 @@ class Choice:
 
     def __post_init__(self) -> None:
         if self.only is not None and self.without:
-            raise HybridError(
-                f"only= or without= choose behaviors; found both, {self.only} and {self.without}; use one"
-            )
+            raise HybridError(f"only= is {self.only} and without= is {self.without}; they exclude each other; use one")
         for name, scale in self.scales.items():
             if not math.isfinite(scale):
-                raise HybridError(f"a scale must be a finite number; found {scale} for {name}; give another")
+                raise HybridError(f"the scale of {name} is {scale}; it must be a finite number; give another")
 
 
 EVERYTHING = Choice()
@@ -85,120 +82,105 @@ EVERYTHING = Choice()
 
 @dataclass(frozen=True)
 class Suite:
-    """What a system steers with; made by `compose`."""
+    """The bundles that a model is steered with; made by `compose`."""
 
     parts: tuple[Part, ...]
 
     @property
     def manifest(self) -> Manifest:
-        """The first bundle's: models, steering, prompt."""
+        """The frame's manifest: models, steering, prompt."""
         return self.parts[0].bundle.manifest
 
     @property
     def tensors(self) -> str | None:
-        """sha256 of the tensors of the one bundle that is used as it is; None for any other suite."""
+        """sha256 of the tensors if the suite is one bundle, unchanged; None for any other suite."""
         (part, *others) = self.parts
         return None if others or not part.whole else part.bundle.manifest.files.get(TENSORS_FILE)
 
     @property
     def left_out(self) -> tuple[str, ...]:
         """Keys of the bundles' behaviors that are not used."""
-        kept = {behavior.key for part in self.parts for behavior in part.behaviors}
-        return tuple(b.key for part in self.parts for b in part.bundle.manifest.behaviors if b.key not in kept)
+        used = {behavior.key for part in self.parts for behavior in part.behaviors}
+        return tuple(b.key for part in self.parts for b in part.bundle.manifest.behaviors if b.key not in used)
 
     @property
     def identity(self) -> str:
-        """The bundles' identities, and which of their behaviors are used where that is not all, as they are."""
+        """The bundles' identities, each followed by the behaviors in use unless that is all of them, unscaled."""
         return "+".join(map(_identity, self.parts))
 
 
-def compose(bundles: Sequence[Bundle], choice: Choice = EVERYTHING, settled: Iterable[str] = ()) -> Suite:
+def compose(bundles: Sequence[Bundle], choice: Choice = EVERYTHING, overridden: Iterable[str] = ()) -> Suite:
     """The suite of the bundles, the first one being the frame.
 
     Args:
-        settled: names in POLICY that arguments set, so that it does not matter where bundles differ in them.
+        overridden: names in POLICY that arguments set, in which the bundles may therefore differ.
 
-    Raises:
-        HybridError: for a conflict, or a behavior that no bundle has.
+    Raises HybridError for a conflict, or a behavior that no bundle has.
     """
     frame = bundles[0]
     for other in bundles[1:]:
-        _check_pair(frame, other, frozenset(settled))
-    known = [(bundle, behavior) for bundle in bundles for behavior in bundle.manifest.behaviors]
-    kept = _kept(known, choice)
+        _check_pair(frame, other, frozenset(overridden))
+    known = [(bundle.manifest.name, behavior.key) for bundle in bundles for behavior in bundle.manifest.behaviors]
+    if choice.only is not None:
+        used = {_find(name, known) for name in choice.only}
+    else:
+        used = set(known) - {_find(name, known) for name in choice.without}
     scales = {_find(name, known): scale for name, scale in choice.scales.items()}
-    for name, key in scales.keys() - kept:
-        raise HybridError(f"a scale must be of a behavior that is kept; found {key} of {name}; leave its scale out")
+    for name, key in scales.keys() - used:
+        raise HybridError(f"{key} of {name} has a scale but is left out; only behaviors in use can be scaled; drop it")
     parts = []
     for bundle in bundles:
-        own = [behavior for behavior in bundle.manifest.behaviors if (bundle.manifest.name, behavior.key) in kept]
-        factors = {key: scale for (name, key), scale in scales.items() if name == bundle.manifest.name}
-        parts.append(Part(bundle, tuple(own), factors, not _same_sae(frame, bundle)))
+        name = bundle.manifest.name
+        own = tuple(behavior for behavior in bundle.manifest.behaviors if (name, behavior.key) in used)
+        factors = {key: scale for (owner, key), scale in scales.items() if owner == name}
+        parts.append(Part(bundle, own, factors, not _same_sae(frame, bundle)))
     _check_parts(parts)
     return Suite(tuple(parts))
 
 
-_Known = Sequence[tuple[Bundle, Behavior]]
-
-
-def _kept(known: _Known, choice: Choice) -> set[tuple[str, str]]:
-    everything = {(bundle.manifest.name, behavior.key) for bundle, behavior in known}
-    if choice.only is not None:
-        return {_find(name, known) for name in choice.only}
-    return everything - {_find(name, known) for name in choice.without}
-
-
-def _find(name: str, known: _Known) -> tuple[str, str]:
-    """(bundle's name, key) of the behavior that `KEY` or `BUNDLE/KEY` means."""
-    every = [(bundle.manifest.name, behavior.key) for bundle, behavior in known]
-    found = [pair for pair in every if name in (pair[1], "/".join(pair))]
-    if len(found) == 1:
-        return found[0]
-    if found:
+def _find(name: str, known: Sequence[tuple[str, str]]) -> tuple[str, str]:
+    """(bundle's name, key) of the behavior that `KEY` or `BUNDLE/KEY` names."""
+    matches = [pair for pair in known if name in (pair[1], "/".join(pair))]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
         raise HybridError(
-            f"a behavior must be named without doubt; found {name} in several bundles; "
-            f"write {' or '.join('/'.join(pair) for pair in found)}"
+            f"several bundles have a behavior {name}; a name must be unambiguous; "
+            f"write {' or '.join('/'.join(pair) for pair in matches)}"
         )
-    keys = [key for _, key in every]
+    keys = [key for _, key in known]
     close = difflib.get_close_matches(name, keys, n=3)
-    advice = f"did you mean {' or '.join(close)}?" if close else "choose one of these"
-    raise HybridError(f"a behavior must be one of {', '.join(keys)}; found {name}; {advice}")
+    advice = f"did you mean {' or '.join(close)}?" if close else "choose one of them"
+    raise HybridError(f"no behavior {name}; the bundles have {', '.join(keys)}; {advice}")
 
 
-def _check_pair(frame: Bundle, other: Bundle, settled: frozenset[str]) -> None:
+def _check_pair(frame: Bundle, other: Bundle, overridden: frozenset[str]) -> None:
     ours, theirs = frame.manifest, other.manifest
     if ours.name == theirs.name:
-        raise HybridError(f"a suite takes one version of a bundle; found {ours.name} twice; leave one out")
-    facts = {
-        "base.hidden_size": (ours.base.hidden_size, theirs.base.hidden_size),
-        "base.layers": (ours.base.layers, theirs.base.layers),
-        "base.tokenizer_sha256": (ours.base.tokenizer_sha256, theirs.base.tokenizer_sha256),
-        "thinking.hidden_size": (ours.thinking.hidden_size, theirs.thinking.hidden_size),
-        "thinking.layers": (ours.thinking.layers, theirs.thinking.layers),
-        "thinking.tokenizer_sha256": (ours.thinking.tokenizer_sha256, theirs.thinking.tokenizer_sha256),
-        "steering.layer": (ours.steering.layer, theirs.steering.layer),
-        "sae.layer": (ours.sae.layer, theirs.sae.layer),
-        "prompt": (ours.prompt, theirs.prompt),
-    }
-    facts |= {
-        f"steering.{name}": (getattr(ours.steering, name), getattr(theirs.steering, name))
-        for name in POLICY
-        if name not in settled
-    }
-    for name, (first, second) in facts.items():
-        # What one of them leaves open cannot differ.
-        if first != second and None not in (first, second):
-            policy = name.removeprefix("steering.")
+        raise HybridError(f"{ours.name} is given twice; a suite takes one version of a bundle; drop one")
+    second = _shared(theirs)
+    for name, value in _shared(ours).items():
+        policy = name.removeprefix("steering.")
+        # An unknown value is no conflict.
+        if policy not in overridden and value != second[name] and None not in (value, second[name]):
             advice = f"set {policy}= for both" if policy in POLICY else "use bundles made for one pair, in one way"
             raise HybridError(
-                f"bundles used together must have the same {name}; found {first} in {ours.name} and {second} in "
-                f"{theirs.name}; {advice}"
+                f"{name} is {value} in {ours.name} and {second[name]} in {theirs.name}; bundles used together must "
+                f"agree; {advice}"
             )
+
+
+def _shared(manifest: Manifest) -> dict[str, object]:
+    """The fields in which bundles used together must agree."""
+    model = ("hidden_size", "layers", "tokenizer_sha256")
+    names = {"base": model, "thinking": model, "steering": ("layer", *POLICY), "sae": ("layer",)}
+    fields = {f"{part}.{name}": getattr(getattr(manifest, part), name) for part in names for name in names[part]}
+    return {**fields, "prompt": manifest.prompt}
 
 
 def _check_parts(parts: Sequence[Part]) -> None:
     if not any(part.behaviors for part in parts):
-        raise HybridError("a suite needs a behavior; found none that is kept; leave one in (arm=bias-only has none)")
+        raise HybridError("all behaviors are left out; a suite needs one; keep one (arm=bias-only needs none)")
     owners: dict[str, str] = {}
     latents: dict[int, str] = {}
     for part in parts:
@@ -213,10 +195,10 @@ def _check_parts(parts: Sequence[Part]) -> None:
                 latents[behavior.latent] = name
 
 
-def _conflict(what: str, first: str, second: str, key: str) -> None:
+def _conflict(what: str, first: str, second: str, key: str) -> NoReturn:
     raise HybridError(
-        f"behaviors used together must each have their own name and latent; found {what} in both {first} and "
-        f"{second}; leave one out, as in without={second}/{key}"
+        f"{first} and {second} both have {what}; behaviors used together need their own names and latents; leave one "
+        f"out, as in without={second}/{key}"
     )
 
 
@@ -227,7 +209,7 @@ def _same_sae(frame: Bundle, other: Bundle) -> bool:
         return False
     return all(
         frame.tensors[name].shape == other.tensors[name].shape and torch.equal(frame.tensors[name], other.tensors[name])
-        for name in _SAE_READS
+        for name in _SAE_INPUTS
     )
 
 

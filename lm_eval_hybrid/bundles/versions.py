@@ -5,9 +5,9 @@ major: other models, layers or meaning; minor: retrained tensors or another poli
 
 import re
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Literal
 
-# Build metadata has no precedence, and the highest version must be one.
+# Build metadata has no precedence, so with it the highest version would not be unique.
 PATTERN = (
     r"^(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})"
     r"(-(0|[1-9][0-9]{0,8}|[0-9]*[A-Za-z-][0-9A-Za-z-]*)(\.(0|[1-9][0-9]{0,8}|[0-9]*[A-Za-z-][0-9A-Za-z-]*))*)?$"
@@ -23,7 +23,7 @@ def is_version(text: str) -> bool:
     return re.fullmatch(PATTERN, text) is not None
 
 
-def key(version: str) -> tuple[Any, ...]:
+def key(version: str) -> tuple[object, ...]:
     """A sort key: 1.0.0-rc.1 < 1.0.0 < 1.0.1 (semver.org, section 11)."""
     numbers, _, pre = version.partition("-")
     # Numeric identifiers sort below words; a version without pre-release above all its pre-releases.
@@ -31,23 +31,24 @@ def key(version: str) -> tuple[Any, ...]:
     return (*(int(number) for number in numbers.split(".")), not parts, parts)
 
 
-def best(versions: Iterable[str], wanted: str = "") -> str | None:
-    """The highest of `versions` that `wanted` means, None where there is none.
+def best(versions: Iterable[str], spec: str = "") -> str | None:
+    """The highest of `versions` that matches `spec`, None if there is none.
 
-    wanted: a complete version; `1` or `1.2`, any that begins so; or nothing, any. A pre-release is meant by its full
-    name, else only where there is nothing released.
+    Args:
+        spec: a complete version; or a prefix, `1` or `1.2`; or nothing, which matches any. A pre-release matches its
+            full name, anything else only if no release does.
     """
-    found = list(versions)
-    if wanted in found:
-        return wanted
-    if wanted and not re.fullmatch(_PARTIAL, wanted):
+    known = list(versions)
+    if spec in known:
+        return spec
+    if spec and not re.fullmatch(_PARTIAL, spec):
         return None
-    within = [version for version in found if not wanted or version.startswith(f"{wanted}.")]
-    return max(within, key=lambda version: ("-" not in version, key(version)), default=None)
+    matching = [version for version in known if not spec or version.startswith(f"{spec}.")]
+    return max(matching, key=lambda version: ("-" not in version, key(version)), default=None)
 
 
 def following(version: str, step: Step) -> str:
-    """The version after `version` by one step; a pre-release is followed by its release, if that is step enough."""
+    """The next version by one step; for a pre-release its own release, if that is step enough."""
     numbers, _, pre = version.partition("-")
     major, minor, patch = (int(number) for number in numbers.split("."))
     if step == "major":
@@ -58,7 +59,7 @@ def following(version: str, step: Step) -> str:
 
 
 def step_between(former: str, later: str) -> Step | None:
-    """The largest number that `later` raises; None where `later` is not above `former`."""
+    """The largest number that `later` raises; None if `later` is not above `former`."""
     if key(later) <= key(former):
         return None
     before, after = key(former), key(later)

@@ -1,4 +1,4 @@
-"""`lm-eval-hybrid behaviors`: list, look at, check, compare, make, share and convert bundles."""
+"""`lm-eval-hybrid behaviors`: list, show, check, compare, make, share and convert bundles."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
     from lm_eval_hybrid.bundles.bundle import Bundle
 
-NAME = "NAME, NAME@VERSION, a folder, hub:ORG/REPO@REVISION or https://...#sha256=..."
+NAME = "NAME, NAME@VERSION, a folder, or hub:ORG/REPO@REVISION"
 EXAMPLES = """\
 examples:
   lm-eval-hybrid behaviors list
   lm-eval-hybrid behaviors show embedded
-  lm-eval-hybrid behaviors validate embedded@1 ./mine/0.1.0
-  lm-eval-hybrid behaviors diff embedded@1 ./mine/0.1.0
+  lm-eval-hybrid behaviors validate embedded@2 ./mine/0.1.0
+  lm-eval-hybrid behaviors diff embedded@2 ./mine/0.1.0
   lm-eval-hybrid behaviors new-version mine@0.1.0 ./edited
   lm-eval-hybrid behaviors pack mine@0.2.0 mine-0.2.0.zip
   lm-eval-hybrid behaviors push mine@0.2.0 my-lab/mine
@@ -37,7 +37,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser, console: Callable[[], Console]) -> None:
-    """Declares the actions. `console` makes what output goes to."""
+    """Declare the actions; `console` makes the console that they print to."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
@@ -48,17 +48,17 @@ def add_arguments(parser: argparse.ArgumentParser, console: Callable[[], Console
 
 
 def _add_views(actions: argparse._SubParsersAction, console: Callable[[], Console]) -> None:
-    listing = actions.add_parser("list", help="bundles that can be named")
+    listing = actions.add_parser("list", help="list the bundles that have a name")
     listing.set_defaults(run=lambda args: _list(console()))
-    show = actions.add_parser("show", help="what a bundle says about itself")
+    show = actions.add_parser("show", help="show a bundle: models, behaviors, results")
     show.add_argument("bundle", metavar="BUNDLE", help=NAME)
     show.set_defaults(run=lambda args: _show(args, console()))
     validate = actions.add_parser("validate", help="check manifest, digests and tensors; exit status 1 for a fault")
     validate.add_argument("bundles", metavar="BUNDLE", nargs="+", help=NAME)
     validate.set_defaults(run=_validate)
-    diff = actions.add_parser("diff", help="what changed from one bundle to another, and the version step it calls for")
+    diff = actions.add_parser("diff", help="compare two bundles, and print the version step that the changes call for")
     diff.add_argument("before", metavar="A", help=NAME)
-    diff.add_argument("after", metavar="B", help="another one")
+    diff.add_argument("after", metavar="B", help="another bundle")
     diff.set_defaults(run=lambda args: _diff(args, console()))
     schema = actions.add_parser("schema", help="print the JSON schema of behavior.yaml")
     schema.set_defaults(run=_schema)
@@ -67,46 +67,46 @@ def _add_views(actions: argparse._SubParsersAction, console: Callable[[], Consol
 def _add_makers(actions: argparse._SubParsersAction, console: Callable[[], Console]) -> None:
     renew = actions.add_parser(
         "new-version",
-        help="seal an edited copy of a bundle's folder as its next version",
-        description="Edit a copy of the bundle's folder freely: words and policy in behavior.yaml, tensors. This finds "
-        "what changed, picks the version number that it calls for, and writes digests, norms and card anew.",
+        help="make an edited copy of a bundle's folder its next version",
+        description="Edit a copy of the bundle's folder: words and policy in behavior.yaml, tensors. This finds the "
+        "changes, picks the version number that they call for, and renews digests, norms and card.",
     )
-    renew.add_argument("former", metavar="BUNDLE", help="the version it was made from")
+    renew.add_argument("former", metavar="BUNDLE", help="the version that was copied")
     renew.add_argument("edited", metavar="FOLDER", type=Path, help="the edited copy")
-    renew.add_argument("--step", choices=STEPS, default="patch", help="take at least this step (default: as needed)")
-    _add_shelf(renew)
+    renew.add_argument("--step", choices=STEPS, default="patch", help="the smallest step to take (default: patch)")
+    _add_into(renew)
     renew.set_defaults(run=lambda args: _new_version(args, console()))
     record = actions.add_parser(
         "record",
-        help="put the results of evaluations into the bundle that they were made with",
+        help="write the results of evaluations into their bundle",
         description="Reads every arm's newest run below DIR (lm_eval --output_path DIR --log_samples), as `compare` "
-        "does, and writes scores, signed gap and interval into the bundle, where it lies.",
+        "does, and writes scores, signed gap and interval into the bundle's folder.",
     )
-    record.add_argument("bundle", metavar="BUNDLE", help="a folder that can be written, or a name")
-    record.add_argument("runs", metavar="DIR", type=Path, help="searched for results_*.json to any depth")
-    record.add_argument("--seed", metavar="N", type=int, default=0, help="of the bootstrap (default: 0)")
+    record.add_argument("bundle", metavar="BUNDLE", help="a writable folder, or a name")
+    record.add_argument("runs", metavar="DIR", type=Path, help="folder to search for results_*.json, at any depth")
+    record.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the bootstrap (default: 0)")
     record.set_defaults(run=_record)
 
 
 def _add_exchange(actions: argparse._SubParsersAction) -> None:
-    pack = actions.add_parser("pack", help="one file of a bundle, always the same bytes; prints its sha256")
+    pack = actions.add_parser("pack", help="write a bundle as one zip file, the same bytes anywhere; print its sha256")
     pack.add_argument("bundle", metavar="BUNDLE", help=NAME)
     pack.add_argument("target", metavar="FILE", type=Path, nargs="?", help="default: NAME-VERSION.zip")
-    pack.add_argument("--overwrite", action="store_true", help="replace the file that is there")
+    pack.add_argument("--overwrite", action="store_true", help="replace an existing file")
     pack.set_defaults(run=_pack)
-    unpack = actions.add_parser("unpack", help="a packed bundle into your folder of bundles, checked")
+    unpack = actions.add_parser("unpack", help="check a packed bundle and add it to your folder of bundles")
     unpack.add_argument("archive", metavar="FILE", type=Path)
-    _add_shelf(unpack)
-    unpack.add_argument("--overwrite", action="store_true", help="replace the same version that is there")
+    _add_into(unpack)
+    unpack.add_argument("--overwrite", action="store_true", help="replace the same version if it exists")
     unpack.set_defaults(run=_unpack)
-    push = actions.add_parser("push", help="a bundle to the Hugging Face hub, tagged with its version")
+    push = actions.add_parser("push", help="upload a bundle to the Hugging Face hub, tagged with its version")
     push.add_argument("bundle", metavar="BUNDLE", help=NAME)
-    push.add_argument("repo", metavar="ORG/REPO", help="made where there is none")
-    push.add_argument("--private", action="store_true", help="make it one that only its owners can read")
+    push.add_argument("repo", metavar="ORG/REPO", help="repository; created if it does not exist")
+    push.add_argument("--private", action="store_true", help="create it as one that only its owners can read")
     push.set_defaults(run=_push)
-    pull = actions.add_parser("pull", help="a bundle from the hub, or an https address, into your folder of bundles")
-    pull.add_argument("address", metavar="ADDRESS", help="hub:ORG/REPO@REVISION or https://...#sha256=...")
-    _add_shelf(pull)
+    pull = actions.add_parser("pull", help="download a bundle from the hub into your folder of bundles")
+    pull.add_argument("address", metavar="ADDRESS", help="hub:ORG/REPO@REVISION")
+    _add_into(pull)
     pull.set_defaults(run=_pull)
 
 
@@ -115,35 +115,39 @@ def _add_conversions(actions: argparse._SubParsersAction) -> None:
 
     take = actions.add_parser(
         "import",
-        help="a bundle from other programs' files",
+        help="make a bundle of other programs' files",
         description="Makes a bundle of: the research repository's results (reference); a folder of safetensors files "
         "and a mapping.yaml (mapping); an SAE of SAELens (saelens); a control vector of llama.cpp or repeng (gguf, "
         "repeng); a file of the harness's model `steered` (steered).",
     )
-    take.add_argument("source", metavar="PATH", type=Path, help="file or folder; nothing in it is ever executed")
-    take.add_argument("--base", required=True, metavar="ID", help="the model that is steered: hub id or folder")
-    take.add_argument("--thinking", required=True, metavar="ID", help="the model that says when and which")
+    take.add_argument("source", metavar="PATH", type=Path, help="file or folder; nothing in it is executed")
+    take.add_argument("--base", required=True, metavar="ID", help="model to steer: hub id or folder")
+    take.add_argument("--thinking", required=True, metavar="ID", help="model that decides when: hub id or folder")
     take.add_argument("--out", required=True, type=Path, metavar="DIR", help="the bundle's new folder")
-    take.add_argument("--format", choices=READABLE, help="default: what the files look like")
-    take.add_argument("--name", help="default: the folder above --out where that is NAME/VERSION, else of the models")
-    take.add_argument("--layer", type=int, metavar="N", help="the base's layer to steer after, from 0")
-    take.add_argument("--sae-layer", type=int, metavar="N", help="the thinking model's layer to read, from 0")
-    take.add_argument("--latents", type=_numbers, metavar="N:N", help="only these become behaviors")
-    take.add_argument("--license", default="unknown", metavar="SPDX", help="of what is imported (default: unknown)")
-    take.add_argument("--author", action="append", metavar="NAME", help="of what is imported; may be repeated")
-    take.add_argument("--overwrite", action="store_true", help="replace the bundle that is there")
+    take.add_argument("--format", choices=READABLE, help="default: detected from the files")
+    take.add_argument("--name", help="default: NAME if --out ends in NAME/VERSION, else made of the models' names")
+    take.add_argument("--layer", type=int, metavar="N", help="base layer to steer after, from 0")
+    take.add_argument("--sae-layer", type=int, metavar="N", help="thinking model's layer that the SAE reads, from 0")
+    take.add_argument("--latents", type=_numbers, metavar="N:N", help="latents that become behaviors (default: all)")
+    take.add_argument("--license", default="unknown", metavar="SPDX", help="licence of the source (default: unknown)")
+    take.add_argument("--author", action="append", metavar="NAME", help="author of the source; may be repeated")
+    take.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     take.set_defaults(run=_import)
-    give = actions.add_parser("export", help="a behavior, or the SAE, in another program's format; says what is lost")
+    give = actions.add_parser(
+        "export", help="write a behavior or the SAE in another program's format; print what is lost"
+    )
     give.add_argument("bundle", metavar="BUNDLE", help=NAME)
     give.add_argument("--format", required=True, choices=WRITABLE)
     give.add_argument("--out", required=True, type=Path, metavar="PATH", help="a new file (saelens: folder)")
-    give.add_argument("--behavior", metavar="KEY", help="which, where the format holds one vector")
+    give.add_argument("--behavior", metavar="KEY", help="behavior to export, for formats that hold one vector")
     give.add_argument("--coefficient", type=float, metavar="A", help="multiple of bias + vector (default: the largest)")
     give.set_defaults(run=_export)
 
 
-def _add_shelf(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--into", type=Path, metavar="DIR", help="folder of bundles (default: yours, see README)")
+def _add_into(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--into", type=Path, metavar="DIR", help="folder of bundles (default: yours, see docs/bundles.md)"
+    )
 
 
 def _list(console: Console) -> None:
@@ -164,7 +168,7 @@ def _show(args: argparse.Namespace, console: Console) -> None:
 
 
 def _validate(args: argparse.Namespace) -> int:
-    """Every fault of every bundle on a line of its own; 1 where there is any."""
+    """Print every fault of every bundle, a line each; returns 1 if there is any."""
     from lm_eval_hybrid.bundles import contents
     from lm_eval_hybrid.bundles.store.resolve import resolve
 
@@ -191,13 +195,13 @@ def _schema(args: argparse.Namespace) -> None:
 
 
 def _new_version(args: argparse.Namespace, console: Console) -> None:
-    from lm_eval_hybrid.bundles.revision import renewed
+    from lm_eval_hybrid.bundles.difference import next_version
     from lm_eval_hybrid.report.bundles import print_difference
 
-    difference = renewed(_load(args.former), args.edited, args.step)
+    difference = next_version(_load(args.former), args.edited, args.step)
     print_difference(console, difference)
     manifest = difference.after.manifest
-    saved = difference.after.save(_shelf(args) / manifest.name / manifest.version)
+    saved = difference.after.save(_into(args) / manifest.name / manifest.version)
     print(f"{saved.identity} written to {saved.path}")
 
 
@@ -229,7 +233,7 @@ def _pack(args: argparse.Namespace) -> None:
 def _unpack(args: argparse.Namespace) -> None:
     from lm_eval_hybrid.bundles.store import archive
 
-    print(archive.unpack_into(args.archive, _shelf(args), args.overwrite))
+    print(archive.unpack(args.archive, _into(args), args.overwrite))
 
 
 def _push(args: argparse.Namespace) -> None:
@@ -243,7 +247,7 @@ def _pull(args: argparse.Namespace) -> None:
     from lm_eval_hybrid.bundles.store import hub
 
     _log_to_stderr()
-    print(hub.pull(args.address, _shelf(args)))
+    print(hub.pull(args.address, _into(args)))
 
 
 def _import(args: argparse.Namespace) -> None:
@@ -255,7 +259,7 @@ def _import(args: argparse.Namespace) -> None:
     out = args.out.expanduser().resolve()
     check_target(out, args.overwrite)
     versioned = is_version(out.name)
-    wanted = ImportOptions(
+    options = ImportOptions(
         name=args.name or (out.parent.name if versioned else _name(args.base, args.thinking)),
         version=out.name if versioned else "1.0.0",
         base=args.base,
@@ -266,7 +270,7 @@ def _import(args: argparse.Namespace) -> None:
         license=args.license,
         authors=tuple(args.author or ("unknown",)),
     )
-    saved = convert.read(args.source, wanted, args.format).save(out, args.overwrite)
+    saved = convert.read(args.source, options, args.format).save(out, args.overwrite)
     print(f"{saved.identity} written to {out}")
 
 
@@ -288,7 +292,7 @@ def _load(name: str) -> Bundle:
     return Bundle.load(resolve(name))
 
 
-def _shelf(args: argparse.Namespace) -> Path:
+def _into(args: argparse.Namespace) -> Path:
     from lm_eval_hybrid.bundles.store.resolve import user_folder
 
     return args.into or user_folder()
@@ -304,7 +308,7 @@ def _numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(":"))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be whole numbers separated by colons; found {text!r}") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers separated by colons") from None
 
 
 def _log_to_stderr() -> None:

@@ -18,6 +18,12 @@ def one_line(text: str) -> str:
     return " ".join("".join(shown).split())
 
 
+def brief(words: object) -> str:
+    """Other programs' words as part of one line, at most 300 characters of them."""
+    text = one_line(str(words)) or type(words).__name__
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
 def show_plainly() -> None:
     """Print an uncaught `HybridError` as one line on stderr instead of a stack trace; the exit status stays 1.
 

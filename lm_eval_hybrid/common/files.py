@@ -10,32 +10,43 @@ from pathlib import Path
 from lm_eval_hybrid.common.errors import HybridError
 
 
-def read_regular(path: Path, limit: int) -> bytes:
-    """The bytes of a regular file.
-
-    Raises:
-        HybridError: where there is none, it is a folder, pipe or device, cannot be read, or has over `limit` bytes.
-    """
+def check_regular(path: Path, limit: int) -> None:
+    """Raise HybridError unless `path` is a regular file of at most `limit` bytes."""
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
-            raise HybridError(f"{path}: this must be a regular file; found something else; copy it again")
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise HybridError(f"{path}: no such file; it is needed here; copy the whole folder again") from None
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would block
+        raise HybridError(f"{path}: not a regular file; a regular file is needed here; copy it again")
+    if status.st_size > limit:
+        raise HybridError(f"{path}: larger than the limit of {limit:,} bytes; use a smaller file")
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file. Raises HybridError as `check_regular` does, or if it cannot be read."""
+    check_regular(path, limit)
+    try:
         with path.open("rb") as file:
             data = file.read(limit + 1)
-    except (FileNotFoundError, NotADirectoryError):
-        raise HybridError(f"{path}: this file is needed; found none; copy the whole folder again") from None
     except OSError as error:
-        raise HybridError(f"{path}: this file must be readable; found {error.strerror}; copy it again") from None
-    if len(data) > limit:
-        raise HybridError(f"{path}: must have at most {limit:,} bytes; found more; use another")
+        raise _unreadable(path, error) from None
+    if len(data) > limit:  # it has grown meanwhile, or is a file that states no size
+        raise HybridError(f"{path}: larger than the limit of {limit:,} bytes; use a smaller file")
     return data
 
 
-@contextmanager
-def appearing(target: Path) -> Iterator[Path]:
-    """A new sibling folder to fill, which becomes `target` when the block ends, and nothing when it raises.
+def _unreadable(path: Path, error: Exception) -> HybridError:
+    reason = error.strerror if isinstance(error, OSError) else error
+    return HybridError(f"{path}: cannot be read ({reason}); it is needed here; copy it again")
 
-    What is at `target` then is replaced: whoever calls has asked before whether it may be.
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A new folder to fill; it becomes `target` when the block ends, and is removed if the block raises.
+
+    Replaces whatever is at `target` by then: check before whether that is allowed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     mark = f".{target.name}.{secrets.token_hex(4)}"
@@ -56,14 +67,14 @@ def appearing(target: Path) -> Iterator[Path]:
     shutil.rmtree(former, ignore_errors=True)
 
 
-def write(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write files of plain names into a folder that is there."""
+def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files, by plain name, into an existing folder."""
     for name, data in contents.items():
         (folder / name).write_bytes(data)
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write one file, whole or not at all, in the place of what was there."""
+    """Write one file atomically, replacing any that exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     try:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+EMBEDDED = "embedded:"  # how the embedded pair's models are named: embedded:base, embedded:thinking
+
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -18,6 +20,13 @@ def bundles_dir() -> Path:
 def embedded_dir() -> Path:
     """Folder of the embedded pair: tokenizer/, base/, thinking/ and the test documents (*.jsonl)."""
     return _PACKAGE / "embedded" / "data"
+
+
+def model_path(id: str) -> str:
+    """What transformers loads a model by: the folder of an `embedded:` one, any other id with `~` expanded."""
+    if id.startswith(EMBEDDED):
+        return str(embedded_dir() / id.removeprefix(EMBEDDED))
+    return str(Path(id).expanduser())
 
 
 def _shipped(name: str) -> Path:

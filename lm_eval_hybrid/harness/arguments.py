@@ -148,7 +148,7 @@ class HybridArguments:
             without=tuple(_names("without", self.without or ())),
             scales=_scales(self.scale or {}),
         )
-        return compose(bundles, choice, settled=[name for name in POLICY if getattr(self, name) is not None])
+        return compose(bundles, choice, overridden=[name for name in POLICY if getattr(self, name) is not None])
 
     def policy(self, steering: SteeringSpec) -> Policy:
         """The arm's policy: the bundle's defaults, overridden by the arguments.

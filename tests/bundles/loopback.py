@@ -1,7 +1,4 @@
-"""Servers on 127.0.0.1 for tests: enough of the hub's API for its own client, and https with a certificate of our own.
-
-They keep what they were asked, and misbehave as told.
-"""
+"""A hub on 127.0.0.1: enough of the Hugging Face API for its own client. It records requests, and can misbehave."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ import hashlib
 import json
 import re
 import socket
-import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,8 +18,6 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-CERTIFICATE = Path(__file__).parent / "loopback.pem"
-
 
 @dataclass(frozen=True)
 class Reply:
@@ -33,39 +27,13 @@ class Reply:
     cut: int | None = None  # how many of the body's bytes come before the connection ends
 
 
-class Server:
-    """A server on a free port while the context lasts. `requests` are the methods and paths it was asked for."""
-
-    def __init__(self, certificate: Path | None = None) -> None:
-        self.requests: list[str] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        scheme = "http"
-        if certificate is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate)
-            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-            scheme = "https"
-        self.url = f"{scheme}://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> Server:
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    def reply(self, method: str, path: str, body: bytes) -> Reply:
-        raise NotImplementedError
-
-
-def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
+def _handler(server: Hub) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def _answer(self) -> None:
             path = unquote(urlsplit(self.path).path)
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             server.requests.append(f"{self.command} {path}")
-            # What was cut is asked for again from there on; then nothing comes.
+            # The client asks for the rest of a file that was cut; it gets nothing.
             reply = Reply(503) if self.headers.get("Range") else server.reply(self.command, path, body)
             self.send_response(reply.status)
             for name, value in {"Content-Length": str(len(reply.body)), **reply.headers}.items():
@@ -82,20 +50,9 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-class Files(Server):
-    """An https server of the replies given in `files`, by path."""
-
-    def __init__(self) -> None:
-        super().__init__(CERTIFICATE)
-        self.files: dict[str, Reply] = {}
-
-    def reply(self, method: str, path: str, body: bytes) -> Reply:
-        return self.files.get(path, Reply(404))
-
-
 @dataclass
 class Repository:
-    """Commits as their files, by id, and what branches and tags stand for."""
+    """Files by commit, and the commits of branches and tags."""
 
     private: bool
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -115,22 +72,25 @@ class Repository:
         return commit if commit in self.commits else None
 
 
-class Hub(Server):
-    """The hub, as far as a bundle needs it. `announced` to `resolved` make it misbehave."""
+class Hub:
+    """A hub on a free port while the context lasts. `announced` to `resolved` make it misbehave."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self.requests: list[str] = []  # methods and paths
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
         self.repositories: dict[str, Repository] = {}
         self.uploads: dict[str, bytes] = {}
         self.announced: dict[str, int | None] = {}  # sizes, by file
-        self.cut: dict[str, int] = {}  # how much of a file comes
+        self.cut: dict[str, int] = {}  # bytes of a file before the connection breaks
         self.failing: set[str] = set()  # files
-        self.resolved: dict[str, str] = {}  # the commit that the hub says a commit is
+        self.resolved: dict[str, str] = {}  # the commit that the hub names instead of a commit
         self.routes: list[tuple[str, Callable[..., Reply]]] = [
             (r"POST /api/repos/create", self._create),
             (r"POST /api/validate-yaml", lambda body: _json({"errors": [], "warnings": []})),
             (r"GET /api/models/(?P<repo>[^/]+/[^/]+)/refs", self._refs),
             (r"GET /api/models/(?P<repo>[^/]+/[^/]+)/revision/(?P<revision>.+)", self._info),
+            (r"GET /api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>.+)", self._tree),
             (r"POST /api/models/(?P<repo>[^/]+/[^/]+)/preupload/(?P<revision>.+)", self._preupload),
             (r"POST /api/models/(?P<repo>[^/]+/[^/]+)/commit/(?P<revision>.+)", self._commit),
             (r"POST /api/models/(?P<repo>[^/]+/[^/]+)/tag/(?P<revision>.+)", self._tag),
@@ -138,6 +98,14 @@ class Hub(Server):
             (r"PUT /uploads/(?P<oid>[0-9a-f]{64})", self._upload),
             (r"(GET|HEAD) /(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>.+)/(?P<name>[^/]+)", self._file),
         ]
+
+    def __enter__(self) -> Hub:
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
 
     def reply(self, method: str, path: str, body: bytes) -> Reply:
         for pattern, answer in self.routes:
@@ -172,6 +140,11 @@ class Hub(Server):
         sizes = {name: self.announced.get(name, len(data)) for name, data in files.items()}
         siblings = [{"rfilename": name, "size": size, "blobId": "0" * 40} for name, size in sizes.items()]
         return _json({"id": repo, "sha": self.resolved.get(commit, commit), "siblings": siblings})
+
+    def _tree(self, body: bytes, repo: str, revision: str) -> Reply:
+        files = self.repositories[repo].commits[revision]
+        blobs = {name: hashlib.sha1(data).hexdigest() for name, data in files.items()}
+        return _json([{"type": "file", "path": n, "size": len(files[n]), "oid": oid} for n, oid in blobs.items()])
 
     def _preupload(self, body: bytes, repo: str, revision: str) -> Reply:
         paths = [file["path"] for file in json.loads(body)["files"]]
@@ -231,13 +204,14 @@ def _missing(code: str) -> Reply:
 
 @contextmanager
 def online(monkeypatch: pytest.MonkeyPatch, cache: Path, hub: str = "http://127.0.0.1:9") -> Iterator[None]:
-    """The hub is at `hub` and may be asked, our cache is at `cache`, and no connection goes to any other machine."""
+    """The hub is at `hub`, its cache at `cache`, and no connection goes to any other machine."""
     from huggingface_hub import close_session, constants
 
     for name, value in {
         "ENDPOINT": hub,
         "HUGGINGFACE_CO_URL_TEMPLATE": hub + "/{repo_id}/resolve/{revision}/{filename}",
         "HF_HUB_OFFLINE": False,
+        "HF_HUB_CACHE": str(cache),
         "HF_HUB_DISABLE_XET": True,
         "HF_HUB_DISABLE_TELEMETRY": True,
         "HF_HUB_DISABLE_PROGRESS_BARS": True,
@@ -247,18 +221,16 @@ def online(monkeypatch: pytest.MonkeyPatch, cache: Path, hub: str = "http://127.
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("HF_TOKEN", "hf_loopback")  # whatever token the machine has stays out of it
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    monkeypatch.setenv("LOCALAPPDATA", str(cache))
-    monkeypatch.setattr(socket.socket, "connect", _only_here(socket.socket.connect))
+    monkeypatch.setattr(socket.socket, "connect", _only_local(socket.socket.connect))
     close_session()
     yield
     close_session()
 
 
-def _only_here(connect: Callable[..., None]) -> Callable[..., None]:
+def _only_local(connect: Callable[..., None]) -> Callable[..., None]:
     def checked(self: socket.socket, address: Any) -> None:
         if address[0] != "127.0.0.1":
-            pytest.fail(f"a test reached out to {address}")  # no Exception, which might be taken for the network's
+            pytest.fail(f"a test reached out to {address}")  # not an Exception, which the client might handle
         connect(self, address)
 
     return checked

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lm_eval_hybrid.bundles.bundle import Bundle
-from lm_eval_hybrid.bundles.store.archive import pack, unpack, unpack_into
+from lm_eval_hybrid.bundles.store.archive import pack, unpack
 from lm_eval_hybrid.common.errors import HybridError
 
 Make = Callable[..., Bundle]
@@ -45,161 +45,81 @@ def crafted(path: Path, *members: tuple[str | zipfile.ZipInfo, bytes], compressi
     return path
 
 
-def refused(archive: Path, message: str, **options: bool) -> None:
+def refused(archive: Path, message: str) -> None:
     """Unpacking ends in one line, and leaves nothing."""
-    target = archive.parent / "out"
+    into = archive.parent / "out"
     with pytest.raises(HybridError, match=message) as caught:
-        unpack(archive, target / "bundle", **options)
+        unpack(archive, into)
     assert "\n" not in str(caught.value)
-    assert str(caught.value).count("; ") >= 2
-    assert not target.exists() or not any(target.iterdir())
+    assert not into.exists() or not any((into / "tiny").iterdir())
 
 
 def test_a_bundle_comes_back(saved: Path, packed: Path, tmp_path: Path) -> None:
-    folder = unpack(packed, tmp_path / "out")
-    assert folder == tmp_path / "out"
-    assert files(folder) == files(saved)
-    Bundle.load(folder)
-
-
-def test_name_and_version_are_those_in_the_archive(saved: Path, packed: Path, tmp_path: Path) -> None:
-    folder = unpack_into(packed, tmp_path / "shelf")
+    folder = unpack(packed, tmp_path / "shelf")
     assert folder == tmp_path / "shelf/tiny/1.2.0"
     assert files(folder) == files(saved)
-    with pytest.raises(HybridError, match="found a bundle there"):
-        unpack_into(packed, tmp_path / "shelf")
-    assert unpack_into(packed, tmp_path / "shelf", overwrite=True) == folder
+    with pytest.raises(HybridError, match="a bundle is there already"):
+        unpack(packed, tmp_path / "shelf")
+    assert unpack(packed, tmp_path / "shelf", overwrite=True) == folder
 
 
-def test_the_same_bundle_gives_the_same_bytes(make_bundle: Make, saved: Path, packed: Path, tmp_path: Path) -> None:
+def test_the_same_bundle_gives_the_same_bytes(make_bundle: Make, packed: Path, tmp_path: Path) -> None:
     make_bundle().save(tmp_path / "again")
     for number, path in enumerate((tmp_path / "again").iterdir()):
         path.chmod(0o600)
         os.utime(path, (number, number))
-    (tmp_path / "again" / "notes.txt").write_text("not part of it")
+    (tmp_path / "again" / "notes.txt").write_text("not part of the bundle")
     digest = pack(tmp_path / "again", tmp_path / "again.zip")
     assert (tmp_path / "again.zip").read_bytes() == packed.read_bytes()
     assert digest == hashlib.sha256(packed.read_bytes()).hexdigest()
 
 
-def test_what_is_packed_is_an_ordinary_zip(packed: Path) -> None:
-    with zipfile.ZipFile(packed) as archive:
-        assert archive.namelist() == ["behavior.yaml", "README.md", "tensors.safetensors"]
-        assert archive.testzip() is None
-        for entry in archive.infolist():
-            assert (entry.compress_type, entry.date_time) == (zipfile.ZIP_STORED, (1980, 1, 1, 0, 0, 0))
-            assert (entry.create_system, entry.external_attr, entry.extra) == (3, PLAIN, b"")
-
-
-def test_zips_that_others_made_without_compression_are_taken(saved: Path, tmp_path: Path) -> None:
+def test_other_zips_without_compression_are_accepted(saved: Path, tmp_path: Path) -> None:
     archive = crafted(tmp_path / "a.zip", *reversed(sorted(files(saved).items())))
     assert files(unpack(archive, tmp_path / "out")) == files(saved)
 
 
-def test_an_archive_is_overwritten_only_when_asked(saved: Path, packed: Path, tmp_path: Path) -> None:
+def test_an_archive_is_overwritten_only_on_request(saved: Path, packed: Path, tmp_path: Path) -> None:
     packed.write_text("thesis")
-    with pytest.raises(HybridError, match="found a file there"):
+    with pytest.raises(HybridError, match="exists already"):
         pack(saved, packed)
     assert packed.read_text() == "thesis"
     pack(saved, packed, overwrite=True)
     unpack(packed, tmp_path / "out")
-    with pytest.raises(HybridError, match="found a folder there"):
+    with pytest.raises(HybridError, match="exists already"):
         pack(saved, tmp_path, overwrite=True)
 
 
 def test_an_unsound_bundle_is_not_packed(saved: Path, tmp_path: Path) -> None:
     (saved / "README.md").write_text("other")
-    with pytest.raises(HybridError, match=r"README\.md: .*requires sha256"):
+    with pytest.raises(HybridError, match=r"README\.md: sha256 is"):
         pack(saved, tmp_path / "tiny.zip")
     assert not (tmp_path / "tiny.zip").exists()
 
 
-def test_what_could_not_be_unpacked_is_not_packed(saved: Path, tmp_path: Path) -> None:
-    fields = yaml.safe_load((saved / "behavior.yaml").read_bytes())
-    for name in ("a", "A"):
-        (saved / name).write_bytes(b"")
-        fields["files"][name] = hashlib.sha256(b"").hexdigest()
-    (saved / "behavior.yaml").write_text(yaml.safe_dump(fields))
-    with pytest.raises(HybridError, match="few, plain names; found the name 'a' twice"):
-        pack(saved, tmp_path / "tiny.zip")
-    assert not (tmp_path / "tiny.zip").exists()
-
-
-def test_folders_are_replaced_only_where_they_are_bundles(packed: Path, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.tex").write_text("years of work")
-    with pytest.raises(HybridError, match="found something else there"):
+def test_only_bundles_are_overwritten(packed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out/tiny/1.2.0"
+    folder.mkdir(parents=True)
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(HybridError, match="exists and is not a bundle"):
         unpack(packed, tmp_path / "out", overwrite=True)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+    assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
 
 
-def test_what_is_no_archive_is_refused(tmp_path: Path, saved: Path) -> None:
-    refused(tmp_path / "none.zip", "found No such file")
-    refused(saved, "found something else")
+def test_other_files_are_refused(tmp_path: Path, saved: Path) -> None:
+    refused(tmp_path / "none.zip", "no such file")
+    refused(saved, "not a regular file")
     os.mkfifo(tmp_path / "pipe.zip")
-    refused(tmp_path / "pipe.zip", "must be a regular file")
+    refused(tmp_path / "pipe.zip", "not a regular file")
     for data in (b"", b"PK", b"thesis" * 100):
         (tmp_path / "a.zip").write_bytes(data)
-        refused(tmp_path / "a.zip", "must be a whole zip archive")
+        refused(tmp_path / "a.zip", "not a zip archive")
 
 
 def test_huge_archives_are_not_opened(tmp_path: Path) -> None:
     with (tmp_path / "a.zip").open("wb") as file:
         file.truncate(1 << 33)
-    refused(tmp_path / "a.zip", "must have at most .* bytes; found 8,589,934,592")
-
-
-def test_compressed_members_are_refused(tmp_path: Path, saved: Path) -> None:
-    for compression in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
-        refused(crafted(tmp_path / "a.zip", *files(saved).items(), compression=compression), "found .* compressed")
-    refused(crafted(tmp_path / "a.zip", ("a", bytes(1 << 24)), compression=zipfile.ZIP_DEFLATED), "compressed")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../a",
-        "/etc/passwd",
-        "a/b",
-        "a\\b",
-        "..",
-        ".hidden",
-        "",
-        "a\0b",
-        "C:a",
-        "folder/",
-        "ä",
-        "a\n",
-        "-a",
-        "a" * 300 + "/",
-    ],
-)
-def test_names_that_are_not_plain_are_refused(tmp_path: Path, name: str) -> None:
-    entry = zipfile.ZipInfo("placeholder")
-    entry.filename = name  # past ZipInfo's own cleaning
-    refused(crafted(tmp_path / "a.zip", (entry, b"")), "found the name '")
-
-
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_names_must_differ(tmp_path: Path) -> None:
-    refused(crafted(tmp_path / "a.zip", ("a", b"1"), ("a", b"2")), "found the name 'a' twice")
-    refused(crafted(tmp_path / "a.zip", ("a", b"1"), ("A", b"2")), "found the name 'A' twice")
-
-
-@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFDIR, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK])
-def test_only_plain_files_are_taken(tmp_path: Path, kind: int) -> None:
-    entry = zipfile.ZipInfo("behavior.yaml")
-    entry.external_attr = (kind | 0o777) << 16
-    refused(crafted(tmp_path / "a.zip", (entry, b"/etc/passwd")), "a link, folder or device")
-    entry.external_attr = PLAIN | 0x10
-    refused(crafted(tmp_path / "a.zip", (entry, b"/etc/passwd")), "a link, folder or device")
-
-
-def test_members_are_few(tmp_path: Path) -> None:
-    names = [f"f{number}" for number in range(65)]
-    refused(crafted(tmp_path / "a.zip", *((name, b"") for name in names)), "at most 64 plain files.*found 65 files")
-    many = ((f"f{number}", b"") for number in range(5000))
-    refused(crafted(tmp_path / "a.zip", *many), "directory must have at most")
+    refused(tmp_path / "a.zip", "larger than the limit")
 
 
 def test_a_huge_directory_is_not_read(tmp_path: Path) -> None:
@@ -207,11 +127,75 @@ def test_a_huge_directory_is_not_read(tmp_path: Path) -> None:
         file.truncate(1 << 28)
         file.seek(0, io.SEEK_END)
         file.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 3, 3, 1 << 28, 0, 0))
-    refused(tmp_path / "a.zip", "its directory must have at most 65,536 bytes; found 268,435,456")
+    refused(tmp_path / "a.zip", "a zip archive of a few files")
+    many = ((f"f{number}", b"") for number in range(5000))
+    refused(crafted(tmp_path / "a.zip", *many), "a zip archive of a few files")
+
+
+def test_64_bit_directories_and_comments_are_refused(packed: Path) -> None:
+    data = packed.read_bytes()
+    with zipfile.ZipFile(packed, "a") as archive:
+        archive.comment = b"x" * 65_535
+    refused(packed, "without a comment")
+    packed.write_bytes(data + b"\0")
+    refused(packed, "without a comment")
+    # The locator would make zipfile read a directory of 4 GiB.
+    start, length = struct.unpack_from("<L", data, len(data) - 6)[0], struct.unpack_from("<L", data, len(data) - 10)[0]
+    record = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 3, 3, 1 << 32, 0)
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, len(data) - 22, 1)
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 3, 3, length + len(record + locator), start, 0)
+    packed.write_bytes(data[:-22] + record + locator + end)
+    refused(packed, "a zip archive of a few files")
+
+
+def test_compressed_members_are_refused(tmp_path: Path, saved: Path) -> None:
+    for compression in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        refused(crafted(tmp_path / "a.zip", *files(saved).items(), compression=compression), "compressed")
+    refused(crafted(tmp_path / "a.zip", ("a", bytes(1 << 24)), compression=zipfile.ZIP_DEFLATED), "compressed")
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFDIR, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK])
+def test_links_folders_and_devices_are_refused(tmp_path: Path, kind: int) -> None:
+    entry = zipfile.ZipInfo("behavior.yaml")
+    entry.external_attr = (kind | 0o777) << 16
+    refused(crafted(tmp_path / "a.zip", (entry, b"/etc/passwd")), "not a plain file")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../a", "/etc/passwd", "a/b", "a\\b", "..", ".hidden", "", "C:a", "folder/", "ä", "a\n", "-a", "a" * 300 + "/"],
+)
+def test_names_that_are_not_plain_are_refused(saved: Path, tmp_path: Path, name: str) -> None:
+    """Also where the manifest lists them, digest and all."""
+    entry = zipfile.ZipInfo("placeholder")
+    entry.filename = name  # past ZipInfo's own cleaning
+    sound = files(saved)
+    refused(crafted(tmp_path / "a.zip", *sound.items(), (entry, b"")), "exactly the files in its manifest|sound|twice")
+    fields = yaml.safe_load(sound["behavior.yaml"])
+    fields["files"][name] = hashlib.sha256(b"").hexdigest()
+    sound["behavior.yaml"] = yaml.safe_dump(fields).encode()
+    refused(crafted(tmp_path / "a.zip", *sound.items(), (entry, b"")), "files")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_members_must_be_exactly_the_bundles_files(tmp_path: Path, saved: Path) -> None:
+    sound, archive = files(saved), tmp_path / "a.zip"
+    refused(crafted(archive, ("README.md", sound["README.md"])), r"no behavior\.yaml")
+    refused(crafted(archive, *sound.items(), *sound.items()), "a file twice")
+    refused(crafted(archive, *sound.items(), ("run.sh", b"rm -rf /")), r"run\.sh.*exactly the files in its manifest")
+    del sound["README.md"]
+    refused(crafted(archive, *sound.items()), "exactly the files in its manifest")
+
+
+def test_an_unsound_bundle_does_not_appear(tmp_path: Path, saved: Path) -> None:
+    sound, archive = files(saved), tmp_path / "a.zip"
+    refused(crafted(archive, *{**sound, "README.md": b"other"}.items()), r"a\.zip.README\.md: sha256 is")
+    refused(crafted(archive, *{**sound, "behavior.yaml": b"\xff"}.items()), r"a\.zip.behavior\.yaml: .*plain YAML")
+    refused(crafted(archive, *{**sound, "behavior.yaml": bytes(2 << 20)}.items()), "at most 1,048,576 are allowed")
 
 
 def directory_entry(data: bytes, number: int = 0) -> int:
-    """Where the directory's entry of a member starts."""
+    """Where a member's entry in the directory starts."""
     at = struct.unpack_from("<L", data, len(data) - 6)[0]
     for _ in range(number):
         name, extra, comment = struct.unpack_from("<3H", data, at + 28)
@@ -220,109 +204,52 @@ def directory_entry(data: bytes, number: int = 0) -> int:
 
 
 @pytest.mark.parametrize(
-    ("offset", "value", "message"),
+    ("offset", "value"),
     [
-        (8, struct.pack("<H", 1), "encrypted"),
-        (8, struct.pack("<H", 0x41), "encrypted"),
-        (10, struct.pack("<H", 99), "compressed"),
-        (6, struct.pack("<H", 99), "found zip file version 9.9"),
-        (20, struct.pack("<L", 5), "bytes in 5"),  # the sizes differ
-        (20, struct.pack("<2L", 1 << 31, 1 << 31), "'behavior.yaml' elsewhere"),  # both lie
-        (20, struct.pack("<2L", 7, 7), "CRC|plain YAML|manifest|must be"),
-        (42, struct.pack("<L", 1 << 31), "'behavior.yaml' elsewhere"),
-        (42, struct.pack("<L", 0xFFFFFFFF), "elsewhere|zip64"),
-        (28, struct.pack("<H", 0xFFFF), "elsewhere|sound zip|plain files"),
-        (0, b"PK\0\0", "Bad magic number"),
-        (16, struct.pack("<L", 1), "Bad CRC-32"),
-        (46, b"\xff", "plain files"),
+        (8, struct.pack("<H", 1)),  # encrypted
+        (8, struct.pack("<H", 0x41)),
+        (10, struct.pack("<H", 99)),  # compressed
+        (6, struct.pack("<H", 99)),  # of a later version
+        (20, struct.pack("<L", 5)),  # sizes differ
+        (20, struct.pack("<2L", 1 << 31, 1 << 31)),  # sizes beyond the archive
+        (20, struct.pack("<2L", 7, 7)),
+        (42, struct.pack("<L", 1 << 31)),  # offsets
+        (42, struct.pack("<L", 0xFFFFFFFF)),
+        (28, struct.pack("<H", 0xFFFF)),  # the name's length
+        (0, b"PK\0\0"),
+        (16, struct.pack("<L", 1)),  # the checksum
+        (46, b"\xff"),  # the name
     ],
 )
-def test_a_directory_that_lies_is_refused(packed: Path, offset: int, value: bytes, message: str) -> None:
+def test_a_directory_that_lies_is_refused(packed: Path, offset: int, value: bytes) -> None:
     data = bytearray(packed.read_bytes())
     at = directory_entry(bytes(data)) + offset
     data[at : at + len(value)] = value
     packed.write_bytes(data)
-    refused(packed, message)
+    refused(packed, r"tiny\.zip: ")
 
 
-def test_members_may_not_overlap(packed: Path) -> None:
-    data = bytearray(packed.read_bytes())
-    first, second = directory_entry(bytes(data), 0), directory_entry(bytes(data), 1)
-    data[second + 42 : second + 46] = data[first + 42 : first + 46]
-    packed.write_bytes(data)
-    refused(packed, "members must lie one after another")
-
-
-def test_a_name_of_another_kind_in_the_member_itself_is_refused(packed: Path) -> None:
-    data = packed.read_bytes()
-    packed.write_bytes(data.replace(b"behavior.yaml", b"../../../oops", 1))
-    refused(packed, "File name in directory")
-
-
-@pytest.mark.parametrize(
-    ("offset", "value", "message"),
-    [
-        (12, struct.pack("<L", 0xFFFFFFFF), "not at its end"),
-        (16, struct.pack("<L", 0xFFFFFFFF), "not at its end"),
-        (16, struct.pack("<L", 0), "not at its end"),
-        (20, struct.pack("<H", 5), "not at its end"),
-    ],
-)
-def test_an_end_record_that_lies_is_refused(packed: Path, offset: int, value: bytes, message: str) -> None:
-    data = bytearray(packed.read_bytes())
-    at = len(data) - 22 + offset
-    data[at : at + len(value)] = value
-    packed.write_bytes(data)
-    refused(packed, message)
-
-
-def test_comments_prefixes_and_64_bit_directories_are_refused(packed: Path) -> None:
-    data = packed.read_bytes()
-    with zipfile.ZipFile(packed, "a") as archive:
-        archive.comment = b"x" * 65_535
-    refused(packed, "whole zip archive without a comment")
-    packed.write_bytes(b"#!/bin/sh\n" + data)
-    refused(packed, "not at its end")
-    packed.write_bytes(data + b"\0")
-    refused(packed, "whole zip archive without a comment")
-    # The locator would make zipfile read a directory of 4 GiB.
-    start, length = struct.unpack_from("<L", data, len(data) - 6)[0], struct.unpack_from("<L", data, len(data) - 10)[0]
-    record = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 3, 3, 1 << 32, 0)
-    locator = struct.pack("<4sLQL", b"PK\6\7", 0, len(data) - 22, 1)
-    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 3, 3, length + len(record + locator), start, 0)
-    packed.write_bytes(data[:-22] + record + locator + end)
-    refused(packed, "not at its end")
-
-
-def test_an_archive_must_hold_exactly_the_bundle(tmp_path: Path, saved: Path) -> None:
-    sound = files(saved)
-    archive = tmp_path / "a.zip"
-    refused(crafted(archive, ("README.md", sound["README.md"])), r"must hold behavior\.yaml")
-    refused(crafted(archive, *sound.items(), ("run.sh", b"rm -rf /")), r"exactly the files its manifest lists.*run\.sh")
-    del sound["README.md"]
-    refused(crafted(archive, *sound.items()), "exactly the files its manifest lists")
-
-
-def test_an_unsound_bundle_does_not_appear(tmp_path: Path, saved: Path) -> None:
-    sound, archive = files(saved), tmp_path / "a.zip"
-    refused(crafted(archive, *{**sound, "README.md": b"other"}.items()), r"a\.zip.README\.md: .*requires sha256")
-    refused(crafted(archive, *{**sound, "behavior.yaml": b"\xff"}.items()), r"a\.zip.behavior\.yaml: .*plain YAML")
-    refused(crafted(archive, *{**sound, "behavior.yaml": bytes(2 << 20)}.items()), "must be small")
-    fields = yaml.safe_load(sound["behavior.yaml"])
-    fields["files"]["../README.md"] = fields["files"].pop("README.md")
-    refused(crafted(archive, *{**sound, "behavior.yaml": yaml.safe_dump(fields).encode()}.items()), "files")
+def test_members_together_are_no_larger_than_the_archive(tmp_path: Path, saved: Path) -> None:
+    """Overlapping members would let a small archive become a large folder."""
+    data = bytearray(crafted(tmp_path / "a.zip", *files(saved).items(), ("big", bytes(1 << 16))).read_bytes())
+    big = directory_entry(bytes(data), 3)
+    for number in range(3):
+        at = directory_entry(bytes(data), number)
+        data[at + 20 : at + 28] = data[big + 20 : big + 28]
+    (tmp_path / "a.zip").write_bytes(data)
+    refused(tmp_path / "a.zip", "larger than itself")
 
 
 def test_every_truncation_is_refused(packed: Path) -> None:
     data = packed.read_bytes()
     for length in range(0, len(data), 97):
         packed.write_bytes(data[:length])
-        refused(packed, "whole zip archive")
+        refused(packed, "a packed bundle is needed")
 
 
 @st.composite
 def alterations(draw: st.DrawFn, sound: bytes) -> bytes:
-    """An archive with some bytes changed, most of them in its directory, or with parts taken out or put in twice."""
+    """An archive with some bytes changed, most of them in its directory, or with parts removed or repeated."""
     altered, directory = bytearray(sound), directory_entry(sound)
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(sound) - 1) | st.integers(directory, len(sound) - 1))
@@ -337,17 +264,17 @@ def alterations(draw: st.DrawFn, sound: bytes) -> bytes:
 
 
 def refused_or_the_same(data: bytes, packed: Path, saved: Path) -> None:
-    target, altered = packed.parent / "out" / secrets.token_hex(8), packed.with_name("altered.zip")
+    into, altered = packed.parent / "out" / secrets.token_hex(8), packed.with_name("altered.zip")
     altered.write_bytes(data)
     before = sorted(packed.parent.iterdir())
     try:
-        unpack(altered, target)
+        folder = unpack(altered, into)
     except HybridError as error:
         assert "\n" not in str(error)
-        assert not target.exists()
+        assert not any(into.rglob("*.yaml"))
     else:
-        assert files(target) == files(saved)
-    assert set(packed.parent.iterdir()) - set(before) <= {target.parent}
+        assert files(folder) == files(saved)
+    assert set(packed.parent.iterdir()) - set(before) <= {into.parent}
 
 
 QUICK = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=100)
@@ -370,15 +297,14 @@ def test_a_full_disk_leaves_nothing(packed: Path, tmp_path: Path, monkeypatch: p
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    target = tmp_path / "shelf" / "tiny"
     monkeypatch.setattr(Path, "rename", full)
     with pytest.raises(OSError, match="no space"):
-        unpack(packed, target)
-    assert list(target.parent.iterdir()) == []
+        unpack(packed, tmp_path / "shelf")
+    assert list((tmp_path / "shelf" / "tiny").iterdir()) == []
 
 
 def test_the_bytes_do_not_depend_on_the_library(saved: Path, packed: Path) -> None:
-    """The format written out by hand: were zipfile ever to write another one, digests would change unnoticed."""
+    """The format written out by hand: if zipfile ever writes another, digests change, and this test fails."""
     expected, directory = io.BytesIO(), io.BytesIO()
     names = ["behavior.yaml", "README.md", "tensors.safetensors"]
     for name in names:

@@ -68,10 +68,10 @@ def test_the_language_part_of_a_multimodal_model_counts(manifest: Manifest) -> N
 @pytest.mark.parametrize(
     ("base", "thinking", "message"),
     [
-        (config(12, 4), THINKING, "base model of hidden size 6 .*found 12; load org/base"),
-        (BASE, config(10, 3), "thinking model of hidden size 8 .*found 10; load org/thinking"),
-        (config(6, 2), THINKING, "layer 2 of the base model .org/base, layers from 0 of 4.*found 2 layers"),
-        (BASE, config(8, 1), "layer 1 of the thinking model .*found 1 layers"),
+        (config(12, 4), THINKING, "base model has hidden size 12; .*needs 6; load org/base"),
+        (BASE, config(10, 3), "thinking model has hidden size 10; .*needs 8; load org/thinking"),
+        (config(6, 2), THINKING, "base model has 2 layers; .*org/base, needs layer 2 of 4"),
+        (BASE, config(8, 1), "thinking model has 1 layers; .*needs layer 1 of 3"),
     ],
 )
 def test_what_cannot_be_steered_is_refused(
@@ -89,7 +89,7 @@ def test_every_difference_is_said(manifest: Manifest) -> None:
         ["base", "layers"],
         ["base", "vocabulary"],
     ]
-    assert "base layers 5, where the bundle has 4" in match.differences
+    assert "base layers 5 (4 in the bundle)" in match.differences
     assert check(manifest, BASE, THINKING).differences == ()
 
 
@@ -97,10 +97,10 @@ def test_what_a_bundle_leaves_open_is_not_known_to_be_the_same(manifest: Manifes
     card = manifest.base.model_copy(update={"layers": None, "tokenizer_sha256": None})
     match = check(manifest.model_copy(update={"base": card}), BASE, THINKING, tokenizer("a", "b"))
     assert match.level == "architecture"
-    assert "base layers 4, where the bundle does not say" in match.differences
+    assert "base layers 4 (unknown in the bundle)" in match.differences
     unknown = card.model_copy(update={"architecture": None})
     assert check(manifest.model_copy(update={"base": unknown}), BASE, THINKING).level == "width"
-    with pytest.raises(HybridError, match=r"layer 2 of the base model .org/base, layers from 0\); found 2 layers"):
+    with pytest.raises(HybridError, match=r"has 2 layers; .*needs layer 2 \(from 0\)"):
         check(manifest.model_copy(update={"base": card}), config(6, 2), THINKING)
 
 
@@ -117,7 +117,7 @@ def test_strict_chooses_what_is_refused(manifest: Manifest, base: LlamaConfig, l
         if LEVELS.index(level) <= LEVELS.index(strict):
             assert check(manifest, base, THINKING, strict=strict).level == level
         else:
-            with pytest.raises(HybridError, match=rf"strict={strict} requires .*found base .*say strict={level}"):
+            with pytest.raises(HybridError, match=rf"bundle's: base .*strict={strict} needs .*set strict={level}"):
                 check(manifest, base, THINKING, strict=strict)
 
 

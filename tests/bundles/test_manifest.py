@@ -41,7 +41,7 @@ def test_bytes_that_are_no_manifest_are_refused_in_one_line(data: bytes) -> None
     "data", [b"a: [", b"a: 2026-13-45", b"[" * 10_000, b"- 1", b"", b"a: !!python/object:os.system {}"]
 )
 def test_unreadable_yaml_is_a_user_error(data: bytes) -> None:
-    with pytest.raises(HybridError, match=r"^behavior\.yaml: a manifest must be"):
+    with pytest.raises(HybridError, match=r"^behavior\.yaml: the manifest is "):
         parse(data, HERE)
 
 
@@ -49,7 +49,7 @@ def test_unreadable_yaml_is_a_user_error(data: bytes) -> None:
     ("part", "change", "message"),
     [
         ("", {"colour": "red"}, "colour: Extra inputs are not permitted; found 'red'"),
-        ("", {"schema_version": "2"}, "schema_version must be a number"),
+        ("", {"schema_version": "2"}, "schema_version is '2'; this lm-eval-hybrid reads 2"),
         ("", {"name": "../up"}, "name: .*found '../up'"),
         ("", {"version": "1.0"}, "version: .*found '1.0'"),
         ("", {"version": 1.0}, "version: .*found 1.0"),
@@ -60,18 +60,18 @@ def test_unreadable_yaml_is_a_user_error(data: bytes) -> None:
         ("", {"files": {"..": "a" * 64}}, "files"),
         ("", {"files": {"README.md": "short"}}, "files"),
         ("", {"files": {"behavior.yaml": "a" * 64}}, "own digest"),
-        ("steering", {"layer": 4}, "steering.layer must be below 4, the layers of org/base; found 4"),
+        ("steering", {"layer": 4}, "steering.layer is 4; it must be below 4, the layers of org/base"),
         ("steering", {"coefficients": []}, "steering.coefficients"),
         ("steering", {"coefficients": [float("inf")]}, "steering.coefficients.0: .*found inf"),
-        ("steering", {"coefficients": [1, 1.0]}, "coefficients must differ"),
+        ("steering", {"coefficients": [1, 1.0]}, "coefficients repeat a value"),
         ("steering", {"windows": [-1]}, "steering.windows.0: .*found -1"),
         ("steering", {"gate": "sometimes"}, "steering.gate: .*found 'sometimes'"),
-        ("steering", {"gate": "random", "gate_rate": None}, "needs gate_rate"),
-        ("steering", {"select": "fixed", "windows": [0]}, "needs one coefficient"),
-        ("steering", {"select": "mlp"}, "needs one window"),
-        ("sae", {"layer": 3}, "sae.layer must be below 3"),
-        ("sae", {"k": 5}, r"k must be at most latents \(4\); found 5"),
-        ("sae", {"latents": 2}, r"below sae.latents \(2\); found 2"),
+        ("steering", {"gate": "random", "gate_rate": None}, "gate 'random' needs it"),
+        ("steering", {"select": "fixed", "windows": [0]}, "select 'fixed' needs exactly one"),
+        ("steering", {"select": "mlp"}, "needs exactly one"),
+        ("sae", {"layer": 3}, "sae.layer is 3; it must be below 3"),
+        ("sae", {"k": 5}, r"k is 5; it must be at most latents \(4\)"),
+        ("sae", {"latents": 2}, r"latent 2; it must be below sae.latents \(2\)"),
         ("base", {"hidden_size": 0}, "base.hidden_size: .*found 0"),
     ],
 )
@@ -84,11 +84,11 @@ def test_unsound_fields_are_named(fields: dict, part: str, change: dict, message
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"latent": 0}, r"their own latent; found \[0, 0\]"),
-        ({"key": "restate", "tensor": "vector.restate"}, "their own key"),
+        ({"latent": 0}, r"share a latent: \[0, 0\]"),
+        ({"key": "restate", "tensor": "vector.restate"}, "share a key"),
         ({"key": "Check It", "tensor": "vector.Check It"}, "found 'Check It'"),
-        ({"tensor": "vector.other"}, "tensor must be 'vector.check'; found 'vector.other'"),
-        ({"key": "latent-3", "tensor": "vector.latent-3"}, "found latent 2"),
+        ({"tensor": "vector.other"}, "tensor is 'vector.other'; it must be 'vector.check'"),
+        ({"key": "latent-3", "tensor": "vector.latent-3"}, "latent is 2; key 'latent-3' is reserved"),
     ],
 )
 def test_unsound_behaviors_are_named(fields: dict, change: dict, message: str) -> None:
@@ -103,7 +103,7 @@ def test_an_interval_is_of_a_gap(fields: dict) -> None:
     fields["results"][0].update(gap_recovered=0.5)
     assert parse_fields(fields).results[0].gap_interval is None
     fields["results"][0].update(gap_recovered=None, gap_interval=[0, 1])
-    with pytest.raises(HybridError, match="gap_interval must be null"):
+    with pytest.raises(HybridError, match="gap_interval is given without gap_recovered"):
         parse_fields(fields)
 
 
@@ -113,15 +113,23 @@ def test_the_number_of_problems_is_said(fields: dict) -> None:
         parse_fields(fields)
 
 
+@pytest.mark.parametrize("version", [1, 3, 0, -1, 2.0, True, None, [], "x" * 1000])
+def test_other_schema_versions_are_refused(fields: dict, version: object) -> None:
+    fields |= {"schema_version": version, "unheard_of": {}}
+    with pytest.raises(HybridError, match=r"schema_version is .*; this .* reads 2; .*pip install") as caught:
+        parse_fields(fields)
+    assert len(str(caught.value)) < 300
+
+
 def test_a_manifest_is_frozen(fields: dict) -> None:
     with pytest.raises(ValidationError):
         Manifest.model_validate(fields).name = "other"
 
 
 def test_read_says_where_no_manifest_is(tmp_path: Path) -> None:
-    with pytest.raises(HybridError, match=r"must hold behavior\.yaml; found none"):
+    with pytest.raises(HybridError, match=r"no behavior\.yaml here"):
         read(tmp_path)
-    with pytest.raises(HybridError, match=r"must hold behavior\.yaml; found none"):
+    with pytest.raises(HybridError, match=r"no behavior\.yaml here"):
         read(tmp_path / "nowhere")
 
 

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from lm_eval_hybrid import __version__
 from lm_eval_hybrid.bundles.bundle import Bundle
-from lm_eval_hybrid.bundles.formats import gguf, lm_eval_steered, mapping, models, reference, saelens
+from lm_eval_hybrid.bundles.compatibility import card_by_id
+from lm_eval_hybrid.bundles.formats import gguf, lm_eval_steered, mapping, reference, saelens
 from lm_eval_hybrid.bundles.manifest import Manifest, first_problem
 from lm_eval_hybrid.common.errors import HybridError
 
@@ -74,8 +75,8 @@ class ImportOptions:
             "license": self.license,
             "authors": self.authors,
             "citation": citation,
-            "base": models.card("base", self.base, tensors["bias"].shape[-1]),
-            "thinking": models.card("thinking", self.thinking, tensors["sae.mean"].shape[-1]),
+            "base": card_by_id("base", self.base, tensors["bias"].shape[-1]),
+            "thinking": card_by_id("thinking", self.thinking, tensors["sae.mean"].shape[-1]),
             "steering": {"coefficients": COEFFICIENTS, "windows": WINDOWS, **steering},
             "sae": sae,
             "behaviors": behaviors,
@@ -91,7 +92,7 @@ class ImportOptions:
         try:
             manifest = Manifest.model_validate(fields)
         except ValidationError as error:
-            raise HybridError(f"{self.name}@{self.version}: {first_problem(error)}; mend the arguments") from None
+            raise HybridError(f"{self.name}@{self.version}: {first_problem(error)}; correct the arguments") from None
         return Bundle(manifest, dict(tensors))
 
 
@@ -133,7 +134,7 @@ def read(source: Path, options: ImportOptions, format: str | None = None) -> Bun
     Raises HybridError if there is nothing, or nothing of a known format, or it forms no bundle.
     """
     if not source.exists():
-        raise HybridError(f"{source}: what is imported must be a file or folder; found none; mend the path")
+        raise HybridError(f"{source}: no such file or folder; it is to be imported; correct the path")
     return _READERS[format or detect(source)](source, options)
 
 
@@ -157,7 +158,7 @@ def detect(source: Path) -> str:
             return "saelens"
         if next(source.rglob("*.pt"), None) is not None:
             return "reference"
+    kind = "a folder" if source.is_dir() else "a file"
     raise HybridError(
-        f"{source}: what is imported must look like one of {', '.join(READABLE)}; found "
-        f"{'a folder' if source.is_dir() else 'a file'} of another kind; say which with --format"
+        f"{source}: {kind} of unknown format; it must be one of {', '.join(READABLE)}; name it with --format"
     )

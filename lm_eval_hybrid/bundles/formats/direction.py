@@ -1,7 +1,7 @@
-"""One direction without its timing: what `steered` files and control vectors hold, as a bundle and out of one.
+"""One direction without its timing, as `steered` files and control vectors hold it, to and from a bundle.
 
-The bundle has a single behavior and an SAE of a single latent, whose weights are zero: the category is always that
-latent. It is steered at every position by one coefficient, which is what such files mean.
+The bundle has one behavior, and an SAE of one latent with zero weights, which is therefore always the category. It
+steers at every position by one coefficient, which is what such files mean.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_hybrid.bundles.formats import models, torch_file
+from lm_eval_hybrid.bundles.compatibility import card_by_id
+from lm_eval_hybrid.bundles.formats import torch_file
 from lm_eval_hybrid.common.errors import HybridError
 
 if TYPE_CHECKING:
@@ -28,19 +29,19 @@ _WRAPPERS = "base_model|model|transformer|gpt_neox|decoder|language_model"
 _MODULE = re.compile(rf"(?:(?:{_WRAPPERS})\.)*(?:layers|h|blocks)\.([0-9]{{1,6}})")
 _HOOK = re.compile(r"blocks\.([0-9]{1,6})\.hook_resid_(pre|post)")
 _MAX_WIDTH = 1 << 24
-_SHOWN = 12  # names in a message
+_SHOWN = 12  # names in an error
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Direction:
-    """What is added to the residual stream: coefficient * vector after a layer.
+    """coefficient * vector, added to the residual stream after a layer.
 
     Attributes:
         layer: the base's layer, from 0.
         vector: [d_base] float32.
-        coefficient: finite.
+        coefficient: a finite number.
     """
 
     layer: int
@@ -49,9 +50,9 @@ class Direction:
 
 
 def layer_of(point: str) -> int | None:
-    """The layer, from 0, after which the residual stream is at a module's output or a TransformerLens hook.
+    """The layer, from 0, whose output the residual stream at a module's output or TransformerLens hook is.
 
-    None where `point` is anything else (attention, an embedding, `hook_resid_pre` of layer 0).
+    None for any other point (attention, an embedding, `hook_resid_pre` of layer 0).
     """
     if found := _MODULE.fullmatch(point):
         return int(found[1])
@@ -61,25 +62,22 @@ def layer_of(point: str) -> int | None:
     return None
 
 
-def pick(source: Path, layers: Mapping[str, int | None], wanted: int | None) -> str:
-    """The name in `layers` that becomes the bundle: the only one, or the one at the wanted layer.
+def pick(source: Path, layers: Mapping[str, int | None], layer: int | None) -> str:
+    """The name in `layers` to import: the only one, or the one at `layer`; logs the names left out.
 
     Args:
-        layers: by name of what the file holds, the layer that it steers after; None where it is not one.
+        layers: for each name in the file the layer that it steers after; None if it is no layer's output.
 
-    Raises:
-        HybridError: where that is none or several, or is no layer's output.
+    Raises HybridError if none or several fit, or the one that fits is no layer's output.
     """
-    fitting = [name for name, layer in layers.items() if wanted is None or layer == wanted]
+    fitting = [name for name, at in layers.items() if layer in (None, at)]
     if len(fitting) != 1:
-        at = "" if wanted is None else f" ({len(fitting) or 'none'} at layer {wanted})"
-        raise HybridError(
-            f"{source}: a bundle steers after one layer; found {few(layers)}{at}; choose one that is there"
-        )
-    name = fitting[0]
+        count = "" if layer is None else f" ({len(fitting) or 'none'} at layer {layer})"
+        raise HybridError(f"{source}: holds {few(layers)}{count}; a bundle steers after one layer; choose it")
+    (name,) = fitting
     if layers[name] is None:
         raise HybridError(
-            f"{source}: a bundle steers a layer's output, such as layers.3; found {few([name])}; use another file"
+            f"{source}: {few([name])} is no layer's output, such as layers.3, which a bundle steers; use another file"
         )
     if len(layers) > 1:
         log.warning("%s: %s is imported; left out: %s", source, name, few(other for other in layers if other != name))
@@ -87,7 +85,7 @@ def pick(source: Path, layers: Mapping[str, int | None], wanted: int | None) -> 
 
 
 def few(names: Iterable[object]) -> str:
-    """The names for a message, of many the first ones."""
+    """The first names for an error, and the number of others."""
     texts = [str(name) for name in names]
     more = len(texts) - _SHOWN
     shown = (text[:80] if text.isprintable() else ascii(text)[:80] for text in texts[:_SHOWN])
@@ -95,33 +93,29 @@ def few(names: Iterable[object]) -> str:
 
 
 def vector_of(value: Any, what: str) -> Tensor:
-    """A vector from a file, float32 [d], finite.
-
-    Raises:
-        HybridError: where it is not a tensor of such numbers in one dimension.
-    """
+    """A vector from a file, float32 [d], finite. Raises HybridError for anything else."""
     shape = list(getattr(value, "shape", ()))
-    if (len(shape) == 1 and not 0 < shape[0] <= _MAX_WIDTH) or len(shape) > 1:
-        raise HybridError(f"{what} must be one vector; found shape {few(shape)}; use another file")
+    if len(shape) > 1 or (len(shape) == 1 and not 0 < shape[0] <= _MAX_WIDTH):
+        raise HybridError(f"{what} has shape {few(shape)}; it must be one vector; use another file")
     vector = torch_file.as_float32(value, what)
     if vector.dim() != 1:
-        raise HybridError(f"{what} must be one vector; found a number; use another file")
+        raise HybridError(f"{what} is a number; it must be one vector; use another file")
     return vector
 
 
-def bundle_of(direction: Direction, wanted: ImportOptions, title: str, description: str, source: str) -> Bundle:
-    """The direction as a bundle of one behavior, steered at every position.
+def bundle_of(direction: Direction, options: ImportOptions, title: str, description: str, source: str) -> Bundle:
+    """The direction as a bundle of one behavior, which steers at every position.
 
     Args:
-        title, description: the behavior's, and the latter the bundle's.
-        source: one line of where it is from.
+        title: the behavior's.
+        description: the bundle's.
+        source: where it is from, in one line.
 
-    Raises:
-        HybridError: where it does not fit the models.
+    Raises HybridError if it does not fit the models.
     """
     import torch
 
-    width = models.card("thinking", wanted.thinking).hidden_size
+    width = card_by_id("thinking", options.thinking).hidden_size
     tensors = {
         "bias": torch.zeros_like(direction.vector),
         f"vector.{KEY}": direction.vector,
@@ -131,16 +125,15 @@ def bundle_of(direction: Direction, wanted: ImportOptions, title: str, descripti
         "sae.decoder.bias": torch.zeros(width),
         "sae.mean": torch.zeros(width),
     }
-    always = "The SAE has this latent only, with zero weights: it is the category everywhere."
     behavior = {
         "key": KEY,
         "latent": 0,
         "title": title,
-        "description": always,
+        "description": "The SAE's only latent, with zero weights: the category at every position.",
         "examples": (),
         "tensor": f"vector.{KEY}",
     }
-    return wanted.bundle(
+    return options.bundle(
         tensors,
         behaviors=[behavior],
         steering={
@@ -150,54 +143,49 @@ def bundle_of(direction: Direction, wanted: ImportOptions, title: str, descripti
             "gate": "always",
             "select": "fixed",
         },
-        sae={"layer": wanted.sae_layer or 0, "latents": 1, "k": 1, "normalization": "none"},
+        sae={"layer": options.sae_layer or 0, "latents": 1, "k": 1, "normalization": "none"},
         source=source,
         description=description,
     )
 
 
-def choose(bundle: Bundle, chosen: ExportOptions) -> Direction:
+def choose(bundle: Bundle, options: ExportOptions) -> Direction:
     """The direction of one behavior: bias + vector, at one coefficient.
 
-    Raises:
-        HybridError: where the choice is needed and not made, or names what the bundle has not.
+    Raises HybridError if the options name no behavior of the bundle, or an infinite coefficient.
     """
     steering = bundle.manifest.steering
     keys = [behavior.key for behavior in bundle.manifest.behaviors]
-    key = keys[0] if chosen.behavior is None and len(keys) == 1 else chosen.behavior
+    key = keys[0] if options.behavior is None and len(keys) == 1 else options.behavior
     if key not in keys:
-        found = "none" if key is None else repr(key)
-        raise HybridError(
-            f"the format holds one behavior, named by its key; found {found}; name one of {', '.join(keys)}"
-        )
-    coefficient = max(steering.coefficients) if chosen.coefficient is None else chosen.coefficient
+        given = "no behavior is named" if key is None else f"there is no behavior {key!r}"
+        raise HybridError(f"{given}; the format holds one; name one of {', '.join(keys)}")
+    coefficient = max(steering.coefficients) if options.coefficient is None else options.coefficient
     if not math.isfinite(coefficient):
-        raise HybridError(f"a coefficient must be a finite number; found {coefficient}; give another")
+        raise HybridError(f"the coefficient is {coefficient}; it must be a finite number; give another")
     return Direction(steering.layer, bundle.bias + bundle.tensors[f"vector.{key}"], float(coefficient))
 
 
 def lost(bundle: Bundle, direction: Direction) -> list[str]:
-    """What of the bundle a file of this direction alone does not hold, a line each."""
+    """What a file of this direction alone cannot hold of the bundle, a line each."""
     steering, behaviors = bundle.manifest.steering, bundle.manifest.behaviors
     lines = []
     if steering.gate != "always":
         lines.append(f"when to steer (gate {steering.gate}): the vector is added at every position")
     if steering.windows != (0,):
         windows = ", ".join(str(window) if window else "all" for window in steering.windows)
-        lines.append(f"how many positions are steered (windows {windows}): all of them are")
+        lines.append(f"how many positions to steer (windows {windows}): all are steered")
     if len(behaviors) > 1:
-        lines.append(f"which of {len(behaviors)} behaviors: the file holds one, and not the SAE that names it")
+        lines.append(f"which of {len(behaviors)} behaviors: the file holds one, without the SAE that names it")
     elif bundle.manifest.sae.latents > 1:
-        lines.append("the SAE, which calls for the bias alone where another latent is the strongest")
+        lines.append("the SAE, which selects the bias alone where another latent is the strongest")
     if len(steering.coefficients) > 1 or steering.select != "fixed":
         tried = ", ".join(f"{coefficient:g}" for coefficient in steering.coefficients)
-        lines.append(
-            f"the coefficients that are tried ({tried}; select {steering.select}): it is {direction.coefficient:g}"
-        )
-    return [*lines, "the models that it was made with, how it was made, results, licence and authors"]
+        lines.append(f"the coefficients to try ({tried}; select {steering.select}): {direction.coefficient:g} is used")
+    return [*lines, "the models, the training, results, licence and authors"]
 
 
 def check_new(target: Path) -> None:
-    """HybridError where something is at `target` already."""
+    """Raise HybridError if `target` exists."""
     if target.exists():
-        raise HybridError(f"{target}: an export needs a new path; found something there; choose another, or remove it")
+        raise HybridError(f"{target}: exists already; an export needs a new path; choose another, or remove it")

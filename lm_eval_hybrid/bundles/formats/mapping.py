@@ -12,11 +12,10 @@
     steering: {layer: 10, coefficients: [0.5, 1.0], windows: [1, 0]}
     sae: {layer: 4, latents: 15, k: 3}
 
-A place is a file beside the mapping, a tensor's name in it, and, of a matrix, a `row` or a `column`, counted from 0, or
+A location is a file beside the mapping, a tensor's name in it and, for a matrix, a `row` or a `column` (from 0), or
 `transpose: true`. The tensors are those of `Bundle`, with `vector.<key>` for every behavior; steering and sae are a
-manifest's. float16, bfloat16 and float64 become float32. These may be left out: `bias`, `sae.encoder.bias`,
-`sae.decoder.bias` and `sae.mean`, which are zero then, and `sae.decoder.weight`, for which the encoder's transpose
-stands then: decoding does not use it.
+manifest's. float16, bfloat16 and float64 become float32. Optional are `bias`, `sae.encoder.bias`, `sae.decoder.bias`
+and `sae.mean`, zero by default, and `sae.decoder.weight`, by default the encoder's transpose: decoding does not use it.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from lm_eval_hybrid.bundles.formats import torch_file
 from lm_eval_hybrid.bundles.formats.direction import few
 from lm_eval_hybrid.bundles.manifest import KEY_PATTERN, FileName, Index, SaeSpec, SteeringSpec, Words, first_problem
 from lm_eval_hybrid.common import strict_yaml
-from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.common.errors import HybridError, brief
 from lm_eval_hybrid.common.files import read_regular
 
 if TYPE_CHECKING:
@@ -55,8 +54,8 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class _Place(_Part):
-    """Where a tensor is: all of one in a file, its transpose, or a row or column of it."""
+class _Location(_Part):
+    """Where a tensor is: a whole tensor of a file, its transpose, or a row or column of it."""
 
     file: FileName
     tensor: Words
@@ -65,16 +64,16 @@ class _Place(_Part):
     transpose: bool = False
 
     @model_validator(mode="after")
-    def _check(self) -> _Place:
+    def _check(self) -> _Location:
         parts = {"row": self.row is not None, "column": self.column is not None, "transpose": self.transpose}
         given = [name for name, is_given in parts.items() if is_given]
         if len(given) > 1:
-            raise ValueError(f"one of row, column and transpose at most; found {' and '.join(given)}")
+            raise ValueError(f"{' and '.join(given)} exclude each other")
         return self
 
 
 class _Behavior(_Part):
-    """A behavior of a manifest, whose tensor's name follows from the key and whose norm from the tensor."""
+    """A behavior of a manifest, without the tensor's name and norm, which follow from the rest."""
 
     key: Annotated[str, Field(pattern=KEY_PATTERN, max_length=100)]
     latent: Index
@@ -84,43 +83,38 @@ class _Behavior(_Part):
 
 
 class _Mapping(_Part):
-    tensors: dict[str, _Place]
+    tensors: dict[str, _Location]
     behaviors: Annotated[tuple[_Behavior, ...], Field(min_length=1)]
     steering: SteeringSpec
     sae: SaeSpec
 
 
-def read(source: Path, wanted: ImportOptions) -> Bundle:
+def read(source: Path, options: ImportOptions) -> Bundle:
     """The bundle that the mapping in the folder `source` describes.
 
     Args:
-        wanted: `latents` chooses among the behaviors; a layer given there must be the mapping's.
+        options: `latents` chooses among the behaviors; layers, if given, must be the mapping's.
 
-    Raises:
-        HybridError: where the mapping is not sound, a tensor is not where it says, or they do not make a bundle.
+    Raises HybridError if the mapping is unsound, a tensor is not where it says, or they form no bundle.
     """
     path = source / MAPPING_FILE
-    if not path.exists():
-        raise HybridError(
-            f"{source}: must hold a {MAPPING_FILE}; found none; write one, see this format's documentation"
-        )
     mapping = _parse(path)
-    for name, stated, asked in (
-        ("layer", mapping.steering.layer, wanted.layer),
-        ("sae_layer", mapping.sae.layer, wanted.sae_layer),
+    for name, stated, given in (
+        ("layer", mapping.steering.layer, options.layer),
+        ("sae_layer", mapping.sae.layer, options.sae_layer),
     ):
-        if asked not in (None, stated):
+        if given not in (None, stated):
             raise HybridError(
-                f"{path}: {name} is {stated} there; found {asked} asked for; leave it out, or mend the mapping"
+                f"{path}: {name} is {stated}, not {given}; they must agree; drop the option, or correct the mapping"
             )
-    behaviors = _chosen(path, mapping, wanted.latents)
+    behaviors = _chosen(path, mapping, options.latents)
     keys = {f"vector.{behavior.key}" for behavior in behaviors}
-    places = {name: place for name, place in mapping.tensors.items() if name in keys or not name.startswith("vector.")}
+    locations = {name: at for name, at in mapping.tensors.items() if name in keys or not name.startswith("vector.")}
     digests: dict[str, str] = {}
-    tensors = dict(_tensors(source, places, digests))
-    _fill(path, mapping, tensors)
+    tensors = dict(_tensors(source, locations, digests))
+    _fill_in(path, mapping, tensors)
     files = ", ".join(f"{name} (sha256 {digest})" for name, digest in digests.items())
-    return wanted.bundle(
+    return options.bundle(
         tensors,
         behaviors=[{**behavior.model_dump(), "tensor": f"vector.{behavior.key}"} for behavior in behaviors],
         steering=mapping.steering.model_dump(),
@@ -131,18 +125,18 @@ def read(source: Path, wanted: ImportOptions) -> Bundle:
 
 
 def _parse(path: Path) -> _Mapping:
-    fields = strict_yaml.load(read_regular(path, strict_yaml.MAX_BYTES), f"{path}: a mapping", "mend it")
+    fields = strict_yaml.load(read_regular(path, strict_yaml.MAX_BYTES), f"{path}: the mapping", "correct it")
     try:
         mapping = _Mapping.model_validate(fields)
     except ValidationError as error:
-        raise HybridError(f"{path}: {first_problem(error)}; mend it") from None
+        raise HybridError(f"{path}: {first_problem(error)}; correct it") from None
     needed = [*(f"vector.{behavior.key}" for behavior in mapping.behaviors), _ENCODER]
     missing = sorted(set(needed) - mapping.tensors.keys())
     unknown = sorted(mapping.tensors.keys() - {*needed, *_OPTIONAL, *_NETWORK})
     if missing or unknown:
         raise HybridError(
-            f"{path}: tensors must be those of a bundle; missing {few(missing) or 'none'}, unknown "
-            f"{few(unknown) or 'none'}; mend the names"
+            f"{path}: tensors differ from a bundle's: missing {few(missing) or 'none'}, unknown "
+            f"{few(unknown) or 'none'}; correct the names"
         )
     return mapping
 
@@ -153,96 +147,82 @@ def _chosen(path: Path, mapping: _Mapping, latents: tuple[int, ...] | None) -> l
     named = [behavior.latent for behavior in mapping.behaviors]
     missing = [str(latent) for latent in latents if latent not in named]
     if missing or not latents:
-        raise HybridError(
-            f"{path}: every latent that is asked for needs a behavior, and one must be; found none for "
-            f"{few(missing) or 'no latent'}; ask for some of {few(named)}"
-        )
+        found = f"no behavior for latent {few(missing)}" if missing else "no latent is named"
+        raise HybridError(f"{path}: {found}; there are {few(named)}; choose some of them")
     return [behavior for behavior in mapping.behaviors if behavior.latent in latents]
 
 
-def _tensors(source: Path, places: Mapping[str, _Place], digests: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors at the places, float32, by name; the sha256 of each file that is read goes into `digests`."""
-    import safetensors
+def _tensors(source: Path, locations: Mapping[str, _Location], digests: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
+    """The located tensors, float32, by name; adds the sha256 of each file that is read to `digests`."""
     from safetensors.torch import load
 
-    left, made = MAX_BYTES, 0
-    for file in dict.fromkeys(place.file for place in places.values()):
+    left, total = MAX_BYTES, 0
+    for file in dict.fromkeys(at.file for at in locations.values()):
         path = source / file
-        if not path.exists():
-            raise HybridError(f"{path}: {MAPPING_FILE} names this file; found none; copy it there, or mend the mapping")
         data = read_regular(path, left)
         left -= len(data)
         digests[file] = sha256(data)
         try:
             held = load(data)
-        except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
-            raise HybridError(
-                f"{path}: must be a safetensors file; found {' '.join(str(error).split())[:120]}; copy it again"
-            ) from None
-        for name, place in places.items():
-            if place.file == file:
-                tensor = _at(path, name, place, held)
-                made += tensor.numel() * tensor.element_size()
-                if made > MAX_BYTES:
-                    raise HybridError(f"{path}: tensors must have at most {MAX_BYTES:,} bytes; found more; name fewer")
+        except Exception as error:  # the parser raises errors of many kinds over broken files
+            raise HybridError(f"{path}: not a safetensors file ({brief(error)}); copy it again") from None
+        for name, at in locations.items():
+            if at.file == file:
+                tensor = _at(path, name, at, held)
+                total += tensor.numel() * tensor.element_size()
+                if total > MAX_BYTES:
+                    raise HybridError(f"{path}: tensors are larger than a bundle's {MAX_BYTES:,} bytes; name fewer")
                 yield name, tensor
 
 
-def _at(path: Path, name: str, place: _Place, held: Mapping[str, Tensor]) -> Tensor:
-    what = f"{path}: {place.tensor} for {name}"
-    if place.tensor not in held:
-        raise HybridError(
-            f"{path}: must hold {place.tensor} for {name}; found {few(held) or 'no tensors'}; mend {MAPPING_FILE}"
-        )
-    found = held[place.tensor]
-    if place.transpose or place.row is not None or place.column is not None:
+def _at(path: Path, name: str, at: _Location, held: Mapping[str, Tensor]) -> Tensor:
+    what, advice = f"{path}: {at.tensor} for {name}", f"correct {MAPPING_FILE}"
+    if at.tensor not in held:
+        raise HybridError(f"{what} is missing; the file has {few(held) or 'no tensors'}; {advice}")
+    found = held[at.tensor]
+    if at.transpose or at.row is not None or at.column is not None:
         if found.dim() != 2:
-            raise HybridError(f"{what} must be a matrix; found shape {list(found.shape)}; take all of it")
-        for which, index, size in (("row", place.row, found.shape[0]), ("column", place.column, found.shape[1])):
+            raise HybridError(f"{what} has shape {list(found.shape)}; only a matrix has rows and columns; {advice}")
+        for which, index, size in (("row", at.row, found.shape[0]), ("column", at.column, found.shape[1])):
             if index is not None and index >= size:
-                raise HybridError(
-                    f"{what} must have a {which} {index}; found {size}, counted from 0; mend {MAPPING_FILE}"
-                )
-        if place.row is not None:
-            found = found[place.row]
-        else:
-            found = found.T if place.column is None else found[:, place.column]
+                raise HybridError(f"{what} has {size} {which}s, from 0; it must have a {which} {index}; {advice}")
+        found = found[at.row] if at.row is not None else found.T if at.column is None else found[:, at.column]
     dimensions = 2 if name.endswith(".weight") else 1
     if found.dim() != dimensions or not found.numel():
-        form = "matrix" if dimensions == 2 else "vector (a row or a column of a matrix is one)"
-        raise HybridError(f"{what} must be a {form}; found shape {list(found.shape)}; mend {MAPPING_FILE}")
+        form = "matrix" if dimensions == 2 else "vector (such as a row or column of a matrix)"
+        raise HybridError(f"{what} has shape {list(found.shape)}; it must be a {form}; {advice}")
     return torch_file.as_float32(found, what)
 
 
-def _fill(path: Path, mapping: _Mapping, tensors: dict[str, Tensor]) -> None:
-    """Add what may be left out. HybridError where the shapes do not agree."""
+def _fill_in(path: Path, mapping: _Mapping, tensors: dict[str, Tensor]) -> None:
+    """Add the optional tensors that are missing. Raises HybridError if shapes disagree."""
     import torch
 
     encoder = tensors[_ENCODER]
     latents, width = encoder.shape
     if latents != mapping.sae.latents:
         raise HybridError(
-            f"{path}: sae.encoder.weight must have a row for each of {mapping.sae.latents} latents; found {latents} "
-            f"rows of {width}; set transpose where it has columns, or mend sae.latents"
+            f"{path}: {_ENCODER} has {latents} rows of {width}; it must have one for each of {mapping.sae.latents} "
+            "latents; set transpose if it has columns, or correct sae.latents"
         )
     base = next(len(tensor) for name, tensor in tensors.items() if name.startswith("vector."))
     shapes = {
         "bias": (base,),
         **{name: (base,) for name in tensors if name.startswith("vector.")},
         "sae.encoder.bias": (latents,),
-        "sae.decoder.weight": (width, latents),
+        _DECODER: (width, latents),
         "sae.decoder.bias": (width,),
         "sae.mean": (width,),
     }
     for name, shape in shapes.items():
         if name in tensors and tensors[name].shape != shape:
             raise HybridError(
-                f"{path}: {name} must have shape {list(shape)}, by the first vector and the encoder; found "
-                f"{list(tensors[name].shape)}; mend its place"
+                f"{path}: {name} has shape {list(tensors[name].shape)}; the first vector and the encoder require "
+                f"{list(shape)}; correct its location"
             )
     if _DECODER not in tensors:
         tensors[_DECODER] = encoder.T.contiguous()
-        log.warning("%s: no %s: the encoder's transpose stands for it; decoding does not use it", path, _DECODER)
+        log.warning("%s: no %s: the encoder's transpose is used; decoding does not read it", path, _DECODER)
     if zero := [name for name in shapes if name not in tensors]:
         tensors.update({name: torch.zeros(shapes[name]) for name in zero})
-        log.warning("%s: zero, since they are left out: %s", path, ", ".join(zero))
+        log.warning("%s: zero, since the mapping leaves them out: %s", path, ", ".join(zero))

@@ -1,26 +1,26 @@
 """The files of the method's research repository (arXiv 2510.07364) as a bundle.
 
-A folder may hold the files of several pairs, layers and numbers of latents. `reference_files` says which belong
-together, `reference_parts` what they hold, `taxonomy` what the latents are called.
+A folder may hold the files of several pairs, layers and numbers of latents: `reference_files` finds those of one pair,
+`reference_parts` reads them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_hybrid.bundles.formats import reference_files, reference_parts, taxonomy
+from lm_eval_hybrid.bundles.formats import reference_files, reference_parts
 from lm_eval_hybrid.bundles.formats.direction import few
-from lm_eval_hybrid.bundles.formats.reference_parts import ReferenceSae, ReferenceVector
+from lm_eval_hybrid.bundles.formats.reference_parts import LatentWords, ReferenceSae, ReferenceVector
 from lm_eval_hybrid.common.errors import HybridError
 
 if TYPE_CHECKING:
     from lm_eval_hybrid.bundles.bundle import Bundle
     from lm_eval_hybrid.bundles.formats.convert import ImportOptions
 
-# What the repository's runs for the paper's table try at each position: every coefficient over every window.
+# The repository's runs for the paper's table try every coefficient over every window at each position.
 COEFFICIENTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 WINDOWS = (1, 15, 50, 100, 0)
 CITATION = (
@@ -29,27 +29,31 @@ CITATION = (
 )
 
 
-def read(source: Path, wanted: ImportOptions) -> Bundle:
-    """The bundle of the pair `wanted.base` and `wanted.thinking`, from a folder of the layout.
+def read(source: Path, options: ImportOptions) -> Bundle:
+    """The bundle of the pair `options.base` and `options.thinking`, from a folder of the repository.
 
     Args:
-        wanted: `layer` chooses among vectors of several layers, `sae_layer` among SAEs, `latents` among vectors.
+        options: `layer` chooses among vectors of several layers, `sae_layer` among SAEs, `latents` among vectors.
 
-    Raises:
-        HybridError: where files are missing, ambiguous, of another kind, or do not fit each other or the models.
+    Raises HybridError if files are missing, ambiguous, of another kind, or do not fit each other or the models.
     """
     files = reference_files.listing(source)
-    base, thinking = reference_files.called(wanted.base), reference_files.called(wanted.thinking)
+    base, thinking = reference_files.file_name(options.base), reference_files.file_name(options.thinking)
     found = [reference_parts.vector(file) for file in reference_files.vectors(source, files, base, thinking)]
-    layer, bias, vectors = _at_one_layer(source, found, wanted.layer)
-    _check_widths(bias, vectors.values())
-    sae_file = reference_files.sae(source, files, thinking, max(vectors) + 1, wanted.sae_layer)
+    layer, bias, vectors = _at_one_layer(source, found, options.layer)
+    for vector in vectors.values():
+        if len(vector.values) != len(bias.values):
+            raise HybridError(
+                f"{vector.file.path}: the vector has width {len(vector.values)}; the bias has {len(bias.values)}; use "
+                "vectors of one model"
+            )
+    sae_file = reference_files.sae(source, files, thinking, max(vectors) + 1, options.sae_layer)
     sae = reference_parts.sae(sae_file)
-    words = taxonomy.read(sae_file.taxonomy, sae_file.latents) if sae_file.taxonomy else {}
-    chosen = _chosen(source, vectors, wanted.latents)
+    words = reference_parts.taxonomy(sae_file.taxonomy, sae_file.latents) if sae_file.taxonomy else {}
+    chosen = _chosen(source, vectors, options.latents)
     named = {f"vector.{vector.file.category}": vector.values for vector in chosen.values()}
     common, own = _known([bias, *chosen.values()])
-    return wanted.bundle(
+    return options.bundle(
         {"bias": bias.values, **named, **sae.tensors},
         behaviors=[_behavior(latent, vector, words) for latent, vector in chosen.items()],
         steering={"layer": layer, "coefficients": COEFFICIENTS, "windows": WINDOWS},
@@ -62,72 +66,59 @@ def read(source: Path, wanted: ImportOptions) -> Bundle:
 
 
 def _at_one_layer(
-    source: Path, found: Sequence[ReferenceVector], wanted: int | None
+    source: Path, found: Sequence[ReferenceVector], layer: int | None
 ) -> tuple[int, ReferenceVector, dict[int, ReferenceVector]]:
-    """The layer, the bias, and the vectors by latent, of those that were trained for the layer or do not say."""
+    """(layer, bias, vectors by latent), of the vectors that were trained for the layer or do not say."""
     layers = sorted({vector.known.layer for vector in found if vector.known.layer is not None})
-    if wanted is None and len(layers) == 1:
-        wanted = layers[0]
-    if wanted is None or (layers and wanted not in layers):
-        stated = ", ".join(map(str, layers)) or "none stated"
-        asked = "" if wanted is None else f", and {wanted} asked for"
-        raise HybridError(
-            f"{source}: needs the one layer that is steered; found {stated}{asked}; choose it with --layer"
-        )
-    kept = [vector for vector in found if vector.known.layer in (None, wanted)]
+    if layer is None and len(layers) == 1:
+        layer = layers[0]
+    if layer is None or (layers and layer not in layers):
+        stated = f"for layers {', '.join(map(str, layers))}" if layers else "without a stated layer"
+        given = "" if layer is None else f", not {layer}"
+        raise HybridError(f"{source}: vectors {stated}{given}; one layer is steered; choose it with --layer")
+    kept = [vector for vector in found if vector.known.layer in (None, layer)]
     vectors = {vector.latent: vector for vector in kept if vector.latent is not None}
     biases = [vector for vector in kept if vector.latent is None]
     if not biases or not vectors:
         names = few(vector.file.category for vector in kept)
         raise HybridError(
-            f"{source}: needs the bias vector and that of a behavior, trained for layer {wanted}; found {names} alone; "
-            "copy the others there as well"
+            f"{source}: only {names} for layer {layer}; the bias vector and that of a behavior are needed; copy the "
+            "others there as well"
         )
-    return wanted, biases[0], vectors
-
-
-def _check_widths(bias: ReferenceVector, vectors: Iterable[ReferenceVector]) -> None:
-    for vector in vectors:
-        if len(vector.values) != len(bias.values):
-            raise HybridError(
-                f"{vector.file.path}: the vector must be as wide as the bias, {len(bias.values)}; found "
-                f"{len(vector.values)}; use vectors of one model"
-            )
+    return layer, biases[0], vectors
 
 
 def _chosen(
     source: Path, vectors: Mapping[int, ReferenceVector], latents: Sequence[int] | None
 ) -> dict[int, ReferenceVector]:
-    wanted = sorted(vectors if latents is None else set(latents))
-    missing = [str(latent) for latent in wanted if latent not in vectors]
-    if missing or not wanted:
-        raise HybridError(
-            f"{source}: every latent that is asked for needs a vector, and one must be; found none for "
-            f"{few(missing) or 'no latent'}; ask for some of {', '.join(map(str, vectors))}"
-        )
-    return {latent: vectors[latent] for latent in wanted}
+    names = sorted(vectors if latents is None else set(latents))
+    missing = [str(latent) for latent in names if latent not in vectors]
+    if missing or not names:
+        found = f"no vector for latent {few(missing)}" if missing else "no latent is named"
+        raise HybridError(f"{source}: {found}; there are {', '.join(map(str, vectors))}; choose some of them")
+    return {latent: vectors[latent] for latent in names}
 
 
-def _behavior(latent: int, vector: ReferenceVector, words: Mapping[int, taxonomy.Category]) -> dict[str, Any]:
-    category = words.get(latent, taxonomy.unnamed(latent))
+def _behavior(latent: int, vector: ReferenceVector, words: Mapping[int, LatentWords]) -> dict[str, Any]:
+    own = words.get(latent, LatentWords(f"Category {latent}"))
     return {
         "key": vector.file.category,
         "latent": latent,
-        "title": category.title,
-        "description": category.description,
-        "examples": category.examples,
+        "title": own.title,
+        "description": own.description,
+        "examples": own.examples,
         "tensor": f"vector.{vector.file.category}",
     }
 
 
 def _known(vectors: Sequence[ReferenceVector]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The hyperparameters that all vectors share, and the others by vector; of norms the tensors tell themselves."""
+    """The hyperparameters that all vectors share, and the others by vector; without norms, which tensors have."""
     known = {
         vector.file.category: vector.known.model_dump(exclude_none=True, exclude={"vector_norm"}) for vector in vectors
     }
     first, *others = known.values()
     common = {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
-    names = {name: None for fields in known.values() for name in fields if name not in common}  # a set in order
+    names = dict.fromkeys(name for fields in known.values() for name in fields if name not in common)
     return common, {name: {key: known[key].get(name) for key in known} for name in names}
 
 

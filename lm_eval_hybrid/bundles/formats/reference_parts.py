@@ -1,17 +1,21 @@
-"""One vector and one SAE of the method's research repository: read, and checked against what is said of them.
+"""Read a vector, an SAE or a taxonomy of the method's research repository, and check it.
 
-- a vector: a dictionary of its category and the tensor [d_base], or the tensor alone;
-- its hyperparameters: the layer, the norm, which must be right, and how it was trained;
-- an SAE: `encoder_weight` [latents, d], `encoder_bias` [latents], `decoder_weight` [latents, d] or [d, latents],
-  `b_dec` [d], `topk`, and `activation_mean` [d], which older ones lack: it is zero then.
+- A vector: a dictionary of its category and the tensor [d_base], or the tensor alone.
+- Its hyperparameters (JSON): the layer, the norm, which must be right, and how it was trained.
+- An SAE: `encoder_weight` [latents, d], `encoder_bias` [latents], `decoder_weight` [latents, d] or [d, latents],
+  `b_dec` [d], `topk`, and `activation_mean` [d], which older files lack: it is zero then.
+- A taxonomy (JSON): `results_by_cluster_size` holds several namings for each number of latents, of which the one with
+  the best `final_score` is taken, or the first; the older `detailed_results` holds one.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,23 +23,26 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lm_eval_hybrid.bundles.contents import MAX_BYTES
 from lm_eval_hybrid.bundles.formats import torch_file
 from lm_eval_hybrid.bundles.formats.direction import few
-from lm_eval_hybrid.bundles.formats.reference_files import SaeFile, VectorFile, json_object
+from lm_eval_hybrid.bundles.formats.reference_files import SaeFile, VectorFile
 from lm_eval_hybrid.bundles.manifest import Index, first_problem
 from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.common.files import read_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _SAE_TENSORS = ("encoder_weight", "encoder_bias", "decoder_weight", "b_dec")
-_USUAL_K = 3  # what the repository takes where an SAE does not say
-_NORM_TOLERANCE = 1e-3  # relative: the norms were taken on other machines, some in other dtypes
+_USUAL_K = 3  # the repository's default
+_NORM_TOLERANCE = 1e-3  # relative: norms were taken on other machines, some in other dtypes
 _HYPERPARAMETERS_BYTES = 1 << 20
+_TAXONOMY_BYTES = 1 << 23  # all numbers of latents of a layer take a megabyte
+_EXAMPLES = 3
 
 log = logging.getLogger(__name__)
 
 
 class Hyperparameters(BaseModel):
-    """Of one vector: what is checked here, and anything else, which is only recorded."""
+    """A vector's training: the fields that are checked here, and any others, which are only recorded."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -47,14 +54,29 @@ class Hyperparameters(BaseModel):
     seed: int | None = None
 
 
-class _Record(BaseModel):
+class _HyperparameterFile(BaseModel):
     category: str
     hyperparameters: Hyperparameters
 
 
+class _Detail(BaseModel):
+    examples: tuple[str, ...] = ()
+
+
+class _Naming(BaseModel):
+    categories: tuple[tuple[int, str, str], ...] = ()
+    final_score: float | None = None
+    detailed_results: dict[int, _Detail] = {}
+
+
+class _Size(BaseModel):
+    all_results: tuple[_Naming, ...] = ()
+    examples: dict[int, tuple[str, ...]] = {}
+
+
 @dataclass(frozen=True)
 class ReferenceVector:
-    """A vector [d_base] float32, the latent it belongs to (None for the bias), and what is known of its making."""
+    """A vector [d_base] float32, the latent it belongs to (None for the bias), and its hyperparameters."""
 
     file: VectorFile
     latent: int | None
@@ -64,7 +86,7 @@ class ReferenceVector:
 
 @dataclass(frozen=True)
 class ReferenceSae:
-    """An SAE's tensors by the names of a bundle, and how many of its latents were active at once."""
+    """An SAE's tensors by a bundle's names, and its number of latents active at once."""
 
     file: SaeFile
     k: int
@@ -72,55 +94,55 @@ class ReferenceSae:
     mean_is_known: bool
 
 
-def vector(file: VectorFile) -> ReferenceVector:
-    """The vector in a file.
+@dataclass(frozen=True)
+class LatentWords:
+    """A latent's words in a taxonomy."""
 
-    Raises:
-        HybridError: where it is none, not a linear one, or does not have the norm stated.
-    """
+    title: str
+    description: str = ""
+    examples: tuple[str, ...] = ()
+
+
+def vector(file: VectorFile) -> ReferenceVector:
+    """The vector in a file. Raises HybridError if there is none, it is not linear, or its norm is not as stated."""
     known = _hyperparameters(file)
     held = torch_file.load(file.path, MAX_BYTES)
     if isinstance(held, dict):
         if file.category not in held:
             keys = few(str(key)[:80] for key in held) or "nothing"
-            raise HybridError(f"{file.path}: must hold the vector {file.category}; found {keys}; use another file")
+            raise HybridError(f"{file.path}: holds {keys}, not the vector {file.category}; use another file")
         held = held[file.category]
     values = torch_file.as_float32(held, f"{file.path}: the vector")
     if values.dim() != 1 or not len(values):
         raise HybridError(
-            f"{file.path}: the vector must have one dimension, the base's width; found shape {list(values.shape)}; "
-            "use another file"
+            f"{file.path}: the vector has shape {list(values.shape)}; it must have one dimension; use another file"
         )
     norm = float(values.double().norm())
     if known.vector_norm is not None and not math.isclose(norm, known.vector_norm, rel_tol=_NORM_TOLERANCE):
         raise HybridError(
-            f"{file.path}: the vector must have the norm that {file.hyperparameters} states, {known.vector_norm:g}; "
-            f"found {norm:g}; copy both from the same training"
+            f"{file.path}: the vector has norm {norm:g}; {file.hyperparameters} states {known.vector_norm:g}; copy "
+            "both from the same training"
         )
     return ReferenceVector(file, file.latent, values, known)
 
 
 def sae(file: SaeFile) -> ReferenceSae:
-    """The SAE in a file.
-
-    Raises:
-        HybridError: where tensors are missing, of another shape, or not finite.
-    """
+    """The SAE in a file. Raises HybridError if tensors are missing, of another shape, or not finite."""
     import torch
 
     held = torch_file.load(file.path, MAX_BYTES)
     if not isinstance(held, dict) or (missing := [name for name in _SAE_TENSORS if name not in held]):
-        found = f"no {', '.join(missing)}" if isinstance(held, dict) else type(held).__name__
-        raise HybridError(f"{file.path}: must be a dictionary with an SAE's tensors; found {found}; use another file")
+        found = f"no {', '.join(missing)}" if isinstance(held, dict) else f"a value of type {type(held).__name__}"
+        raise HybridError(f"{file.path}: holds {found}; an SAE's dictionary of tensors is needed; use another file")
     k = held.get("topk", _USUAL_K)
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= file.latents:
-        raise HybridError(f"{file.path}: topk must be 1 to {file.latents}; found {str(k)[:80]}; use another file")
+        raise HybridError(f"{file.path}: topk is {str(k)[:80]}; it must be 1 to {file.latents}; use another file")
     encoder = _shaped(file, held, "encoder_weight", [(file.latents, None)])
     width = encoder.shape[1]
     decoder = _shaped(file, held, "decoder_weight", [(file.latents, width), (width, file.latents)])
     mean_is_known = held.get("activation_mean") is not None
     if not mean_is_known:
-        log.warning("%s: no activation mean, which older SAEs lack: residuals are scaled, not centred", file.path)
+        log.warning("%s: no activation mean, as in older SAEs: residuals are scaled, not centred", file.path)
     tensors = {
         "sae.encoder.weight": encoder,
         "sae.encoder.bias": _shaped(file, held, "encoder_bias", [(file.latents,)]),
@@ -132,34 +154,62 @@ def sae(file: SaeFile) -> ReferenceSae:
     return ReferenceSae(file, k, tensors, mean_is_known)
 
 
+def taxonomy(path: Path, latents: int) -> dict[int, LatentWords]:
+    """The words of an SAE of that many latents, by latent; none if the file has no names for that number.
+
+    Raises HybridError if the file has neither form.
+    """
+    fields = _json_object(path, _TAXONOMY_BYTES)
+    try:
+        size = _size(fields, str(latents))
+    except ValidationError as error:
+        problem = first_problem(error).removeprefix("manifest: ")
+        raise HybridError(
+            f"{path}: for {latents} latents: {problem}; a taxonomy has categories [id, title, description]; correct it"
+        ) from None
+    if not size.all_results:
+        return {}
+    best = max(size.all_results, key=_score)  # the first of equals
+    return {
+        latent: LatentWords(
+            " ".join(title.split()) or f"Category {latent}",
+            description.strip(),
+            _examples(size.examples.get(latent) or best.detailed_results.get(latent, _Detail()).examples),
+        )
+        for latent, title, description in best.categories
+    }
+
+
 def _hyperparameters(file: VectorFile) -> Hyperparameters:
-    """What is known of a vector's making. HybridError where it is no linear one, or another's."""
+    """A vector's hyperparameters. Raises HybridError if they are another vector's, or of one that is not linear."""
     path = file.hyperparameters
     if path is None:
         return Hyperparameters()
     try:
-        record = _Record.model_validate(json_object(path, _HYPERPARAMETERS_BYTES))
+        record = _HyperparameterFile.model_validate(_json_object(path, _HYPERPARAMETERS_BYTES))
     except ValidationError as error:
-        raise HybridError(f"{path}: must be the hyperparameters of a vector; {first_problem(error)}; mend it") from None
+        raise HybridError(
+            f"{path}: {first_problem(error)}; a vector's hyperparameters are needed; correct it"
+        ) from None
     known = record.hyperparameters
     if record.category != file.category:
-        raise HybridError(f"{path}: category must be {file.category}; found {record.category[:80]!r}; copy it again")
-    other_types = {
+        raise HybridError(f"{path}: category is {record.category[:80]!r}; it must be {file.category}; copy it again")
+    others = {
         "steering_type": None if known.steering_type == "linear" else known.steering_type[:80],
         "lora_rank": known.lora_rank,
         "adaptive_hidden": known.adaptive_hidden,
     }
-    for name, value in other_types.items():
+    for name, value in others.items():
         if value is not None:
             raise HybridError(
-                f"{file.path}: must be a linear steering vector, not an adaptive or low-rank one; found {name} {value} "
-                f"in {path.name}; train it with steering_type linear"
+                f"{file.path}: {name} is {value} in {path.name}; a bundle needs a linear steering vector, not an "
+                "adaptive or low-rank one; train it with steering_type linear"
             )
     return known
 
 
 def _shaped(file: SaeFile, held: Mapping[str, Any], name: str, shapes: Sequence[tuple[int | None, ...]]) -> Tensor:
-    """A tensor of the SAE, which must have one of the shapes; None in a shape is any number but 0."""
+    """A tensor of the SAE, which must have one of the shapes; None in a shape is any size but 0."""
     tensor = torch_file.as_float32(held[name], f"{file.path}: {name}")
     for shape in shapes:
         sizes = zip(shape, tensor.shape, strict=False)
@@ -167,5 +217,37 @@ def _shaped(file: SaeFile, held: Mapping[str, Any], name: str, shapes: Sequence[
             return tensor
     texts = [f"[{', '.join('width' if size is None else str(size) for size in shape)}]" for shape in shapes]
     raise HybridError(
-        f"{file.path}: {name} must have shape {' or '.join(texts)}; found {list(tensor.shape)}; use another file"
+        f"{file.path}: {name} has shape {list(tensor.shape)}; it must have {' or '.join(texts)}; use another file"
     )
+
+
+def _json_object(path: Path, limit: int) -> dict[str, Any]:
+    """The object in a JSON file. Raises HybridError if there is none, or the file is larger than `limit` bytes."""
+    data = read_regular(path, limit)
+    try:
+        fields = json.loads(data)
+        # An escape can be half a character, which no file can be written with.
+        json.dumps(fields, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise HybridError(f"{path}: not JSON ({error}); copy it again") from None
+    if not isinstance(fields, dict):
+        raise HybridError(f"{path}: of type {type(fields).__name__}; it must be a JSON object; copy it again")
+    return fields
+
+
+def _size(fields: Mapping[str, Any], latents: str) -> _Size:
+    newer, older = (fields.get(name) or {} for name in ("results_by_cluster_size", "detailed_results"))
+    if isinstance(newer, dict) and latents in newer:
+        return _Size.model_validate(newer[latents])
+    if isinstance(older, dict) and latents in older:
+        return _Size(all_results=(_Naming.model_validate(older[latents]),))
+    return _Size()
+
+
+def _score(naming: _Naming) -> float:
+    score = naming.final_score
+    return score if score is not None and math.isfinite(score) else -math.inf
+
+
+def _examples(sentences: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text for sentence in sentences if (text := sentence.strip())))[:_EXAMPLES]

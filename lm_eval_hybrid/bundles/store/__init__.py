@@ -1,1 +1,1 @@
-"""Where bundles are kept and fetched from: folders, names, the hub."""
+"""Where bundles are kept and fetched from: folders, names, archives, the hub."""

@@ -1,124 +1,82 @@
-"""A bundle as one file: a zip whose members are stored as they are, the same bytes on any machine.
+"""A bundle as one zip archive, stored uncompressed, the same bytes on any machine.
 
-They are not compressed: tensors hardly become smaller, and what is stored cannot unfold into more than it is. See
-`stored_zip` for what is checked before an archive is believed; the bundle in it is checked before it appears.
+A stranger's archive is not trusted: its directory is bounded before zipfile reads it, its members must be plain files,
+together no larger than the archive, and the bundle in it is checked before it appears.
 """
 
-from __future__ import annotations
-
 import io
-import reprlib
 import stat
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from lm_eval_hybrid.bundles import contents
 from lm_eval_hybrid.bundles.bundle import check_target
-from lm_eval_hybrid.bundles.contents import sha256
-from lm_eval_hybrid.bundles.manifest import MANIFEST_FILE, Manifest, parse
-from lm_eval_hybrid.bundles.store import stored_zip
-from lm_eval_hybrid.common import strict_yaml
-from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.common.files import appearing, read_regular, write_file
+from lm_eval_hybrid.bundles.manifest import MANIFEST_FILE, parse
+from lm_eval_hybrid.common import files
+from lm_eval_hybrid.common.errors import HybridError, brief
 
-MAX_BYTES = contents.MAX_BYTES + (1 << 21)  # of an archive: a bundle's files, its manifest, and what the zip adds
-
-_EARLIEST = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip can name
+_MAX_BYTES = contents.MAX_BYTES + (1 << 21)  # a bundle's files, its manifest, and what the zip adds
+_MAX_DIRECTORY = 1 << 16
 
 
 def pack(folder: Path, target: Path, overwrite: bool = False) -> str:
-    """Write the bundle in `folder` as the archive `target`, whole or not at all; returns the archive's sha256.
+    """Write the bundle in `folder` as the archive `target`, atomically; returns the archive's sha256.
 
-    Raises:
-        HybridError: where the bundle is unsound, or what is at `target` may not be replaced.
+    Raises HybridError if the bundle is unsound, or `target` exists and may not be replaced.
     """
     if target.is_dir() or (target.exists() and not overwrite):
-        found = "a folder" if target.is_dir() else "a file"
-        raise HybridError(f"{target}: an archive needs a new file; found {found} there; choose another path")
-    _, encoded = read_files(folder)
-    if problem := stored_zip.names_problem(list(encoded)):
-        raise HybridError(f"{folder}: an archive needs few, plain names; found {problem}; take files out of the bundle")
+        raise HybridError(f"{target}: exists already; an archive needs a new file; choose another path")
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        for name, data in encoded.items():
-            archive.writestr(_entry(name), data)
-    packed = buffer.getvalue()
-    write_file(target, packed)
-    return sha256(packed)
+        for name, data in contents.read_files(folder)[1].items():
+            entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))  # the first date that a zip can hold
+            entry.create_system = 3  # Unix, whatever the system
+            entry.external_attr = (stat.S_IFREG | 0o644) << 16
+            archive.writestr(entry, data)
+    files.write_file(target, buffer.getvalue())
+    return contents.sha256(buffer.getvalue())
 
 
-def unpack(archive: Path, target: Path, overwrite: bool = False) -> Path:
-    """Unpack the bundle in the file `archive` as the folder `target`, and return that.
+def unpack(archive: Path, into: Path, overwrite: bool = False) -> Path:
+    """Unpack the bundle in `archive` as `into`/name/version, and return that folder.
 
-    Raises:
-        HybridError: where the archive does not hold a sound bundle, or what is at `target` may not be replaced.
+    Raises HybridError if the archive holds no sound bundle, or the folder exists and may not be replaced.
     """
-    with _opened(archive) as (opened, manifest):
-        return _extract(opened, manifest, archive, target, overwrite)
-
-
-def unpack_into(archive: Path, folder: Path, overwrite: bool = False) -> Path:
-    """Unpack the bundle in the file `archive` as `folder`/name/version, and return that. Raises as `unpack` does."""
-    with _opened(archive) as (opened, manifest):
-        return _extract(opened, manifest, archive, folder / manifest.name / manifest.version, overwrite)
-
-
-def read_files(folder: Path) -> tuple[contents.Contents, dict[str, bytes]]:
-    """A sound bundle and the bytes of its files by name, the manifest first; of other files in the folder, none.
-
-    Raises:
-        HybridError: where the bundle is unsound, or changes while it is read.
-    """
-    found = contents.read(folder)
-    digests = {MANIFEST_FILE: found.manifest_sha256, **dict(sorted(found.manifest.files.items()))}
-    encoded = {name: read_regular(folder / name, contents.MAX_BYTES) for name in digests}
-    for name, data in encoded.items():
-        if sha256(data) != digests[name]:
-            raise HybridError(f"{folder / name}: must stay as it is; found it changed meanwhile; try again")
-    return found, encoded
-
-
-@contextmanager
-def shown_as(path: Path, shown: object) -> Iterator[None]:
-    """In what is raised inside, `shown` stands for `path`: a passing place that nobody but the program knows."""
+    files.check_regular(archive, _MAX_BYTES)
     try:
-        yield
-    except HybridError as error:
-        raise HybridError(str(error).replace(str(path), str(shown))) from error
-
-
-def _entry(name: str) -> zipfile.ZipInfo:
-    entry = zipfile.ZipInfo(name, _EARLIEST)
-    entry.create_system = 3  # Unix, wherever it is made: it says how the next is read
-    entry.external_attr = (stat.S_IFREG | 0o644) << 16
-    return entry
-
-
-@contextmanager
-def _opened(archive: Path) -> Iterator[tuple[zipfile.ZipFile, Manifest]]:
-    with stored_zip.opened(archive, MAX_BYTES) as opened:
-        names = opened.namelist()
-        if MANIFEST_FILE not in names:
-            raise stored_zip.refusal(archive, f"a bundle's archive must hold {MANIFEST_FILE}", reprlib.repr(names))
-        if opened.getinfo(MANIFEST_FILE).file_size > strict_yaml.MAX_BYTES:
-            raise stored_zip.refusal(archive, f"its {MANIFEST_FILE} must be small", "more than a mebibyte")
-        data = b"".join(stored_zip.chunks(opened, MANIFEST_FILE, archive))
-        manifest = parse(data, archive / MANIFEST_FILE)
-        if set(names) != {MANIFEST_FILE, *manifest.files}:
-            raise stored_zip.refusal(archive, "must hold exactly the files its manifest lists", reprlib.repr(names))
-        yield opened, manifest
-
-
-def _extract(opened: zipfile.ZipFile, manifest: Manifest, archive: Path, target: Path, overwrite: bool) -> Path:
-    folder = target.resolve()
+        members = _read(archive)
+    except Exception as error:  # zipfile has many kinds for damaged archives
+        raise HybridError(f"{archive}: {brief(error)}; a packed bundle is needed; pack it again") from error
+    manifest = parse(members[MANIFEST_FILE], archive / MANIFEST_FILE)
+    if members.keys() != {MANIFEST_FILE, *manifest.files}:
+        found = brief(sorted(members))
+        raise HybridError(f"{archive}: holds {found}; it must hold exactly the files in its manifest; pack it again")
+    folder = (into / manifest.name / manifest.version).resolve()
     check_target(folder, overwrite)
-    with appearing(folder) as staging:
-        for name in (MANIFEST_FILE, *manifest.files):
-            with (staging / name).open("xb") as file:
-                for chunk in stored_zip.chunks(opened, name, archive):
-                    file.write(chunk)
-        with shown_as(staging, archive):
+    with files.atomic_folder(folder) as staging:
+        files.write_files(staging, members)
+        try:
             contents.read(staging)
+        except HybridError as error:
+            raise HybridError(str(error).replace(str(staging), str(archive))) from error
     return folder
+
+
+def _read(path: Path) -> dict[str, bytes]:
+    """The archive's members by name, the manifest among them. Raises errors of many kinds."""
+    with path.open("rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(0, size - 42))
+        locator, end = file.read(20), file.read(22)  # the first only in 64-bit zips
+        directory = int.from_bytes(end[12:16], "little")
+        if locator[:4] == b"PK\6\7" or end[:4] + end[20:] != b"PK\5\6\0\0" or directory > _MAX_DIRECTORY:
+            raise ValueError("not a zip archive of a few files without a comment")
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            if any(stat.S_IFMT(entry.external_attr >> 16) & ~stat.S_IFREG or entry.compress_type for entry in entries):
+                raise ValueError("something in it is compressed, or not a plain file")
+            if sum(entry.file_size for entry in entries) > size:
+                raise ValueError("its files are larger than itself")
+            if len(archive.NameToInfo) < len(entries) or MANIFEST_FILE not in archive.NameToInfo:
+                raise ValueError(f"no {MANIFEST_FILE}, or a file twice")
+            return {entry.filename: archive.read(entry) for entry in entries}

@@ -1,10 +1,9 @@
-"""Where bundles are: a path, a name with or without version, or an address becomes a bundle's folder.
+"""Find a bundle's folder by path, by name, with or without version, or by address.
 
-Searched in order: a path; the folder LM_EVAL_HYBRID_BEHAVIORS; the platform's data folder; the bundles that
-come with the package. A folder of bundles holds <name>/<version>/behavior.yaml. `name` alone is its highest
-version in all of them, `name@1` the highest that begins so (see `versions.best`); where two folders hold the
-same version, the first one counts. `hub:` and `https:` addresses are fetched, see `remote`. Manifests are read,
-tensors are not.
+Searched in order: a path; the folder LM_EVAL_HYBRID_BEHAVIORS; the user's data folder; the bundles that come with the
+package. A folder of bundles holds <name>/<version>/behavior.yaml. `name` alone is its highest version in all of them,
+`name@1` the highest that begins so (see `versions.best`); of the same version in two folders the first counts. Reads
+manifests, not tensors.
 """
 
 from __future__ import annotations
@@ -13,24 +12,25 @@ import difflib
 import logging
 import os
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import platformdirs
+
 from lm_eval_hybrid.bundles import versions
 from lm_eval_hybrid.bundles.manifest import MANIFEST_FILE, NAME_PATTERN, Manifest, read
-from lm_eval_hybrid.bundles.store import remote
+from lm_eval_hybrid.bundles.store import hub
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.common.paths import bundles_dir
 
 FOLDER_VARIABLE = "LM_EVAL_HYBRID_BEHAVIORS"
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ListedBundle:
-    """A bundle that can be named: what it says about itself, and its folder."""
+    """A bundle that has a name: its manifest and its folder."""
 
     manifest: Manifest
     path: Path
@@ -39,16 +39,17 @@ class ListedBundle:
 def folders() -> tuple[Path, ...]:
     """The folders searched for named bundles, in order; they need not exist."""
     own = os.environ.get(FOLDER_VARIABLE)
-    return (*([_path(own)] if own else []), _data_home() / "lm-eval-hybrid" / "behaviors", bundles_dir())
+    data = platformdirs.user_data_path("lm-eval-hybrid", appauthor=False)
+    return (*([_path(own)] if own else []), data / "behaviors", bundles_dir())
 
 
 def user_folder() -> Path:
-    """The folder that bundles of one's own go to: the first that is searched."""
+    """The folder for the user's own bundles: the first that is searched."""
     return folders()[0]
 
 
 def listing() -> list[ListedBundle]:
-    """The bundles that can be named, by name, highest version first; those that are unsound are logged."""
+    """All named bundles, by name, highest version first; logs a warning for each unsound one."""
     found = []
     available = _available()
     for name, version in sorted(available, key=lambda key: versions.key(key[1]), reverse=True):
@@ -56,41 +57,42 @@ def listing() -> list[ListedBundle]:
         try:
             found.append(ListedBundle(_read_as(path, name, version), path))
         except HybridError as error:
-            logger.warning("bundle left out: %s", error)
+            log.warning("bundle left out: %s", error)
     return sorted(found, key=lambda listed: listed.manifest.name)
 
 
 def resolve(spec: str) -> Path:
-    """The folder of the bundle that `spec` means.
+    """The folder of the bundle that `spec` names; logs which one.
 
-    spec: the path of a version's folder or of the folder that holds its versions; `name`, `name@1`, `name@1.2` or
-    `name@1.2.3`; `hub:org/repo@revision`; `https://...#sha256=...`. Which folder it is is logged.
-    Raises HybridError where there is none, saying what there is.
+    Args:
+        spec: the path of a version's folder, or of the folder that holds its versions; `name`, `name@1`, `name@1.2` or
+            `name@1.2.3`; `hub:org/repo@revision`.
+
+    Raises HybridError if there is none, saying what there is.
     """
-    path = remote.fetch(spec) if remote.is_address(spec) else _here(spec)
-    logger.info("behaviors=%s is the bundle in %s", spec, path)
+    path = hub.fetch(spec) if spec.startswith("hub:") else _local(spec)
+    log.info("behaviors=%s is the bundle in %s", spec, path)
     return path
 
 
-def _here(spec: str) -> Path:
+def _local(spec: str) -> Path:
     if path := _at_path(spec):
         return path
-    # What can only be a path must be one; but a folder that happens to have a bundle's name does not hide it.
+    # A path that cannot be a name must exist; a folder that only happens to have a bundle's name does not hide it.
     if os.sep in spec or "/" in spec or spec.startswith((".", "~")):
-        found = "a folder without it" if _path(spec).is_dir() else "no such folder"
         raise HybridError(
-            f"behaviors={spec}: a bundle's folder must hold {MANIFEST_FILE} (or versions that do); "
-            f"found {found}; mend the path, or see `lm-eval-hybrid behaviors list`"
+            f"behaviors={spec}: no folder with {MANIFEST_FILE}, or with versions that have one; a bundle is a folder, "
+            "NAME, NAME@VERSION or hub:ORG/REPO@REVISION; see `lm-eval-hybrid behaviors list`"
         )
-    name, at, wanted = spec.partition("@")
+    name, at, prefix = spec.partition("@")
     available = _available()
-    found = sorted((v for n, v in available if n == name), key=versions.key)
-    if not found:
+    known = sorted((v for n, v in available if n == name), key=versions.key)
+    if not known:
         raise HybridError(_unknown(spec, name, sorted({n for n, _ in available})))
-    version = versions.best(found, wanted) if wanted or not at else None
+    version = versions.best(known, prefix) if prefix or not at else None
     if version is None:
         raise HybridError(
-            f"behaviors={spec}: no version {wanted or '(empty)'} of {name}; found {', '.join(found)}; "
+            f"behaviors={spec}: no version {prefix or '(empty)'} of {name}; there are {', '.join(known)}; "
             f"use one of these, or {name} for the highest"
         )
     path = available[name, version]
@@ -99,7 +101,7 @@ def _here(spec: str) -> Path:
 
 
 def _available() -> dict[tuple[str, str], Path]:
-    """Folder by (name, version), from the folders' names alone; earlier folders win."""
+    """Bundles' folders by (name, version), from the folders' names alone; earlier folders win."""
     found: dict[tuple[str, str], Path] = {}
     for folder in folders():
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -131,8 +133,8 @@ def _read_as(path: Path, name: str, version: str) -> Manifest:
     manifest, _ = read(path)
     if (manifest.name, manifest.version) != (name, version):
         raise HybridError(
-            f"{path}: the folders' names must be the manifest's name and version; found "
-            f"{manifest.name}@{manifest.version} in the manifest; rename the folder"
+            f"{path}: its manifest says {manifest.name}@{manifest.version}; the folders' names must be the same; "
+            "rename the folder"
         )
     return manifest
 
@@ -141,19 +143,7 @@ def _unknown(spec: str, name: str, names: list[str]) -> str:
     close = difflib.get_close_matches(name, names, n=3)
     advice = f"did you mean {' or '.join(close)}?" if close else "name one of these, or give a path"
     searched = ", ".join(str(folder) for folder in folders())
-    return (
-        f"behaviors={spec}: a bundle must be a path, or a name found in {searched}; "
-        f"found {', '.join(names) or 'no bundles'}; {advice}"
-    )
-
-
-def _data_home() -> Path:
-    """The platform's folder for the user's application data."""
-    if sys.platform == "win32":
-        return _path(os.environ.get("LOCALAPPDATA") or "~/AppData/Local")
-    if sys.platform == "darwin":
-        return _path("~/Library/Application Support")
-    return _path(os.environ.get("XDG_DATA_HOME") or "~/.local/share")
+    return f"behaviors={spec}: no such bundle in {searched}; there are {', '.join(names) or 'no bundles'}; {advice}"
 
 
 def _path(text: str) -> Path:

@@ -142,11 +142,11 @@ def test_the_largest_coefficient_is_the_default(make_bundle: Any, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "name", "said"),
     [
-        (ExportOptions(), "a.pt", "found none; name one of restate, check"),
-        (ExportOptions("other"), "a.pt", "found 'other'"),
+        (ExportOptions(), "a.pt", "no behavior is named; .*name one of restate, check"),
+        (ExportOptions("other"), "a.pt", "no behavior 'other'"),
         (ExportOptions("check", float("nan")), "a.pt", "must be a finite number"),
-        (ExportOptions("check"), "a.bin", "end in .pt or .pth"),
-        (ExportOptions("check"), "there.pt", "needs a new path"),
+        (ExportOptions("check"), "a.bin", "ends in '.bin'"),
+        (ExportOptions("check"), "there.pt", "exists already"),
     ],
 )
 def test_what_cannot_be_written_is_refused(
@@ -165,33 +165,33 @@ def entry(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"layers.1": entry(action="clamp")}, "action must be add"),
-        ({"layers.1": entry(head_index=0)}, "head_index must be none"),
-        ({"layers.1": entry(bias=torch.zeros(WIDTH))}, "bias must be none"),
-        ({"layers.1.self_attn.o_proj": entry()}, "a layer's output"),
-        ({"layers.1": entry(), "layers.2": entry()}, "found layers.1, layers.2"),
+        ({"layers.1": entry(action="clamp")}, "action is 'clamp'"),
+        ({"layers.1": entry(head_index=0)}, "head_index is of type int"),
+        ({"layers.1": entry(bias=torch.zeros(WIDTH))}, "bias is of type Tensor"),
+        ({"layers.1.self_attn.o_proj": entry()}, "no layer's output"),
+        ({"layers.1": entry(), "layers.2": entry()}, "holds layers.1, layers.2"),
         ({"layers.9": entry()}, "must be below 4"),
-        ({"layers.1": entry(steering_vector=torch.ones(WIDTH + 1))}, "width, 33; found 32"),
+        ({"layers.1": entry(steering_vector=torch.ones(WIDTH + 1))}, "has width 32; .* width, 33"),
         ({"layers.1": entry(steering_vector=torch.ones(1, WIDTH))}, "must be one vector"),
         ({"layers.1": entry(steering_vector=torch.tensor(1.0))}, "must be one vector"),
         ({"layers.1": entry(steering_vector=torch.ones(1).expand(1 << 40))}, "must be one vector"),
         ({"layers.1": entry(steering_vector=torch.ones(WIDTH, dtype=torch.int64))}, "floating-point"),
         ({"layers.1": entry(steering_vector=torch.full((WIDTH,), torch.nan))}, "finite"),
         ({"layers.1": entry(steering_vector=torch.full((WIDTH,), 1e300, dtype=torch.float64))}, "finite"),
-        ({"layers.1": entry(steering_vector=[1.0] * WIDTH)}, "must be a tensor; found list"),
-        ({"layers.1": {"action": "add"}}, "must be a tensor; found NoneType"),
-        ({"layers.1": entry(steering_coefficient=float("inf"))}, "steering_coefficient must be a finite number"),
-        ({"layers.1": entry(steering_coefficient="1.0")}, "found '1.0'"),
-        ({"layers.1": entry(steering_coefficient=10**400)}, "finite number; found int"),
+        ({"layers.1": entry(steering_vector=[1.0] * WIDTH)}, "of type list; it must be a tensor"),
+        ({"layers.1": {"action": "add"}}, "of type NoneType; it must be a tensor"),
+        ({"layers.1": entry(steering_coefficient=float("inf"))}, "it must be a finite number"),
+        ({"layers.1": entry(steering_coefficient="1.0")}, "steering_coefficient is '1.0'"),
+        ({"layers.1": entry(steering_coefficient=10**400)}, "of type int; it must be a finite number"),
         ({"layers.1": entry(steering_coefficient=10**9000)}, "tensors and plain data"),
-        ({"layers.1": entry(action="a\nb" * 1000)}, "action must be add"),
-        ({"line\nbreak" * 1000: entry()}, "a layer's output"),
-        ({"line\nbreak": entry(), "b": entry()}, "found 'line"),
+        ({"layers.1": entry(action="a\nb" * 1000)}, "a bundle can only add"),
+        ({"line\nbreak" * 1000: entry()}, "no layer's output"),
+        ({"line\nbreak": entry(), "b": entry()}, "holds 'line"),
         ({"layers.1": torch.ones(WIDTH)}, "dictionary of dictionaries"),
         ({1: entry()}, "dictionary of dictionaries"),
         ({}, "dictionary of dictionaries"),
-        ([entry()], "another list"),
-        (torch.ones(WIDTH), "another Tensor"),
+        ([entry()], "another value of type list"),
+        (torch.ones(WIDTH), "another value of type Tensor"),
     ],
 )
 def test_other_files_are_refused_in_one_line(options: ImportOptions, tmp_path: Path, content: Any, said: str) -> None:
@@ -261,7 +261,7 @@ def test_packed_archives_are_refused(options: ImportOptions, tmp_path: Path) -> 
     with zipfile.ZipFile(path) as plain, zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed:
         for name in plain.namelist():
             packed.writestr(name, plain.read(name))
-    with pytest.raises(HybridError, match="another archive"):
+    with pytest.raises(HybridError, match="larger than the file"):
         lm_eval_steered.read(tmp_path / "packed.pt", options)
 
 
@@ -315,16 +315,19 @@ def test_of_several_rows_feature_and_layer_choose(options: ImportOptions, coders
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ("sparsify,add,EleutherAI/sae-pythia-70m-32k,layers.1,3,1,,,", "download it to a folder"),
-        ("sae_lens,add,gemma-scope-2b-pt-res-canonical,layers.1,3,1,,layer_20/width_16k/canonical,", "download it"),
-        ("sparsify,add,,layers.1,3,1,,,", "download it"),
-        ("sparsify,clamp,sparse,layers.1,3,1,,,", "found action 'clamp'"),
-        ("sparsify,add,sparse,layers.1,3,1,4,,", "found head_index '4'"),
-        ("sparsify,add,sparse/layers.1,layers.1.attention,3,1,,,", "hookpoint must be a layer's output"),
-        ("sparsify,add,sparse,layers.1,4,1,,,", "must have a row 4; found shape"),
-        ("sparsify,add,sparse,layers.1,-1,1,,,", "feature_index must be a whole number; found '-1'"),
-        ("sparsify,add,sparse,layers.1,3,nan,,,", "steering_coefficient must be a finite number"),
-        ("pickle,add,sparse,layers.1,3,1,,,", "loader must be sparsify or sae_lens"),
+        ("sparsify,add,EleutherAI/sae-pythia-70m-32k,layers.1,3,1,,,", "download"),
+        (
+            "sae_lens,add,gemma-scope-2b-pt-res-canonical,layers.1,3,1,,layer_20/width_16k/canonical,",
+            "download",
+        ),
+        ("sparsify,add,,layers.1,3,1,,,", "download"),
+        ("sparsify,clamp,sparse,layers.1,3,1,,,", "has action 'clamp'"),
+        ("sparsify,add,sparse,layers.1,3,1,4,,", "has head_index '4'"),
+        ("sparsify,add,sparse/layers.1,layers.1.attention,3,1,,,", "it must be a layer's output"),
+        ("sparsify,add,sparse,layers.1,4,1,,,", "it must have a row 4"),
+        ("sparsify,add,sparse,layers.1,-1,1,,,", "feature_index is '-1'; it must be a whole number"),
+        ("sparsify,add,sparse,layers.1,3,nan,,,", "it must be a finite number"),
+        ("pickle,add,sparse,layers.1,3,1,,,", "loader is 'pickle'; it must be sparsify or sae_lens"),
     ],
 )
 def test_other_rows_are_refused_in_one_line(
@@ -339,11 +342,11 @@ def test_other_rows_are_refused_in_one_line(
     ("data", "said"),
     [
         (b"\xff\xfe", "comma-separated"),
-        (b"", "no sparse_model"),
+        (b"", "no column sparse_model"),
         (HEADER.encode(), "no rows"),
-        (b"a,b\n1,2\n", "no sparse_model"),
+        (b"a,b\n1,2\n", "no column sparse_model"),
         (HEADER.encode() + b'"open', "comma-separated"),
-        (b"x" * (2 << 20), "must have at most"),
+        (b"x" * (2 << 20), "larger than the limit"),
     ],
 )
 def test_other_tables_are_refused_in_one_line(options: ImportOptions, tmp_path: Path, data: bytes, said: str) -> None:
@@ -358,7 +361,7 @@ def test_broken_coders_are_refused_in_one_line(options: ImportOptions, coders: t
     whole, path = weights.read_bytes(), table(tmp_path, "sparsify,add,sparse,layers.1,3,1,,,")
     for case in (b"", whole[:100], whole[:-1], b"\xff" * 64):
         weights.write_bytes(case)
-        with pytest.raises(HybridError, match="must be a safetensors file"):
+        with pytest.raises(HybridError, match="a safetensors file with W_dec is needed"):
             lm_eval_steered.read(path, options)
     save_file({"W_dec": torch.full((4, WIDTH), torch.inf)}, weights)
     with pytest.raises(HybridError, match="finite"):

@@ -140,9 +140,9 @@ def test_latents_choose_behaviors_and_layers_must_agree(folder: Path) -> None:
     assert [behavior.key for behavior in read(folder, latents=(1,), layer=2, sae_layer=1).manifest.behaviors] == [
         "plan"
     ]
-    refused(folder, "found none for 0; ask for some of 3, 1", latents=(1, 0))
-    refused(folder, "layer is 2 there; found 5 asked for", layer=5)
-    refused(folder, "sae_layer is 1 there; found 0 asked for", sae_layer=0)
+    refused(folder, "no behavior for latent 0; there are 3, 1", latents=(1, 0))
+    refused(folder, "layer is 2, not 5", layer=5)
+    refused(folder, "sae_layer is 1, not 0", sae_layer=0)
 
 
 def test_a_coefficient_network_comes_along(folder: Path, fields: dict) -> None:
@@ -162,28 +162,28 @@ CHANGES: list[tuple[Change, str]] = [
     (lambda f: f["tensors"].pop("sae.encoder.weight"), "missing sae.encoder.weight"),
     (lambda f: f["tensors"].update({"vector.other": dict(f["tensors"]["bias"])}), "missing none, unknown vector.other"),
     (lambda f: f["tensors"]["bias"].update(scale=2), "tensors.bias.scale: Extra inputs"),
-    (lambda f: f["tensors"]["vector.check"].update(column=1), "at most; found row and column"),
-    (lambda f: f["tensors"]["sae.encoder.weight"].update(row=0), "at most; found row and transpose"),
-    (lambda f: f["tensors"]["vector.check"].update(row=5), "directions for vector.check must have a row 5; found 5"),
-    (lambda f: f["tensors"]["vector.plan"].update(column=3), "must have a column 3; found 3"),
+    (lambda f: f["tensors"]["vector.check"].update(column=1), "row and column exclude each other"),
+    (lambda f: f["tensors"]["sae.encoder.weight"].update(row=0), "row and transpose exclude each other"),
+    (lambda f: f["tensors"]["vector.check"].update(row=5), "directions for vector.check has 5 rows, from 0"),
+    (lambda f: f["tensors"]["vector.plan"].update(column=3), "it must have a column 3"),
     (lambda f: f["tensors"]["vector.check"].update(row=-1), "tensors.vector.check.row"),
-    (lambda f: f["tensors"]["bias"].update(row=0), "shift for bias must be a matrix; found shape [6]"),
-    (lambda f: f["tensors"]["vector.check"].pop("row"), "must be a vector"),
-    (lambda f: f["tensors"]["bias"].update(tensor="Shift"), "must hold Shift for bias; found "),
-    (lambda f: f["tensors"]["bias"].update(file="none.safetensors"), "names this file; found none"),
+    (lambda f: f["tensors"]["bias"].update(row=0), "shift for bias has shape [6]; only a matrix has rows"),
+    (lambda f: f["tensors"]["vector.check"].pop("row"), "it must be a vector"),
+    (lambda f: f["tensors"]["bias"].update(tensor="Shift"), "Shift for bias is missing; the file has "),
+    (lambda f: f["tensors"]["bias"].update(file="none.safetensors"), "none.safetensors: no such file"),
     (lambda f: f["tensors"]["bias"].update(file="../x.safetensors"), "tensors.bias.file"),
     (lambda f: f["tensors"]["bias"].update(file="/etc/passwd"), "tensors.bias.file"),
-    (lambda f: f["tensors"]["bias"].update(file="mapping.yaml"), "must be a safetensors file"),
-    (lambda f: f["tensors"]["sae.encoder.weight"].pop("transpose"), "found 8 rows of 4; set transpose"),
-    (lambda f: f["sae"].update(latents=5), "a row for each of 5 latents; found 4 rows"),
-    (lambda f: f["tensors"]["sae.mean"].update(tensor="b_enc"), "sae.mean must have shape [8]"),
-    (lambda f: f["tensors"]["bias"].update(tensor="directions", column=0), "bias must have shape [6]"),
-    (lambda f: f["behaviors"][0].update(latent=9), "latents must be below"),
+    (lambda f: f["tensors"]["bias"].update(file="mapping.yaml"), "not a safetensors file"),
+    (lambda f: f["tensors"]["sae.encoder.weight"].pop("transpose"), "has 8 rows of 4"),
+    (lambda f: f["sae"].update(latents=5), "it must have one for each of 5 latents"),
+    (lambda f: f["tensors"]["sae.mean"].update(tensor="b_enc"), "sae.mean has shape [4]"),
+    (lambda f: f["tensors"]["bias"].update(tensor="directions", column=0), "bias has shape [5]"),
+    (lambda f: f["behaviors"][0].update(latent=9), "a behavior has latent 9"),
     (lambda f: f["behaviors"][0].update(key="A b"), "behaviors.0.key"),
     (lambda f: f["behaviors"][0].update(tensor="x"), "behaviors.0.tensor: Extra inputs"),
     (lambda f: f["behaviors"].clear(), "behaviors:"),
     (lambda f: f["steering"].update(coefficients=[float("inf")]), "steering.coefficients.0"),
-    (lambda f: f["steering"].update(select="fixed"), "needs one window"),
+    (lambda f: f["steering"].update(select="fixed"), "select 'fixed' needs exactly one"),
 ]
 
 
@@ -197,10 +197,10 @@ def test_unsound_mappings_are_refused_in_one_line(folder: Path, fields: dict, ch
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("a: 1\na: 2\n", "key 'a' twice"),
-        ("a: &x 1\nb: *x\n", "an alias of what is in line 1"),
+        ("a: 1\na: 2\n", "duplicate key 'a'"),
+        ("a: &x 1\nb: *x\n", "an alias of a value in line 1"),
         ("!!python/object/apply:os.system ['true']\n", "the tag"),
-        ("- 1\n", "must be a mapping; found list"),
+        ("- 1\n", "of type list; it must be a mapping"),
     ],
 )
 def test_only_plain_yaml_is_read(folder: Path, text: str, found: str) -> None:
@@ -209,16 +209,16 @@ def test_only_plain_yaml_is_read(folder: Path, text: str, found: str) -> None:
 
 
 def test_no_mapping_and_no_folder(tmp_path: Path) -> None:
-    refused(tmp_path, "must hold a mapping.yaml; found none")
-    refused(tmp_path / "none", "must hold a mapping.yaml; found none")
+    refused(tmp_path, "mapping.yaml: no such file")
+    refused(tmp_path / "none", "mapping.yaml: no such file")
 
 
 def test_numbers_must_be_finite_floats(folder: Path) -> None:
     for shift, found in (
-        (torch.full((6,), 1e300, dtype=torch.float64), "shift for bias must be finite as float32; found 6"),
-        (torch.tensor([0.0, float("nan"), 0, 0, 0, 0]), "found 1 NaN or infinite of 6"),
+        (torch.full((6,), 1e300, dtype=torch.float64), "shift for bias has 6 NaN or infinite of 6"),
+        (torch.tensor([0.0, float("nan"), 0, 0, 0, 0]), "shift for bias has 1 NaN or infinite of 6"),
         (torch.arange(6), "floating-point numbers"),
-        (torch.ones(0), "must be a vector"),
+        (torch.ones(0), "it must be a vector"),
     ):
         held = {"shift": shift, "directions": generated(5, 6), "columns": generated(6, 3)}
         save_file(held, folder / "vectors.safetensors")
@@ -228,9 +228,9 @@ def test_numbers_must_be_finite_floats(folder: Path) -> None:
 def test_files_are_bounded_whole_and_regular(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = (folder / "sae.safetensors").read_bytes()
     (folder / "sae.safetensors").write_bytes(whole[:-4])
-    refused(folder, "sae.safetensors: must be a safetensors file")
+    refused(folder, "sae.safetensors: not a safetensors file")
     (folder / "sae.safetensors").unlink()
     os.mkfifo(folder / "sae.safetensors")
-    refused(folder, "regular")
+    refused(folder, "not a regular file")
     monkeypatch.setattr(mapping, "MAX_BYTES", 100)
-    refused(folder, "must have at most 100 bytes")
+    refused(folder, "larger than the limit of 100 bytes")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lm_eval_hybrid.bundles.bundle import Bundle
-from lm_eval_hybrid.bundles.formats import reference
+from lm_eval_hybrid.bundles.formats import reference, torch_file
 from lm_eval_hybrid.bundles.formats.convert import ImportOptions
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.steering import SparseEncoder
@@ -45,7 +45,7 @@ def refused(root: Path, *patterns: str, **changes: Any) -> None:
     with pytest.raises(HybridError) as caught:
         reference.read(root, options(**changes))
     message = str(caught.value)
-    assert "\n" not in message and message.count(";") >= 2
+    assert "\n" not in message and message.count(";") >= 1
     for pattern in patterns:
         assert pattern in message
 
@@ -96,8 +96,8 @@ def test_of_several_pairs_the_models_choose(root: Path) -> None:
     bundle = reference.read(root, options(base="somebody/OTHER", thinking="models/Other-Thinking/"))
     assert keys(bundle) == ("idx0",)
     assert torch.equal(bundle.tensors["vector.idx0"], put_vector(root, "other", "idx0"))
-    refused(root, "must hold vectors of missing", "found those of base, base-2, other", base="org/missing")
-    refused(root, "needs an SAE of missing", "sae_other-thinking_layer1_clusters1.pt", thinking="org/missing")
+    refused(root, "no vectors of missing", "those of base, base-2, other", base="org/missing")
+    refused(root, "no SAE of missing", "sae_other-thinking_layer1_clusters1.pt", thinking="org/missing")
 
 
 def test_a_base_with_vectors_for_this_thinking_model(root: Path) -> None:
@@ -129,8 +129,8 @@ def test_files_may_lie_flat_or_in_a_part_of_the_layout(root: Path, tmp_path: Pat
     whole = reference.read(root, options())
     assert reference.read(tmp_path / "flat", options()).encoded() == whole.encoded()
     assert keys(reference.read(tmp_path / "vars", options(layer=2))) == keys(whole)
-    refused(tmp_path / "vars", "found none stated", "--layer")
-    refused(tmp_path / "nothing", "must be given a folder")
+    refused(tmp_path / "vars", "without a stated layer", "--layer")
+    refused(tmp_path / "nothing", "no such folder")
 
 
 def test_older_names_and_older_files(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -167,8 +167,8 @@ def test_no_taxonomy_gives_plain_titles(root: Path) -> None:
 
 def test_latents_choose_behaviors(root: Path) -> None:
     assert keys(reference.read(root, options(latents=(3, 0)))) == ("idx0", "idx3")
-    refused(root, "found none for 2, 7; ask for some of 0, 1, 3", latents=(2, 7))
-    refused(root, "ask for some of", latents=())
+    refused(root, "no vector for latent 2, 7; there are 0, 1, 3", latents=(2, 7))
+    refused(root, "no latent is named", latents=())
 
 
 def test_the_sae_follows_from_the_vectors_or_is_chosen(root: Path) -> None:
@@ -177,35 +177,35 @@ def test_the_sae_follows_from_the_vectors_or_is_chosen(root: Path) -> None:
     assert reference.read(root, options()).manifest.sae.latents == 4
     put_sae(root, layer=5)
     both = "sae_thinking_layer1_clusters4.pt, sae_thinking_layer5_clusters4.pt"
-    refused(root, f"needs one SAE of thinking for 4 latents; found {both}", "--sae-layer")
+    refused(root, f"several SAEs of thinking for 4 latents: {both}", "--sae-layer")
     assert reference.read(root, options(sae_layer=5)).manifest.sae.layer == 5
     refused(root, "with 4 latents or more at layer 6", sae_layer=6)
     for layer in (1, 5):
         (root / layout.SAES / f"sae_thinking_layer{layer}_clusters4.pt").unlink()
     assert reference.read(root, options()).manifest.sae.latents == 5
     put_sae(root, latents=6)
-    refused(root, "layer1_clusters5.pt, sae_thinking_layer1_clusters6.pt; leave one of them there")
+    refused(root, "layer1_clusters5.pt, sae_thinking_layer1_clusters6.pt", "leave one of them there")
 
 
 def test_the_layer_follows_from_the_vectors_or_is_chosen(root: Path) -> None:
     put_vector(root, "base", "idx1", layer=3)
-    refused(root, "found 2, 3", "--layer")
+    refused(root, "for layers 2, 3", "--layer")
     assert keys(reference.read(root, options(layer=2))) == ("idx0", "idx3")
-    refused(root, "trained for layer 3; found idx1 alone", layer=3)
-    refused(root, "found 2, 3, and 4 asked for", layer=4)
+    refused(root, "only idx1 for layer 3", layer=3)
+    refused(root, "for layers 2, 3, not 4", layer=4)
 
 
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        ({"steering_type": "adaptive_linear"}, "steering_type adaptive_linear"),
-        ({"lora_rank": 2}, "lora_rank 2"),
-        ({"adaptive_hidden": 128}, "adaptive_hidden 128"),
+        ({"steering_type": "adaptive_linear"}, "steering_type is adaptive_linear"),
+        ({"lora_rank": 2}, "lora_rank is 2"),
+        ({"adaptive_hidden": 128}, "adaptive_hidden is 128"),
     ],
 )
 def test_adaptive_and_low_rank_steering_is_refused(root: Path, change: dict, found: str) -> None:
     put_vector(root, "base", "idx1", **change)
-    refused(root, "base_idx1_linear.pt: must be a linear steering vector", found)
+    refused(root, "base_idx1_linear.pt: ", found, "needs a linear steering vector")
 
 
 @pytest.mark.parametrize("kind", ["_adaptive_linear", "_resid_lora", "_lora", "_adaptive"])
@@ -216,18 +216,18 @@ def test_variants_are_left_out_where_there_is_a_vector_and_refused_else(
     assert "idx1" in keys(reference.read(root, options()))
     assert any(f"not imported: base_idx1{kind}.pt" in message for message in caplog.messages)
     put_vector(root, "base", "idx2", suffix=kind)
-    refused(root, "found idx2 only as an adaptive or low-rank variant", f"base_idx2{kind}.pt")
+    refused(root, "idx2 is there only as an adaptive or low-rank variant", f"base_idx2{kind}.pt")
 
 
 def test_a_missing_bias_is_refused(root: Path) -> None:
     (root / layout.VECTORS / "base_bias_linear.pt").unlink()
-    refused(root, "needs the bias vector base_bias_linear.pt; found idx0, idx1, idx3 without it")
+    refused(root, "idx0, idx1, idx3 without the bias vector base_bias_linear.pt")
 
 
 def test_a_bias_alone_is_refused(tmp_path: Path) -> None:
     put_vectors(tmp_path, categories="bias")
     put_sae(tmp_path)
-    refused(tmp_path, "needs the bias vector and that of a behavior", "found bias alone")
+    refused(tmp_path, "only bias for layer 2", "the bias vector and that of a behavior are needed")
 
 
 def test_norms_must_be_those_stated(root: Path) -> None:
@@ -235,20 +235,20 @@ def test_norms_must_be_those_stated(root: Path) -> None:
     put_vector(root, "base", "idx1", vector_norm=norm * 1.0005)
     assert reference.read(root, options()).manifest.behaviors
     put_vector(root, "base", "idx1", vector_norm=norm * 1.01)
-    refused(root, "base_idx1_linear.pt: the vector must have the norm that", "found")
+    refused(root, "base_idx1_linear.pt: the vector has norm", "states")
 
 
 @pytest.mark.parametrize(
     ("held", "found"),
     [
-        ({"idx1": torch.ones(1, 6)}, "found shape [1, 6]"),
-        ({"idx1": torch.tensor(1.0)}, "found shape []"),
-        ({"idx1": torch.ones(7)}, "as wide as the bias, 6; found 7"),
-        ({"idx1": {"w": torch.ones(6)}}, "must be a tensor; found dict"),
-        ({"idx2": torch.ones(6)}, "must hold the vector idx1; found idx2"),
-        ({}, "found nothing"),
-        ([torch.ones(6)], "must be a tensor; found list"),
-        ({"idx1": torch.full((6,), float("nan"))}, "found 6 NaN or infinite"),
+        ({"idx1": torch.ones(1, 6)}, "the vector has shape [1, 6]"),
+        ({"idx1": torch.tensor(1.0)}, "the vector has shape []"),
+        ({"idx1": torch.ones(7)}, "has width 7; the bias has 6"),
+        ({"idx1": {"w": torch.ones(6)}}, "of type dict; it must be a tensor"),
+        ({"idx2": torch.ones(6)}, "holds idx2, not the vector idx1"),
+        ({}, "holds nothing"),
+        ([torch.ones(6)], "of type list; it must be a tensor"),
+        ({"idx1": torch.full((6,), float("nan"))}, "has 6 NaN or infinite"),
     ],
 )
 def test_what_is_no_vector_is_refused(root: Path, held: object, found: str) -> None:
@@ -260,16 +260,16 @@ def test_what_is_no_vector_is_refused(root: Path, held: object, found: str) -> N
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        ({"encoder_weight": torch.ones(3, 8)}, "encoder_weight must have shape [4, width]; found [3, 8]"),
-        ({"encoder_weight": torch.ones(4, 0)}, "found [4, 0]"),
-        ({"encoder_bias": torch.ones(4, 1)}, "encoder_bias must have shape [4]; found [4, 1]"),
-        ({"decoder_weight": torch.ones(4, 7)}, "decoder_weight must have shape [4, 8] or [8, 4]; found [4, 7]"),
-        ({"b_dec": torch.ones(7)}, "b_dec must have shape [8]; found [7]"),
-        ({"activation_mean": torch.ones(7)}, "activation_mean must have shape [8]"),
-        ({"b_dec": None}, "found no b_dec"),
-        ({"topk": 5}, "topk must be 1 to 4; found 5"),
-        ({"topk": 0}, "topk must be 1 to 4; found 0"),
-        ({"b_dec": torch.full((8,), float("inf"))}, "b_dec must be finite"),
+        ({"encoder_weight": torch.ones(3, 8)}, "encoder_weight has shape [3, 8]; it must have [4, width]"),
+        ({"encoder_weight": torch.ones(4, 0)}, "has shape [4, 0]"),
+        ({"encoder_bias": torch.ones(4, 1)}, "encoder_bias has shape [4, 1]; it must have [4]"),
+        ({"decoder_weight": torch.ones(4, 7)}, "decoder_weight has shape [4, 7]; it must have [4, 8] or [8, 4]"),
+        ({"b_dec": torch.ones(7)}, "b_dec has shape [7]; it must have [8]"),
+        ({"activation_mean": torch.ones(7)}, "activation_mean has shape [7]; it must have [8]"),
+        ({"b_dec": None}, "holds no b_dec"),
+        ({"topk": 5}, "topk is 5; it must be 1 to 4"),
+        ({"topk": 0}, "topk is 0; it must be 1 to 4"),
+        ({"b_dec": torch.full((8,), float("inf"))}, "b_dec has 8 NaN or infinite"),
     ],
 )
 def test_what_is_no_sae_is_refused(root: Path, change: dict, found: str) -> None:
@@ -295,18 +295,18 @@ class Runs:
 )
 def test_nothing_in_a_file_is_run(root: Path, name: str) -> None:
     torch.save({"idx0": Runs(f"touch {root}/mark"), "b_dec": Runs(f"touch {root}/mark")}, root / name)
-    refused(root, "found a call of ", "system")
+    refused(root, "not readable as tensors and plain data", "system")
     assert not (root / "mark").exists()
 
 
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("{", "must be JSON"),
-        ("[" * 100_000, "must be JSON"),
-        ("[]", "must be a JSON object; found list"),
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "of type list; it must be a JSON object"),
         ("{}", "category: Field required"),
-        ('{"category": "idx2", "hyperparameters": {"layer": 2}}', "category must be idx1; found 'idx2'"),
+        ('{"category": "idx2", "hyperparameters": {"layer": 2}}', "category is 'idx2'; it must be idx1"),
         ('{"category": "idx1", "hyperparameters": {"layer": -1}}', "hyperparameters.layer"),
         ('{"category": "idx1", "hyperparameters": {"vector_norm": NaN}}', "hyperparameters.vector_norm"),
     ],
@@ -320,7 +320,7 @@ def test_models_of_other_widths_are_refused(root: Path, fake_model: Callable[[in
     base = fake_model(10)
     for path in [*(root / layout.VECTORS).iterdir(), *(root / layout.HYPERPARAMETERS).iterdir()]:
         path.rename(path.with_name(path.name.replace("base_", f"{base.name}_")))
-    refused(root, "base model must have the vectors' width, 6; found 10", base=str(base))
+    refused(root, "has width 10; the base model must have the vectors' width, 6", base=str(base))
 
 
 @pytest.fixture
@@ -366,11 +366,6 @@ def test_the_papers_own_files(tmp_path: Path) -> None:
 
 @real
 def test_the_papers_own_sae_gives_the_same_categories() -> None:
-    from torch.serialization import safe_globals
-
-    from lm_eval_hybrid.bundles.formats.torch_file import _NUMPY, Unread
-
     path = REAL / layout.SAES / "sae_deepseek-r1-distill-qwen-1.5b_layer4_clusters15.pt"
-    with safe_globals([(Unread, name) for name in _NUMPY]):
-        held = torch.load(path, weights_only=True)
+    held = torch_file.load(path, 1 << 29)
     same_categories(reference.read(REAL / layout.SAES, options(**PAIR)), held)

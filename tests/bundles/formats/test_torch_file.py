@@ -1,4 +1,4 @@
-"""Files of torch.save, sound and hostile. The pickles that would run something would leave a file behind."""
+"""Files of torch.save, sound and hostile. A pickle that is executed would leave a file behind."""
 
 import io
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lm_eval_hybrid.bundles.formats.torch_file import Unread, as_float32, load
+from lm_eval_hybrid.bundles.formats.torch_file import UnreadArray, as_float32, load
 from lm_eval_hybrid.common.errors import HybridError
 from tests.bundles.formats.layout import rename_numpy
 
@@ -67,44 +67,17 @@ def test_arrays_of_either_numpy_are_left_unread(tmp_path: Path, core: str) -> No
     before = set(torch.serialization.get_safe_globals())
     held = load(path, LIMIT)
     assert torch.equal(held["bias"], torch.ones(2))
-    assert all(type(held[name]) is Unread for name in arrays)
+    assert all(type(held[name]) is UnreadArray for name in arrays)
     assert set(torch.serialization.get_safe_globals()) == before
-
-
-def test_what_is_allowed_elsewhere_changes_nothing(tmp_path: Path) -> None:
-    path = saved(tmp_path / "a.pt", {"labels": np.arange(4)})
-    reconstruct = np.arange(4).__reduce__()[0]
-    with torch.serialization.safe_globals([reconstruct, np.ndarray, os.makedirs]):
-        assert type(load(path, LIMIT)["labels"]) is Unread
-        refused(saved(tmp_path / "b.pt", Calls(os.makedirs, str(tmp_path / "mark"))), "found a call of os.makedirs")
-        assert reconstruct in torch.serialization.get_safe_globals()
-    assert not (tmp_path / "mark").exists()
 
 
 @pytest.mark.parametrize("function", [os.system, eval, os.makedirs])
 def test_nothing_is_called(tmp_path: Path, function: object) -> None:
     mark = tmp_path / "mark"
     argument = {os.system: f"touch {mark}", eval: f"open({str(mark)!r}, 'w')"}.get(function, str(mark))
-    refused(saved(tmp_path / "a.pt", {"bias": Calls(function, argument)}), "found a call of ")
+    refused(saved(tmp_path / "a.pt", {"bias": Calls(function, argument)}), "Unsupported global|unsupported GLOBAL")
     refused(archive(tmp_path / "b.pt", pickle.dumps(Calls(function, argument), 4)), "tensors and plain data")
     assert not mark.exists()
-
-
-def test_names_that_torch_allows_and_tensors_do_not_need_are_refused(tmp_path: Path) -> None:
-    refused(saved(tmp_path / "a.pt", Calls(bytearray, 1 << 40)), "found a call of .*bytearray")
-    refused(saved(tmp_path / "b.pt", torch.eye(2).to_sparse()), "found a call of .*sparse")
-
-
-def encoding(name: str) -> bytes:
-    """A pickle that calls _codecs.encode("a", name)."""
-    words = b"".join(b"X" + len(word).to_bytes(4, "little") + word for word in (b"a", name.encode()))
-    return b"\x80\x02c_codecs\nencode\n" + words + b"\x86R."
-
-
-@pytest.mark.parametrize("name", ["hex", "Base64_Codec", "quopri"])
-def test_encodings_that_fill_the_memory_are_refused(tmp_path: Path, name: str) -> None:
-    assert load(archive(tmp_path / "a.pt", encoding("latin1")), LIMIT) == b"a"
-    refused(archive(tmp_path / "b.pt", encoding(name)), f"found the encoding {name}")
 
 
 def test_arrays_of_objects_take_no_memory(tmp_path: Path) -> None:
@@ -112,7 +85,7 @@ def test_arrays_of_objects_take_no_memory(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple:
             return np.empty(0).__reduce__()[0], (np.ndarray, (1 << 40,), b"O")
 
-    assert type(load(saved(tmp_path / "a.pt", {"a": Huge()}), LIMIT)["a"]) is Unread
+    assert type(load(saved(tmp_path / "a.pt", {"a": Huge()}), LIMIT)["a"]) is UnreadArray
 
 
 def test_storages_are_as_long_as_their_bytes(tmp_path: Path) -> None:
@@ -127,16 +100,16 @@ def test_storages_are_as_long_as_their_bytes(tmp_path: Path) -> None:
 
 
 def test_packed_and_broken_archives_are_refused(tmp_path: Path) -> None:
-    refused(archive(tmp_path / "a.pt", b"\x80\x02}." + bytes(10_000), zipfile.ZIP_DEFLATED), "another archive")
+    refused(archive(tmp_path / "a.pt", b"\x80\x02}." + bytes(10_000), zipfile.ZIP_DEFLATED), "larger than the file")
     (tmp_path / "b.pt").write_bytes(b"no archive")
-    refused(tmp_path / "b.pt", "torch.save wrote")
+    refused(tmp_path / "b.pt", "save it again with torch.save")
     whole = saved(tmp_path / "c.pt", torch.ones(100)).read_bytes()
     for end in (0, 10, len(whole) // 2, len(whole) - 10):
         (tmp_path / "d.pt").write_bytes(whole[:end])
-        refused(tmp_path / "d.pt", "must ")
+        refused(tmp_path / "d.pt", "save it again with torch.save")
     with zipfile.ZipFile(tmp_path / "e.pt", "w") as parts:
         parts.writestr("e/version", "3")
-    refused(tmp_path / "e.pt", "another archive")
+    refused(tmp_path / "e.pt", "save it again with torch.save")
     buffer = io.BytesIO()
     torch.save(torch.ones(2), buffer, _use_new_zipfile_serialization=False)
     (tmp_path / "f.pt").write_bytes(buffer.getvalue())
@@ -145,10 +118,10 @@ def test_packed_and_broken_archives_are_refused(tmp_path: Path) -> None:
 
 def test_files_are_bounded_and_regular(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pt", torch.ones(1000))
-    with pytest.raises(HybridError, match="at most 1,000 bytes"):
+    with pytest.raises(HybridError, match="larger than the limit of 1,000 bytes"):
         load(path, 1000)
-    refused(tmp_path / "none.pt", "found none")
-    refused(tmp_path, "regular")
+    refused(tmp_path / "none.pt", "no such file")
+    refused(tmp_path, "not a regular file")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -163,12 +136,12 @@ def test_floats_become_float32_copies(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("value", "pattern"),
     [
-        ([1.0], "it must be a tensor; found list"),
-        (torch.arange(3), "floating-point numbers.*int64"),
+        ([1.0], "it is of type list; it must be a tensor"),
+        (torch.arange(3), "int64.*floating-point numbers"),
         (torch.eye(2).to_sparse(), "dense"),
         (torch.ones(1).expand(1 << 15, 1 << 15), "at most"),
-        (torch.tensor([1.0, float("nan"), float("inf")]), "found 2 NaN or infinite of 3"),
-        (torch.tensor([1e300], dtype=torch.float64), "found 1 NaN or infinite of 1"),
+        (torch.tensor([1.0, float("nan"), float("inf")]), "it has 2 NaN or infinite of 3"),
+        (torch.tensor([1e300], dtype=torch.float64), "it has 1 NaN or infinite of 1"),
     ],
 )
 def test_what_is_no_tensor_of_floats_is_refused(value: object, pattern: str) -> None:

@@ -81,30 +81,20 @@ def overlap_bomb(place: Place) -> list[Action]:
     return read_bomb(place, "vector.gguf", head + bytes(-len(head) % 32) + bytes(4 << 20))
 
 
-def pickle_bomb(place: Place, first: str, second: str, calls: int) -> list[Action]:
-    """A pickle that encodes one text again and again, and keeps what comes of it."""
-    texts = [b"X" + struct.pack("<I", len(text.encode())) + text.encode() for text in (first, second)]
-    start = b"\x80\2](" + texts[0] + b"q\1" + texts[1] + b"q\2c_codecs\nencode\nq\3"
-    return read_bomb(place, "vectors.pt", _around(start + b"h\3h\1h\2\x86R" * calls + b"e."))
-
-
-def copies_bomb(place: Place) -> list[Action]:
-    """A pickle that makes dictionaries of one list, again and again."""
-    pairs = b"".join(b"M" + struct.pack("<H", number) + b"K\0\x86" for number in range(60_000))
-    start = b"\x80\2](](" + pairs + b"eq\1ccollections\nOrderedDict\nq\2"
-    return read_bomb(place, "vectors.pt", _around(start + b"h\2h\1\x85R" * 400 + b"e."))
-
-
-def opcodes_bomb(place: Place) -> list[Action]:
-    return read_bomb(place, "vectors.pt", _around(b"\x80\2](" + b"N" * (60 << 20) + b"e."))
-
-
-def _around(pickle: bytes) -> bytes:
+def packed_bomb(place: Place) -> list[Action]:
+    """A file of torch.save, compressed: zeros, which would become a thousand times as much."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as packed:
-        for name, data in (("data.pkl", pickle), ("byteorder", b"little"), ("version", b"3\n")):
-            packed.writestr(f"x/{name}", data)
-    return buffer.getvalue()
+    torch.save({"layers.2": {"steering_vector": torch.zeros(1 << 27), "action": "add"}}, buffer)
+    with zipfile.ZipFile(buffer) as plain, zipfile.ZipFile(place.inside / "a.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    return read_bomb(place, "vectors.pt", (place.inside / "a.pt").read_bytes())
+
+
+def array_bomb(place: Place) -> list[Action]:
+    """A control vector's file with a list that is said to have no end."""
+    fields = {"general.tags": (9, struct.pack("<IQ", 0, 1 << 62)), "a": (9, struct.pack("<IQ", 9, 1 << 62))}
+    return read_bomb(place, "vector.gguf", gguf_head(fields, []))
 
 
 def reference_bomb(place: Place, change: Callable[[Path], object]) -> list[Action]:
@@ -150,7 +140,6 @@ def sparse_bomb(place: Place) -> list[Action]:
     return [lambda: contents.faults(folder), lambda: command("show", folder)]
 
 
-CHINESE = "".join(chr(0x4E00 + number % 20_000) for number in range(200_000))
 BOMBS: dict[str, Callable[[Place], list[Action]]] = {
     "results": lambda place: manifest_bomb(place, b"results: [", b"{},", b"]"),
     "scalars": lambda place: manifest_bomb(place, b"authors: [", b"1,", b"]"),
@@ -160,12 +149,8 @@ BOMBS: dict[str, Callable[[Place], list[Action]]] = {
     "header": header_bomb,
     "sparse": sparse_bomb,
     "overlap": overlap_bomb,
-    "utf-32": lambda place: pickle_bomb(place, "a" * 1_000_000, "utf-32", 1000),
-    "latin-1": lambda place: pickle_bomb(place, "a" * 1_000_000, "latin1", 4000),
-    "punycode": lambda place: pickle_bomb(place, CHINESE, "punycode", 1),
-    "idna": lambda place: pickle_bomb(place, CHINESE, "idna", 1),
-    "copies": copies_bomb,
-    "opcodes": opcodes_bomb,
+    "packed": packed_bomb,
+    "array": array_bomb,
     "views": lambda place: reference_bomb(place, views_bomb),
     "objects": lambda place: reference_bomb(place, lambda folder: json_bomb(folder, "{}")),
     "numbers": lambda place: reference_bomb(place, lambda folder: json_bomb(folder, "0.5")),

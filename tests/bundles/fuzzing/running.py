@@ -14,7 +14,7 @@ from unittest import mock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lm_eval_hybrid.bundles.formats import models
+from lm_eval_hybrid.bundles import compatibility
 from tests.bundles.fuzzing.bombs import BOMBS
 from tests.bundles.fuzzing.bundles import archive_case, folder_case, manifest_case, tensors_case
 from tests.bundles.fuzzing.formats import (
@@ -52,7 +52,7 @@ def main(root: str, *cases: str) -> None:
     """Try the cases, each a bomb's name or KIND=COUNT, below `root`, and print what they took."""
     place = Place(Path(root))
     resource.setrlimit(resource.RLIMIT_AS, (4 * BYTES, 4 * BYTES))  # so that a failure does not fill the machine
-    with mock.patch.object(models, "_look_up", known_models):
+    with mock.patch.object(compatibility, "_look_up", known_models):
         for case in cases:
             kind, counted, count = case.partition("=")
             if counted:
