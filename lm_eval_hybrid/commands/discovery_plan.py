@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from lm_eval_hybrid.discovery.taxonomy import grading
 from lm_eval_hybrid.discovery.vectors.fitting import LikelihoodRecipe
+from lm_eval_hybrid.report.terminal import duration, make_table
 
 if TYPE_CHECKING:
     from lm_eval_hybrid.discovery.plan import DiscoveryPlan
@@ -57,11 +56,7 @@ class StageCost:
 
 def render(plan: "DiscoveryPlan", models: Mapping[str, ModelSize]) -> RenderableType:
     """The table of stages and their states, and the total of those to do."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("stage", "state", "work"):
-        table.add_column(name)
-    for name in ("TFLOP", "disk"):
-        table.add_column(name, justify="right")
+    table = make_table("stage", "state", "work", numbers=("TFLOP", "disk"))
     flop = disk = 0.0
     cost_of = costs(plan, models)
     for stage in plan.stages:
@@ -71,7 +66,7 @@ def render(plan: "DiscoveryPlan", models: Mapping[str, ModelSize]) -> Renderable
         if not stage.done:
             flop, disk = flop + cost.flop, disk + cost.disk
     weights = sum(model.parameters for model in models.values())
-    times = "; ".join(f"{_time(flop / speed)} at {speed / 1e12:g} TFLOP/s ({what})" for speed, what in SPEEDS)
+    times = "; ".join(f"{duration(flop / speed)} at {speed / 1e12:g} TFLOP/s ({what})" for speed, what in SPEEDS)
     lines = [
         f"to do: {flop / 1e12:,.3g} TFLOP, {_bytes(disk)} of disk in {plan.work.folder}",
         f"time: about {times}; more where traces or answers are generated in small batches",
@@ -148,9 +143,3 @@ def _bytes(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:,.3g} TB"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s" if seconds >= 1 else "under a second"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"

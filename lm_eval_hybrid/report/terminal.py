@@ -29,6 +29,18 @@ def make_table(*texts: str, numbers: Sequence[str] = ()) -> Table:
     return table
 
 
+def duration(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `3 min 20 s`, `5 h 10 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60:02} min"
+
+
 def comparison_table(comparison: Sequence[TaskComparison], runs: Runs, seed: int) -> Group:
     """All tasks and arms, differences from the hybrid, and the provenance; at most 100 columns wide.
 

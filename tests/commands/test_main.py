@@ -131,7 +131,7 @@ def test_eval_and_compare_meet(tmp_path: Path, capsys: pytest.CaptureFixture) ->
     capsys.readouterr()
     assert main(["compare", str(tmp_path / "o")]) == 0
     shown = capsys.readouterr().out
-    assert "hybrid 0.0% [0.0, 56.1] undefined: no run of" in " ".join(shown.split())
+    assert "hybrid 0.0% [0.0, 56.1] undefined: base and" in " ".join(shown.split())
     assert "bundle: tiny@1.0.0#" in shown
     assert "toy, document " in shown
     assert f"lm_eval_hybrid {__version__}" in shown

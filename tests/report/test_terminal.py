@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from lm_eval_hybrid.judging.verdicts import Agreement
-from lm_eval_hybrid.report.terminal import agreement_table, comparison_table
+from lm_eval_hybrid.report.terminal import agreement_table, comparison_table, duration
 from lm_eval_hybrid.results.comparison import compare
 from lm_eval_hybrid.results.outputs import read
 from lm_eval_hybrid.results.statistics import difference, gap
@@ -134,3 +134,9 @@ def test_agreement_has_a_row_for_each_model_and_shows_its_name_unchanged() -> No
     assert "math500_hybrid base 100.0% 100.0% 100.0% - 0 0 0" in lines
     assert "empty - - - - 0 0 5" in lines
     assert any("judge: gpt-4.1 at [b]https://host/v1" in line for line in lines)
+
+
+def test_durations_have_two_units() -> None:
+    assert [duration(seconds) for seconds in (0.44, 9.96, 59.6, 3599.4, 18_600)] == [
+        *("0.4 s", "10 s", "1 min 00 s", "59 min 59 s", "5 h 10 min"),
+    ]
