@@ -1,4 +1,4 @@
-"""Our own tasks only: reading the harness's thousands takes seconds, each time."""
+"""Lets TaskManager read only our tasks: reading the harness's thousands takes seconds, each time."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ import pytest
 @pytest.fixture(autouse=True)
 def _own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     class OwnTasks(lm_eval.tasks.TaskManager):
-        # `autoload` gives whoever reads the stock tasks ours as well: these are what is read.
+        # `autoload` adds our folder only for a manager that would read the harness's tasks.
         def __init__(self, include_path: Any = None, include_defaults: bool = True, **given: Any) -> None:
             super().__init__(include_path=include_path, include_defaults=False, **given)
 

@@ -1,4 +1,4 @@
-"""Imagined models: configurations of well-known shapes, of which nothing is ever loaded."""
+"""Configurations of well-known shapes; their models are never loaded."""
 
 from functools import cache
 

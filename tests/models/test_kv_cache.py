@@ -6,8 +6,8 @@ from lm_eval_hybrid.models.kv_cache import CacheColumns, Grid, Residuals
 CPU = torch.device("cpu")
 
 
-def test_rows_that_grow_at_their_own_pace() -> None:
-    """Against lists: rows advance, go back, are replaced, dropped and doubled."""
+def test_rows_that_grow_at_different_paces() -> None:
+    """Compared with lists: rows advance, rewind, are replaced, dropped and duplicated."""
     generator = torch.Generator().manual_seed(0)
     grid, expected = Grid(4), [torch.empty(2, 0, 3) for _ in range(4)]
     for step in range(80):
@@ -30,14 +30,14 @@ def test_rows_that_grow_at_their_own_pace() -> None:
             assert torch.equal(grid.read(torch.tensor([row]), end)[0, :, : wanted.shape[1]], wanted)
 
 
-def test_a_new_column_copies_no_old_one() -> None:
+def test_appending_seldom_copies_the_buffer() -> None:
     grid = Grid(2)
     grid.write(torch.zeros(2, 1, 100, 4), CacheColumns.after([0, 0], 100, CPU))
-    places = set()
+    addresses = set()
     for length in range(100, 160):
         grid.write(torch.zeros(2, 1, 1, 4), CacheColumns.after([length, length - 50], 1, CPU))
-        places.add(grid.read(None, length + 1).data_ptr())
-    assert len(places) == 1
+        addresses.add(grid.read(None, length + 1).data_ptr())
+    assert len(addresses) == 1
 
 
 @pytest.mark.parametrize(("reach", "ahead"), [(0, 4), (1, 4), (1, 1), (5, 3), (40, 4)])
@@ -57,7 +57,7 @@ def test_residuals_within_reach_are_kept(reach: int, ahead: int) -> None:
         cells = CacheColumns.after([len(row) for row in expected], ahead, CPU)
         residuals.write(new, cells, counts)
         read = [torch.cat([row, part[:count]]) for row, part, count in zip(expected, new, counts, strict=True)]
-        # Any of what was just read may be the end of a window.
+        # A window may end at any column that was just read.
         for row, (before, whole) in enumerate(zip(expected, read, strict=True)):
             for end in range(len(before), len(whole)):
                 columns = torch.arange(max(0, end + 1 - reach) if reach else 0, end + 1)
@@ -69,7 +69,7 @@ def test_residuals_within_reach_are_kept(reach: int, ahead: int) -> None:
             expected = [expected[2], expected[0]]
 
 
-def test_forgotten_residuals_take_no_room() -> None:
+def test_old_residuals_are_overwritten() -> None:
     residuals = Residuals(1, reach=8, ahead=4)
     for length in range(2000):
         residuals.write(torch.zeros(1, 1, 4), CacheColumns.after([length], 1, CPU), [1])

@@ -1,4 +1,4 @@
-"""A model's rows, cached, ragged, skipped and branched, against the same recomputed from nothing."""
+"""Passes over cached, ragged and branched rows, compared with the same recomputed from the first token."""
 
 import copy
 from pathlib import Path
@@ -18,7 +18,7 @@ PROMPTS = [[3, 4, 5, 6, 7], [8], [10, 11, 12, 13, 14, 15, 16, 17, 18, 19]]
 
 
 def opened(model: PreTrainedModel, rows: list[list[int]], reach: int | None = 0, layer: int = LAYER) -> LocalSequences:
-    """Rows with all their tokens but the last read."""
+    """Rows of which all tokens but the last are read."""
     sequences = LocalBackend(model, tiny_tokenizer()).open(len(rows), layer, reach, AHEAD)
     sequences.insert(range(len(rows)), [row[:-1] for row in rows])
     return sequences
@@ -29,7 +29,7 @@ def close(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def matches(sequences: LocalSequences, model: PreTrainedModel, rows: list[list[int]], new: Tensor) -> bool:
-    """Whether reading the last token of each row and `new` [rows, n] says what recomputing says."""
+    """Whether reading the last token of each row and `new` [rows, n] gives what recomputing gives."""
     last = torch.tensor([[row[-1]] for row in rows])
     reading = sequences.read(torch.cat([last, new], 1))
     for i, row in enumerate(rows):
@@ -41,7 +41,7 @@ def matches(sequences: LocalSequences, model: PreTrainedModel, rows: list[list[i
 
 
 @pytest.mark.parametrize(("family", "reach"), [*((family, 0) for family in FAMILIES), ("llama", 8), ("gemma3", 8)])
-def test_cached_ragged_and_branched_is_recomputed(family: str, reach: int) -> None:
+def test_cached_ragged_and_branched_rows_match_recomputed_ones(family: str, reach: int) -> None:
     model = tiny_model(family, seed=0)
     rows = [list(prompt) for prompt in PROMPTS]
     sequences = opened(model, rows, reach)
@@ -50,7 +50,7 @@ def test_cached_ragged_and_branched_is_recomputed(family: str, reach: int) -> No
     for step in range(4):
         new = torch.randint(3, VOCABULARY, (len(rows), AHEAD - 1), generator=generator)
         assert matches(sequences, model, rows, new)
-        # Anywhere among what was just read, several places of one row included.
+        # At any of the tokens just read, also several times in one row.
         items, ends = [0, len(rows) - 1, 0], [len(rows[0]) + 1, len(rows[-1]) - 1, len(rows[0]) - 1]
         steering = torch.randn(3, len(windows), 32, generator=generator) * 2
         logits = sequences.steered(items, ends, steering, windows)
@@ -62,7 +62,7 @@ def test_cached_ragged_and_branched_is_recomputed(family: str, reach: int) -> No
                     i,
                     window,
                 )
-        # Each row keeps some of it, and goes on with another token.
+        # Each row keeps some of the tokens, and continues with another one.
         kept = torch.randint(0, AHEAD, (len(rows),), generator=generator).tolist()
         rows = [row + part[:n].tolist() for row, part, n in zip(rows, new, kept, strict=True)]
         sequences.rewind([len(row) for row in rows])
@@ -76,7 +76,7 @@ def test_cached_ragged_and_branched_is_recomputed(family: str, reach: int) -> No
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_around_nnsight_is_the_same_as_through_it(family: str) -> None:
+def test_hooked_and_traced_passes_give_the_same_bits(family: str) -> None:
     model, said = tiny_model(family, seed=0), []
     for read_pass in (traced, hooked):
         sequences = LocalBackend(model, tiny_tokenizer(), read_pass).open(3, LAYER, 0, AHEAD)
@@ -98,13 +98,13 @@ def test_rows_may_read_different_numbers_of_tokens() -> None:
     assert matches(sequences, model, [[*row, 30] for row in rows], torch.tensor([[31]] * 3))
 
 
-def test_long_prompts_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_prompts_are_read_in_several_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lm_eval_hybrid.models.local.PASS_TOKENS", 6)
     model = tiny_model("mistral", seed=0)
     assert matches(opened(model, PROMPTS, reach=3), model, PROMPTS, torch.tensor([[5, 6]] * 3))
 
 
-def test_steering_leaves_no_trace_in_what_is_kept() -> None:
+def test_steering_leaves_the_cache_unchanged() -> None:
     model = tiny_model("llama", seed=0)
     sequences = opened(model, PROMPTS, reach=8)
     sequences.read(torch.tensor([[row[-1]] for row in PROMPTS]))
@@ -114,7 +114,7 @@ def test_steering_leaves_no_trace_in_what_is_kept() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype: torch.dtype) -> None:
-    """Its own rounding apart, the same: all passes see the same weights, in the same precision."""
+    """The same up to rounding: all passes use the same weights, in the same precision."""
     model = tiny_model("llama", seed=0).to(dtype)
     sequences = opened(model, PROMPTS, reach=1)
     reading = sequences.read(torch.tensor([[row[-1]] for row in PROMPTS]))
@@ -128,8 +128,8 @@ def test_half_precision(dtype: torch.dtype) -> None:
         assert torch.allclose(steered[i, 0], expected, rtol=0.1, atol=0.3)
 
 
-def test_weights_may_be_elsewhere(tmp_path: Path) -> None:
-    """As `device_map=auto` leaves a model that does not fit: some layers on disk, fetched as they are needed."""
+def test_offloaded_weights(tmp_path: Path) -> None:
+    """Some layers on disk, loaded when needed, as `device_map=auto` places a model that does not fit."""
     plain = tiny_model("llama", seed=0)
     plain.save_pretrained(tmp_path)
     places = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
@@ -161,7 +161,7 @@ def test_a_window_beyond_the_reach_is_refused(reach: int | None, window: int) ->
 
 
 @pytest.mark.parametrize("layer", [-1, 4])
-def test_a_layer_that_is_not_there_is_a_users_error(layer: int) -> None:
+def test_a_missing_hook_layer_is_refused(layer: int) -> None:
     with pytest.raises(HybridError, match=f"no layer {layer} to hook.* 4 layers"):
         opened(tiny_model("llama", seed=0), PROMPTS, layer=layer)
 
@@ -173,12 +173,12 @@ def test_an_attention_without_masks_is_refused() -> None:
         LocalBackend(model, tiny_tokenizer())
 
 
-def test_a_past_that_cannot_be_taken_back_is_refused() -> None:
+def test_a_model_that_cannot_rewind_is_refused() -> None:
     config = MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, state_size=4)
     with pytest.raises(HybridError, match="MambaForCausalLM cannot rewind its past"):
         LocalBackend(AutoModelForCausalLM.from_config(config), tiny_tokenizer())
 
 
-def test_the_context_is_the_configs() -> None:
+def test_the_context_length_comes_from_the_configuration() -> None:
     for family in ("llama", "gpt2"):
         assert LocalBackend(tiny_model(family, seed=0), tiny_tokenizer()).context_length == 256

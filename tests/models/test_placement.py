@@ -28,7 +28,7 @@ def pair(base: str, thinking: str, rows: int = 8, tokens: int = 2048) -> list[Mo
 
 
 def check(needs: Sequence[ModelNeed], there: Machine, places: dict[str, Placement]) -> None:
-    """No byte is lost, and no device has more than what counts of it."""
+    """Check that no byte is lost, and that no device gets more than its usable share."""
     held: dict[str, int] = {}
     for need in needs:
         # Shares are whole bytes: each device may have one more.
@@ -62,7 +62,7 @@ def test_pairs_on_gpus(gpus: tuple[int, ...], base: str, thinking: str, expected
     check(needs, there, places)
 
 
-def test_a_split_model_leaves_room_for_its_past_and_for_the_other_one() -> None:
+def test_a_split_model_leaves_room_for_its_cache_and_for_the_other_model() -> None:
     there, needs = machine(*(24,) * 8), pair("70b", "1.5b")
     base = place_models(needs, there, PlacementOptions())["base"]
     assert list(base.limits) == list(range(8))
@@ -73,7 +73,7 @@ def test_a_split_model_leaves_room_for_its_past_and_for_the_other_one() -> None:
     assert base.limits[0] <= base.limits[1] - needs[1].total + needs[0].working / 8
 
 
-def test_the_cpu_is_a_device_like_another() -> None:
+def test_models_on_the_cpu() -> None:
     needs = pair("7b", "7b")
     assert place_models(needs, machine(), PlacementOptions())["base"].device == "cpu"
     check(needs, machine(), place_models(needs, machine(), CPU_ONLY))
@@ -82,20 +82,20 @@ def test_the_cpu_is_a_device_like_another() -> None:
     }
 
 
-def test_what_the_user_settled_stays() -> None:
+def test_devices_that_the_user_names_are_kept() -> None:
     needs = pair("1.5b", "1.5b")
     places = place_models(needs, machine(80, 24), PlacementOptions(devices={"base": "cuda:1"}))
     assert (places["base"].device, places["thinking"].device) == ("cuda:1", "cuda:1")
     places = place_models(needs, machine(80, 24), PlacementOptions(devices={"base": "cuda:1", "thinking": "cpu"}))
     assert (places["base"].device, places["thinking"].device) == ("cuda:1", "cpu")
-    # Of another kind of device nothing is known: it is not refused.
+    # The free memory of another kind of device is unknown, so it is not refused.
     assert (
         place_models(needs, machine(), PlacementOptions(devices={"base": "mps", "thinking": "mps"}))["base"].device
         == "mps"
     )
 
 
-def test_weights_leave_the_gpus_only_where_that_was_asked_for() -> None:
+def test_weights_leave_the_gpus_only_on_request() -> None:
     needs, there = pair("32b", "7b", rows=1), machine(24, 24, memory=64)
     with pytest.raises(HybridError):
         place_models(needs, there, PlacementOptions())
@@ -109,7 +109,7 @@ def test_weights_leave_the_gpus_only_where_that_was_asked_for() -> None:
     assert places["base"].parts["cuda:0"] <= 2 * GIB + needs[0].working
 
 
-def test_without_gpus_what_is_offloaded_is_read_in_main_memory() -> None:
+def test_offloading_without_gpus() -> None:
     needs, there = pair("7b", "1.5b", rows=1), machine(memory=8)
     places = place_models(needs, there, PlacementOptions(devices={"base": "cpu", "thinking": "cpu"}, offload=True))
     assert set(places["base"].parts) == {"cpu", "disk"}
@@ -137,7 +137,7 @@ def test_without_gpus_what_is_offloaded_is_read_in_main_memory() -> None:
         (pair("70b", "70b"), machine(24, memory=16), PlacementOptions(), "base_backend=remote,thinking_backend=remote"),
     ],
 )
-def test_what_does_not_fit_is_said_with_what_would(
+def test_models_that_do_not_fit_are_refused_with_advice(
     needs: list[ModelNeed], there: Machine, wishes: PlacementOptions, advice: str
 ) -> None:
     with pytest.raises(HybridError) as caught:
@@ -148,7 +148,7 @@ def test_what_does_not_fit_is_said_with_what_would(
     assert "needed base" in said and "cuda:0 " in said and "more memory than there is" in said
 
 
-def test_advice_that_is_taken_fits() -> None:
+def test_the_advised_batch_size_fits() -> None:
     with pytest.raises(HybridError, match=r"batch_size=(\d+),") as caught:
         place_models(pair("7b", "7b", rows=100), machine(24, 24), PlacementOptions())
     rows = int(str(caught.value).partition("batch_size=")[2].partition(",")[0])
@@ -173,7 +173,7 @@ def test_a_described_machine(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "gpus: 2", "gpus: [24GiB]", "memory: much", "memory: 1GiB\ngpu: [1GiB]", "memory: ["]
 )
-def test_what_describes_none_is_refused(tmp_path: Path, text: str) -> None:
+def test_other_descriptions_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "machine.yaml"
     path.write_text(text)
     with pytest.raises(HybridError, match="does not describe a machine"):

@@ -30,7 +30,7 @@ PLAIN: MaskForm = (torch.float32, None, ())
 
 
 @pytest.mark.parametrize("path", sorted(Path(portable.__path__[0]).glob("*.py")), ids=lambda path: path.stem)
-def test_what_is_sent_is_plain_functions_that_need_nothing_of_ours(path: Path) -> None:
+def test_modules_hold_plain_functions_and_import_nothing_else_of_ours(path: Path) -> None:
     allowed = {*sys.stdlib_module_names, "torch", "transformers", "nnsight"}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         assert not isinstance(node, ast.ClassDef | ast.Lambda), ast.dump(node)

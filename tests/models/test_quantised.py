@@ -1,4 +1,4 @@
-"""Weights in 4 and 8 bits, through transformers, where bitsandbytes is installed."""
+"""Weights in 4 and 8 bits, where bitsandbytes is installed."""
 
 from pathlib import Path
 

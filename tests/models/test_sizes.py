@@ -1,4 +1,4 @@
-"""Sizes from configurations, against models that are really there."""
+"""Footprints from configurations, compared with real models."""
 
 from pathlib import Path
 
@@ -23,14 +23,14 @@ def test_weights_are_those_of_the_model(tmp_path: Path, kind: str) -> None:
     assert model_footprint(ModelSource.named("base", str(tmp_path)), {"dtype": "bfloat16"}).weights == size.weights // 2
 
 
-def test_keys_and_values_are_those_that_a_pass_leaves() -> None:
+def test_the_cache_is_as_large_as_after_a_pass() -> None:
     model = tiny_model("llama", 0)
     kept = model(torch.tensor([[5, 6, 7]]), use_cache=True).past_key_values
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in kept.layers)
     assert ModelFootprint.of(model.config, torch.float32).cache(rows=1, tokens=3) == held
 
 
-def test_heads_may_have_a_width_of_their_own() -> None:
+def test_heads_may_have_their_own_width() -> None:
     config = LlamaConfig(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=32, num_hidden_layers=3)
     assert cached_numbers(config) == 2 * 3 * 2 * 32
     assert cached_numbers(GPT2Config(n_embd=64, n_head=4, n_layer=3)) == 2 * 3 * 64
@@ -43,7 +43,7 @@ def test_known_shapes(name: str, billions: float) -> None:
     assert size.weights == 2 * size.parameters
 
 
-def test_quantised_weights_are_the_linear_ones_but_the_head() -> None:
+def test_linear_weights_other_than_the_head_are_quantised() -> None:
     whole, quantised = shapes.size("7b"), shapes.size("7b", bits=4)
     outside = 2 * 32000 * 4096 + 65 * 4096  # embeddings and head, norms
     assert whole.parameters - whole.linear == outside
@@ -55,17 +55,17 @@ def test_quantised_weights_are_the_linear_ones_but_the_head() -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_quantised_weights_are_as_large_as_thought(tmp_path: Path, bits: int) -> None:
+def test_quantised_weights_are_as_large_as_computed(tmp_path: Path, bits: int) -> None:
     pytest.importorskip("bitsandbytes")
     tiny_model("llama", 0, width=128).to(torch.float16).save_pretrained(tmp_path)
     settings = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=settings, dtype=torch.float16)
     size = ModelFootprint.of(AutoConfig.from_pretrained(tmp_path), torch.float16, bits)
-    # Its own account leaves out the scales.
+    # transformers does not count the scales.
     assert size.weights == pytest.approx(model.get_memory_footprint(return_buffers=False), rel=0.07)
 
 
-def test_what_is_no_model_is_said(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(HybridError, match="cannot load the thinking model and its tokenizer from"):
         model_footprint(ModelSource.named("thinking", str(tmp_path)), {})

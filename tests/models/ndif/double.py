@@ -1,4 +1,4 @@
-"""A server that speaks NDIF's protocol and does as it is told: for faults that a real one does not commit on demand."""
+"""A test double of an NDIF server, which commits faults on demand."""
 
 import asyncio
 import io
@@ -17,10 +17,10 @@ from nnsight.schema.response import ResponseModel, Status
 
 @dataclass
 class Double:
-    """What a server does, request by request, and what it was sent.
+    """The behavior of one server, request by request, and the requests that it got.
 
     Attributes:
-        replies: one for each request, in order; the last one again and again.
+        replies: one for each request, in order; the last one repeats.
         headers: of the requests.
     """
 

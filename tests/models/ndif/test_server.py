@@ -1,4 +1,4 @@
-"""Asking a server, which fails in every way that it can."""
+"""Requests to a server that fails in every possible way."""
 
 import socket
 from typing import Any
@@ -43,8 +43,8 @@ def model() -> TransformersModel:
     return TransformersModel(tiny_model(0), tokenizer=tiny_tokenizer(), task="text-generation")
 
 
-def asked(model: TransformersModel, at: Server, traffic: Traffic | None = None) -> dict[str, Any]:
-    """What the server answers to `programs.describe`."""
+def describe(model: TransformersModel, at: Server, traffic: Traffic | None = None) -> dict[str, Any]:
+    """The server's answer to `programs.describe`."""
     traffic = traffic or Traffic()
     program, given = programs.describe, {"names": ("model_type",)}
 
@@ -65,7 +65,7 @@ def at(double: Double, **options: Any) -> Server:
 def test_an_answer(model: TransformersModel, at_once: bool) -> None:
     traffic = Traffic()
     with serving(answers(ANSWER, at_once)) as double:
-        found = asked(model, at(double, key="a key"), traffic)
+        found = describe(model, at(double, key="a key"), traffic)
     assert found.keys() == ANSWER.keys()
     assert torch.equal(found["tokens"], ANSWER["tokens"])
     assert found["places"] == ANSWER["places"]
@@ -93,18 +93,18 @@ def test_an_answer(model: TransformersModel, at_once: bool) -> None:
     ],
     ids=["dropped", "garbage", "unknown state", "moved", "503", "500", "half an answer", "half a frame"],
 )
-def test_what_may_pass_is_asked_again(model: TransformersModel, fault: Reply, caplog: pytest.LogCaptureFixture) -> None:
+def test_transient_faults_are_retried(model: TransformersModel, fault: Reply, caplog: pytest.LogCaptureFixture) -> None:
     traffic = Traffic()
     with serving(fault, fault, answers(ANSWER)) as double:
-        assert asked(model, at(double), traffic)["places"] == ANSWER["places"]
+        assert describe(model, at(double), traffic)["places"] == ANSWER["places"]
     assert (traffic.requests, traffic.retries) == (1, 2)
     assert caplog.text.count("retrying in") == 2
 
 
-def test_an_answer_that_never_comes(model: TransformersModel) -> None:
+def test_silence_is_retried(model: TransformersModel) -> None:
     traffic = Traffic()
     with serving(is_silent, answers(ANSWER)) as double:
-        assert asked(model, at(double, timeout=0.3), traffic)["places"] == ANSWER["places"]
+        assert describe(model, at(double, timeout=0.3), traffic)["places"] == ANSWER["places"]
     assert traffic.retries == 1
 
 
@@ -113,14 +113,14 @@ def test_a_server_that_comes_up_late(model: TransformersModel) -> None:
         port = free.getsockname()[1]
     down = Server(f"http://127.0.0.1:{port}", timeout=1, patience=0.2)
     with pytest.raises(HybridError, match=r"the base model at .* did not answer within 0.2 s.*: ConnectionRefused"):
-        asked(model, down)
+        describe(model, down)
     with serving(answers(ANSWER), port=port) as double:
-        assert asked(model, at(double))["places"] == ANSWER["places"]
+        assert describe(model, at(double))["places"] == ANSWER["places"]
 
 
 def test_patience_ends(model: TransformersModel) -> None:
     with serving(goes) as double, pytest.raises(HybridError, match=r"did not answer within 1 s and \d+ attempts"):
-        asked(model, at(double, patience=1.0))
+        describe(model, at(double, patience=1.0))
     assert len(double.headers) > 2
 
 
@@ -136,9 +136,9 @@ def test_patience_ends(model: TransformersModel) -> None:
     ],
     ids=["401", "403", "version", "404", "cannot be loaded", "its own error"],
 )
-def test_what_is_refused_is_said_at_once(model: TransformersModel, fault: Reply, named: str, advice: str) -> None:
+def test_refusals_are_raised_at_once(model: TransformersModel, fault: Reply, named: str, advice: str) -> None:
     with serving(fault) as double, pytest.raises(HybridError) as refused:
-        asked(model, at(double))
+        describe(model, at(double))
     assert named in str(refused.value)
     assert advice in str(refused.value)
     assert double.host in str(refused.value)
@@ -146,12 +146,12 @@ def test_what_is_refused_is_said_at_once(model: TransformersModel, fault: Reply,
     assert len(double.headers) == 1
 
 
-def test_a_model_that_starts_at_last(model: TransformersModel) -> None:
+def test_a_model_that_starts_late(model: TransformersModel) -> None:
     fault = fails("Error starting model. Please try again later. Sorry for the inconvenience.")
     with serving(*[fault] * 4, answers(ANSWER)) as double:
-        assert asked(model, at(double))["places"] == ANSWER["places"]
+        assert describe(model, at(double))["places"] == ANSWER["places"]
     with serving(*[fault] * 4, goes, *[fault] * 4, answers(ANSWER)) as double:
-        assert asked(model, at(double))["places"] == ANSWER["places"]
+        assert describe(model, at(double))["places"] == ANSWER["places"]
 
 
 def test_a_model_that_never_starts(model: TransformersModel) -> None:
@@ -159,16 +159,16 @@ def test_a_model_that_never_starts(model: TransformersModel) -> None:
         with pytest.raises(
             HybridError, match=r"failed to start the base model 5 times in a row: .*Error starting model"
         ):
-            asked(model, at(double))
+            describe(model, at(double))
         assert len(double.headers) == 5
 
 
-def test_the_servers_memory_runs_out(model: TransformersModel) -> None:
+def test_the_server_runs_out_of_memory(model: TransformersModel) -> None:
     with (
         serving(fails("Traceback ...\ntorch.OutOfMemoryError: CUDA out of memory. Tried ...")) as double,
         pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"),
     ):
-        asked(model, at(double))
+        describe(model, at(double))
 
 
 class Bomb:
@@ -179,11 +179,11 @@ class Bomb:
 
 
 @pytest.mark.parametrize("reply", [sends(saved({"answer": Bomb()})), frames(saved({"status": Bomb()}))])
-def test_nothing_is_run_of_an_answer(
+def test_code_in_an_answer_is_not_run(
     model: TransformersModel, reply: Reply, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with serving(reply) as double, pytest.raises(HybridError, match=r"other data than tensors.*builtins\.print"):
-        asked(model, at(double))
+        describe(model, at(double))
     assert "gone off" not in capsys.readouterr().out
 
 
@@ -195,6 +195,6 @@ def test_nothing_is_run_of_an_answer(
         ({"host": "http://h", "patience": float("nan")}, "ndif_patience=nan is not above 0"),
     ],
 )
-def test_servers_that_are_none(options: dict[str, Any], named: str) -> None:
+def test_bad_settings_are_refused(options: dict[str, Any], named: str) -> None:
     with pytest.raises(HybridError, match=named):
         Server(**options)

@@ -1,4 +1,4 @@
-"""Answers are data."""
+"""Answers of a server may hold data only."""
 
 import pickle
 from collections import OrderedDict
@@ -36,12 +36,12 @@ class Calls:
 @pytest.mark.parametrize(
     "what", [Calls(eval, "1"), Calls(getattr, 1, "real"), Calls(torch.load, "x"), torch.nn.Linear(1, 1), Calls]
 )
-def test_anything_else(what: Any) -> None:
+def test_other_types_are_refused(what: Any) -> None:
     with pytest.raises(pickle.UnpicklingError, match="found "):
         load_answer(saved({"answer": what}))
 
 
 @pytest.mark.parametrize("blob", [b"", b"not a file", saved({"a": 1})[:-30], pickle.dumps(Calls(eval, "1"))])
-def test_what_is_broken(blob: bytes) -> None:
+def test_incomplete_answers_are_refused(blob: bytes) -> None:
     with pytest.raises(ValueError, match=f"an answer of {len(blob)} bytes is incomplete"):
         load_answer(blob)
