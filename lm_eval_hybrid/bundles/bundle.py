@@ -110,6 +110,4 @@ def check_target(folder: Path, overwrite: bool) -> None:
     if not (folder / MANIFEST_FILE).is_file():
         raise HybridError(f"{folder}: exists and is not a bundle; a bundle needs a new folder; choose another path")
     if not overwrite:
-        raise HybridError(
-            f"{folder}: a bundle is there already; a bundle needs a new folder; choose another version, or overwrite it"
-        )
+        raise HybridError(f"{folder}: a bundle is there already; choose another version, or overwrite it")

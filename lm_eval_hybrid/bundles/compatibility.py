@@ -64,10 +64,9 @@ def check(
     level = max((match.level for match in matches), key=LEVELS.index)
     differences = tuple(difference for match in matches for difference in match.differences)
     if LEVELS.index(level) > LEVELS.index(strict):
-        raise HybridError(
-            f"models differ from the bundle's: {'; '.join(differences)}; strict={strict} needs the same "
-            f"{_MEANING[strict]}; load {manifest.base.id} and {manifest.thinking.id}, or set strict={level}"
-        )
+        needed = f"strict={strict} needs the same {_MEANING[strict]}"
+        advice = f"load {manifest.base.id} and {manifest.thinking.id}, or set strict={level}"
+        raise HybridError(f"models differ from the bundle's: {'; '.join(differences)}; {needed}; {advice}")
     return ModelMatch(level, differences)
 
 
@@ -100,10 +99,8 @@ def card_by_id(role: str, id: str, hidden_size: int | None = None) -> ModelCard:
     """
     found = _look_up(id)
     if found is None and hidden_size is None:
-        raise HybridError(
-            f"{id}: no configuration here or on the hub; the width of the {role} model is needed; give a folder that "
-            "has one"
-        )
+        needed = f"the width of the {role} model is needed"
+        raise HybridError(f"{id}: no configuration here or on the hub; {needed}; give a folder that has one")
     if found is None:
         log.warning("%s: no configuration at hand; its layers and vocabulary stay unknown in the bundle", id)
         try:
@@ -111,10 +108,8 @@ def card_by_id(role: str, id: str, hidden_size: int | None = None) -> ModelCard:
         except ValidationError as error:
             raise HybridError(f"the {role} model: {first_problem(error)}; name another, or other vectors") from None
     if hidden_size not in (None, found.hidden_size):
-        raise HybridError(
-            f"{id} has width {found.hidden_size}; the {role} model must have the vectors' width, {hidden_size}; "
-            "name the model that they were made with"
-        )
+        needed = f"the {role} model must have the vectors' width, {hidden_size}"
+        raise HybridError(f"{id} has width {found.hidden_size}; {needed}; name the model that they were made with")
     return found
 
 
@@ -130,16 +125,12 @@ def _match(
     text = config.get_text_config()  # the language model's part of a multimodal configuration
     advice = f"load {card.id}, or use a bundle made for this model"
     if text.hidden_size != card.hidden_size:
-        raise HybridError(
-            f"the {role} model has hidden size {text.hidden_size}; the bundle, made with {card.id}, needs "
-            f"{card.hidden_size}; {advice}"
-        )
+        needed = f"the bundle, made with {card.id}, needs {card.hidden_size}"
+        raise HybridError(f"the {role} model has hidden size {text.hidden_size}; {needed}; {advice}")
     if layer >= text.num_hidden_layers:
         of = "" if card.layers is None else f" of {card.layers}"
-        raise HybridError(
-            f"the {role} model has {text.num_hidden_layers} layers; the bundle, made with {card.id}, needs layer "
-            f"{layer}{of} (from 0); {advice}"
-        )
+        needed = f"the bundle, made with {card.id}, needs layer {layer}{of} (from 0)"
+        raise HybridError(f"the {role} model has {text.num_hidden_layers} layers; {needed}; {advice}")
     # A model built in code knows its type but not its class.
     names = (*(config.architectures or ()), config.model_type, text.model_type)
     same_kind = card.architecture in names
@@ -147,7 +138,7 @@ def _match(
     facts = (
         ("architecture", card.architecture, card.architecture if same_kind else names[0]),
         ("layers", card.layers, text.num_hidden_layers),
-        ("vocabulary", _short(card.tokenizer_sha256), _short(vocabulary)),
+        ("vocabulary", card.tokenizer_sha256 and card.tokenizer_sha256[:12], vocabulary and vocabulary[:12]),
     )
     differences = tuple(
         f"{role} {what} {found} ({'unknown' if made is None else made} in the bundle)"
@@ -157,10 +148,6 @@ def _match(
     if not differences:
         return ModelMatch("exact")
     return ModelMatch("architecture" if same_kind else "width", differences)
-
-
-def _short(digest: str | None) -> str | None:
-    return digest and digest[:12]
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_hybrid.bundles import versions
 from lm_eval_hybrid.bundles.bundle import Bundle
-from lm_eval_hybrid.bundles.manifest import Behavior, Result
+from lm_eval_hybrid.bundles.manifest import Behavior
 from lm_eval_hybrid.bundles.versions import STEPS, Step
 from lm_eval_hybrid.common.errors import HybridError
 
@@ -121,10 +121,8 @@ def next_version(former: Bundle, edited: Path, least: Step = "patch") -> BundleD
     """
     copy = Bundle.load(edited, sealed=False)
     if copy.manifest.name != former.manifest.name:
-        raise HybridError(
-            f"{edited}: the name is {copy.manifest.name}; a new version keeps its name, {former.manifest.name}; "
-            "restore it, or save the bundle under its own folder"
-        )
+        needed = f"a new version keeps its name, {former.manifest.name}"
+        raise HybridError(f"{edited}: the name is {copy.manifest.name}; {needed}; restore it")
     difference = compare(former, copy)
     if difference.step is None:
         raise HybridError(f"{edited}: no change from {former.identity}; a new version must differ; edit it first")
@@ -181,7 +179,7 @@ def _tensors(before: Bundle, after: Bundle) -> Iterator[Change]:
 
 
 def _results(before: Bundle, after: Bundle) -> Iterator[Change]:
-    old, new = _by_task(before), _by_task(after)
+    old, new = ({result.task: result for result in bundle.manifest.results} for bundle in (before, after))
     for task in dict.fromkeys([*old, *new]):
         if old.get(task) != new.get(task):
             yield Change(f"results of {task}", old.get(task), new.get(task), "patch")
@@ -192,27 +190,20 @@ def _vectors(before: Bundle, after: Bundle) -> Iterator[VectorChange]:
         return
     yield VectorChange("bias", "bias", _cosine(before.bias, after.bias), _norm(before.bias), _norm(after.bias), None)
     old, new = _by_key(before), _by_key(after)
+    encoders = before.tensors["sae.encoder.weight"], after.tensors["sae.encoder.weight"]
     for key, behavior in old.items():
         vector = before.tensors[behavior.tensor]
         candidates = {key: new[key]} if key in new else new
         cosines = {other: _cosine(vector, after.tensors[found.tensor]) for other, found in candidates.items()}
         match = max(cosines, key=cosines.__getitem__)
         other = after.tensors[new[match].tensor]
-        detector = _detector_cosine(before, behavior, after, new[match])
+        rows = encoders[0][behavior.latent], encoders[1][new[match].latent]
+        detector = _cosine(*rows) if rows[0].shape == rows[1].shape else None
         yield VectorChange(key, match, cosines[match], _norm(vector), _norm(other), detector)
-
-
-def _detector_cosine(before: Bundle, old: Behavior, after: Bundle, new: Behavior) -> float | None:
-    first, second = before.tensors["sae.encoder.weight"], after.tensors["sae.encoder.weight"]
-    return _cosine(first[old.latent], second[new.latent]) if first.shape[1] == second.shape[1] else None
 
 
 def _by_key(bundle: Bundle) -> Mapping[str, Behavior]:
     return {behavior.key: behavior for behavior in bundle.manifest.behaviors}
-
-
-def _by_task(bundle: Bundle) -> Mapping[str, Result]:
-    return {result.task: result for result in bundle.manifest.results}
 
 
 def _shape(tensor: Tensor | None) -> str | None:

@@ -144,10 +144,8 @@ def _find(name: str, known: Sequence[tuple[str, str]]) -> tuple[str, str]:
     if len(matches) == 1:
         return matches[0]
     if matches:
-        raise HybridError(
-            f"several bundles have a behavior {name}; a name must be unambiguous; "
-            f"write {' or '.join('/'.join(pair) for pair in matches)}"
-        )
+        names = " or ".join("/".join(pair) for pair in matches)
+        raise HybridError(f"several bundles have a behavior {name}; a name must be unambiguous; write {names}")
     keys = [key for _, key in known]
     close = difflib.get_close_matches(name, keys, n=3)
     advice = f"did you mean {' or '.join(close)}?" if close else "choose one of them"
@@ -164,10 +162,8 @@ def _check_pair(frame: Bundle, other: Bundle, overridden: frozenset[str]) -> Non
         # An unknown value is no conflict.
         if policy not in overridden and value != second[name] and None not in (value, second[name]):
             advice = f"set {policy}= for both" if policy in POLICY else "use bundles made for one pair, in one way"
-            raise HybridError(
-                f"{name} is {value} in {ours.name} and {second[name]} in {theirs.name}; bundles used together must "
-                f"agree; {advice}"
-            )
+            found = f"{name} is {value} in {ours.name} and {second[name]} in {theirs.name}"
+            raise HybridError(f"{found}; bundles used together must agree; {advice}")
 
 
 def _shared(manifest: Manifest) -> dict[str, object]:
@@ -196,10 +192,8 @@ def _check_parts(parts: Sequence[Part]) -> None:
 
 
 def _conflict(what: str, first: str, second: str, key: str) -> NoReturn:
-    raise HybridError(
-        f"{first} and {second} both have {what}; behaviors used together need their own names and latents; leave one "
-        f"out, as in without={second}/{key}"
-    )
+    needed = "behaviors used together need their own names and latents"
+    raise HybridError(f"{first} and {second} both have {what}; {needed}; leave one out, as in without={second}/{key}")
 
 
 def _same_sae(frame: Bundle, other: Bundle) -> bool:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_hybrid.bundles.compatibility import card_by_id
-from lm_eval_hybrid.bundles.formats import torch_file
+from lm_eval_hybrid.bundles.formats.foreign import as_float32, few
 from lm_eval_hybrid.common.errors import HybridError
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ _WRAPPERS = "base_model|model|transformer|gpt_neox|decoder|language_model"
 _MODULE = re.compile(rf"(?:(?:{_WRAPPERS})\.)*(?:layers|h|blocks)\.([0-9]{{1,6}})")
 _HOOK = re.compile(r"blocks\.([0-9]{1,6})\.hook_resid_(pre|post)")
 _MAX_WIDTH = 1 << 24
-_SHOWN = 12  # names in an error
 
 log = logging.getLogger(__name__)
 
@@ -84,20 +83,12 @@ def pick(source: Path, layers: Mapping[str, int | None], layer: int | None) -> s
     return name
 
 
-def few(names: Iterable[object]) -> str:
-    """The first names for an error, and the number of others."""
-    texts = [str(name) for name in names]
-    more = len(texts) - _SHOWN
-    shown = (text[:80] if text.isprintable() else ascii(text)[:80] for text in texts[:_SHOWN])
-    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
-
-
 def vector_of(value: Any, what: str) -> Tensor:
     """A vector from a file, float32 [d], finite. Raises HybridError for anything else."""
     shape = list(getattr(value, "shape", ()))
     if len(shape) > 1 or (len(shape) == 1 and not 0 < shape[0] <= _MAX_WIDTH):
         raise HybridError(f"{what} has shape {few(shape)}; it must be one vector; use another file")
-    vector = torch_file.as_float32(value, what)
+    vector = as_float32(value, what)
     if vector.dim() != 1:
         raise HybridError(f"{what} is a number; it must be one vector; use another file")
     return vector

@@ -61,9 +61,7 @@ def write(bundle: Bundle, options: ExportOptions, target: Path) -> list[str]:
     direction.check_new(target)
     chosen = direction.choose(bundle, options)
     if chosen.layer == 0:
-        raise HybridError(
-            "the bundle steers after layer 0; llama.cpp refuses control vectors for it; export a steered file"
-        )
+        raise HybridError("the bundle steers after layer 0, which llama.cpp refuses; export a steered file instead")
     hint = model_type(bundle.manifest.base.architecture)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, target.name)
@@ -129,9 +127,7 @@ def _parse(source: Path) -> tuple[str, dict[int, np.ndarray]]:
                 found = f"{tensor.tensor_type.name} {tensor.shape.tolist()}"
                 raise ValueError(f"{tensor.name} is {found}, not a vector of F32 or F16")
     except Exception as error:  # the package raises errors of many kinds over broken files
-        raise HybridError(
-            f"{source}: {brief(error)}; a control vector's GGUF file is needed; export it again"
-        ) from None
+        raise HybridError(f"{source}: {brief(error)}; a control vector's file is needed; export it again") from None
     return hint, {layer: tensor.data for layer, tensor in directions.items()}
 
 
@@ -139,6 +135,5 @@ def _require_package() -> None:
     try:
         import gguf  # noqa: F401
     except ImportError:
-        raise HybridError(
-            "the package gguf is missing; control vectors need it; pip install 'lm-eval-hybrid[gguf]'"
-        ) from None
+        advice = "pip install 'lm-eval-hybrid[gguf]'"
+        raise HybridError(f"the package gguf is missing; control vectors need it; {advice}") from None

@@ -1,7 +1,7 @@
 """Files of the harness's model `steered`: `.pt` holds vectors by module, `.csv` names features of sparse coders.
 
 A `.pt` file is a dictionary {hookpoint: {steering_vector, steering_coefficient, action, bias, head_index}} that
-torch.save wrote. The harness unpickles whatever it is given; here nothing is executed (see `torch_file`).
+torch.save wrote. The harness unpickles whatever it is given; here nothing is executed (see `foreign`).
 
 A row of a `.csv` adds a decoder row of a sparse coder at a hookpoint; only coders in folders are read. One row becomes
 a bundle, since rows come without an SAE that could tell several behaviors apart.
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_hybrid.bundles.formats import direction, saelens_folder, torch_file
+from lm_eval_hybrid.bundles.formats import direction, foreign, saelens
 from lm_eval_hybrid.bundles.formats.direction import Direction
 from lm_eval_hybrid.common import files, strict_yaml
 from lm_eval_hybrid.common.errors import HybridError, brief
@@ -45,8 +45,9 @@ _LAYERS = {
         _USUAL,
     ),
 }
-_WEIGHTS = {"sparsify": "sae.safetensors", "sae_lens": saelens_folder.WEIGHTS_FILE}
+_WEIGHTS = {"sparsify": "sae.safetensors", "sae_lens": saelens.WEIGHTS_FILE}
 _COLUMNS = ("sparse_model", "feature_index", "steering_coefficient")
+_OPTIONAL_COLUMNS = ("loader", "action", "hookpoint", "head_index", "description")
 
 
 def read(source: Path, options: ImportOptions) -> Bundle:
@@ -110,13 +111,11 @@ def _load(source: Path) -> Mapping[str, Mapping[Any, Any]]:
     """The entries of a `.pt` file by hookpoint. Raises HybridError if it holds no such dictionary."""
     if source.suffix not in _SUFFIXES:
         raise HybridError(f"{source}: ends in {source.suffix!r}; a steered file is .pt, .pth or .csv; rename it")
-    entries = torch_file.load(source, _MAX_BYTES)
+    entries = foreign.load_torch(source, _MAX_BYTES)
     sound = isinstance(entries, dict) and entries and all(isinstance(name, str) for name in entries)
     if not sound or not all(isinstance(entry, dict) for entry in entries.values()):
-        raise HybridError(
-            f"{source}: holds another value of type {type(entries).__name__}; a steered file is a dictionary of "
-            "dictionaries, one a hookpoint; see the harness's steered model"
-        )
+        found, needed = f"another value of type {type(entries).__name__}", "a steered file has a dictionary a hookpoint"
+        raise HybridError(f"{source}: holds {found}; {needed}; see the harness's steered model")
     return entries
 
 
@@ -129,10 +128,8 @@ def _direction(what: str, name: str, entry: Mapping[Any, Any]) -> Direction:
         raise HybridError(f"{what}: action is {_shown(action)}; a bundle can only add; use another entry")
     for field in ("head_index", "bias"):
         if entry.get(field) is not None:
-            raise HybridError(
-                f"{what}: {field} is {_shown(entry[field])}; it must be None to add to a layer's whole output; use "
-                "another entry"
-            )
+            needed = "it must be None to add to a layer's whole output"
+            raise HybridError(f"{what}: {field} is {_shown(entry[field])}; {needed}; use another entry")
     layer = direction.layer_of(name)
     assert layer is not None  # `pick` has checked
     vector = direction.vector_of(entry.get("steering_vector"), f"{what}: steering_vector")
@@ -140,9 +137,8 @@ def _direction(what: str, name: str, entry: Mapping[Any, Any]) -> Direction:
     if isinstance(value, torch.Tensor) and value.numel() == 1 and value.device.type == "cpu":
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
-        raise HybridError(
-            f"{what}: steering_coefficient is {_shown(value)}; it must be a finite number; use another entry"
-        )
+        found = f"steering_coefficient is {_shown(value)}"
+        raise HybridError(f"{what}: {found}; it must be a finite number; use another entry")
     return Direction(layer, vector, float(value))
 
 
@@ -155,55 +151,56 @@ def _shown(value: Any) -> str:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of a `.csv` file; `what` names it in errors."""
+    """A row of a `.csv` file, by its columns; `what` names it in errors."""
 
     what: str
     loader: str
     action: str
-    model: str
+    sparse_model: str
     hookpoint: str
-    feature: int
+    feature_index: int
     coefficient: float
-    head: str
+    head_index: str
     description: str
 
     def __str__(self) -> str:
-        return f"feature {self.feature} at {self.hookpoint or 'its own hook'}"
+        return f"feature {self.feature_index} at {self.hookpoint or 'its own hook'}"
 
 
 def _read_csv(source: Path, options: ImportOptions) -> Bundle:
     """The bundle of the one row that `options.latents` and `options.layer` choose."""
     rows = _rows(source)
-    fitting = [row for row in rows if options.latents is None or row.feature in options.latents]
+    fitting = [row for row in rows if options.latents is None or row.feature_index in options.latents]
     if options.layer is not None and len(fitting) > 1:
         fitting = [row for row in fitting if direction.layer_of(row.hookpoint) == options.layer]
     if len(fitting) != 1:
-        raise HybridError(
-            f"{source}: {len(fitting)} rows fit, of {direction.few(rows)}; one row becomes a bundle; choose it with "
-            "--latents (its feature_index) and --layer"
+        found, advice = (
+            f"{len(fitting)} rows fit, of {foreign.few(rows)}",
+            "--latents (its feature_index) and --layer",
         )
+        raise HybridError(f"{source}: {found}; one row becomes a bundle; choose it with {advice}")
     (row,) = fitting
-    if row.action != "add" or row.head:
-        kind = f"has head_index {row.head[:80]!r}" if row.head else f"has action {row.action[:80]!r}"
-        raise HybridError(f"{row.what}: {kind}; it must add to a layer's whole output; use another row")
+    if row.action != "add" or row.head_index:
+        found = f"head_index {row.head_index[:80]!r}" if row.head_index else f"action {row.action[:80]!r}"
+        raise HybridError(f"{row.what}: has {found}; it must add to a layer's whole output; use another row")
     folder = _coder_folder(source, row)
-    hookpoint = row.hookpoint or saelens_folder.hook_of(folder)
+    hookpoint = row.hookpoint or saelens.hook_of(folder)
     layer = direction.layer_of(hookpoint)
     if layer is None or options.layer not in (None, layer):
         needed = "a layer's output, such as layers.3" if layer is None else f"at layer {options.layer}"
         raise HybridError(f"{row.what}: hookpoint is {hookpoint[:80]!r}; it must be {needed}; use another row")
-    vector = decoder_row(folder / _WEIGHTS[row.loader], row.feature)
+    name = f"Feature {row.feature_index}"
     return direction.bundle_of(
-        Direction(layer, vector, row.coefficient),
+        Direction(layer, decoder_row(folder / _WEIGHTS[row.loader], row.feature_index), row.coefficient),
         options,
-        row.description or f"Feature {row.feature}",
-        f"Feature {row.feature} of the sparse coder {folder.name} ({row.loader}), as {source.name} adds it.",
-        f"{source.name}: decoder row {row.feature} of {row.model}, at {hookpoint}: steered, .csv",
+        row.description or name,
+        f"{name} of the sparse coder {folder.name} ({row.loader}), as {source.name} adds it.",
+        f"{source.name}: decoder row {row.feature_index} of {row.sparse_model}, at {hookpoint}: steered, .csv",
     )
 
 
 def decoder_row(path: Path, latent: int) -> Tensor:
-    """Row `latent` of `W_dec` [latents, d] in a safetensors file, [d] float32; the rest of the file is not read.
+    """Row `latent` of `W_dec` [latents, d] in a safetensors file, [d] float32; reads no other part of the file.
 
     Raises HybridError if there is no such row.
     """
@@ -238,10 +235,9 @@ def _rows(source: Path) -> list[_Row]:
 
 
 def _row(what: str, line: Mapping[str, str | None]) -> _Row:
-    def field(name: str, default: str = "") -> str:
-        return (line.get(name) or "").strip() or default
-
-    loader, feature, coefficient = field("loader", "sparsify"), field("feature_index"), field("steering_coefficient")
+    texts = {name: (line.get(name) or "").strip() for name in (*_COLUMNS, *_OPTIONAL_COLUMNS)}
+    loader, action = texts.pop("loader") or "sparsify", texts.pop("action") or "add"
+    feature, coefficient = texts.pop("feature_index"), texts.pop("steering_coefficient")
     if loader not in _WEIGHTS:
         raise HybridError(f"{what}: loader is {loader[:80]!r}; it must be {' or '.join(_WEIGHTS)}; correct it")
     if not (feature.isascii() and feature.isdecimal() and len(feature) < 10):
@@ -251,31 +247,20 @@ def _row(what: str, line: Mapping[str, str | None]) -> _Row:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise HybridError(
-            f"{what}: steering_coefficient is {coefficient[:80]!r}; it must be a finite number; correct it"
-        )
-    return _Row(
-        what,
-        loader,
-        field("action", "add"),
-        field("sparse_model"),
-        field("hookpoint"),
-        int(feature),
-        number,
-        field("head_index"),
-        field("description"),
-    )
+        found = f"steering_coefficient is {coefficient[:80]!r}"
+        raise HybridError(f"{what}: {found}; it must be a finite number; correct it")
+    return _Row(what, loader=loader, action=action, feature_index=int(feature), coefficient=number, **texts)
 
 
 def _coder_folder(source: Path, row: _Row) -> Path:
     """The folder of a row's sparse coder: relative to the working directory, as for the harness, or to the table."""
     # Only a hookpoint that is a module's name can also be a folder's: it comes from the table.
     parts = [row.hookpoint] if direction.layer_of(row.hookpoint) is not None else []
-    for name in (row.model, source.parent / row.model):
+    for name in (row.sparse_model, source.parent / row.sparse_model):
         for folder in (Path(name, *parts), Path(name)):
-            if row.model and os.path.isfile(folder / _WEIGHTS[row.loader]):
+            if row.sparse_model and os.path.isfile(folder / _WEIGHTS[row.loader]):
                 return folder
+    found = f"no {_WEIGHTS[row.loader]} in sparse_model {row.sparse_model[:80]!r}"
     raise HybridError(
-        f"{row.what}: no {_WEIGHTS[row.loader]} in sparse_model {row.model[:80]!r}; it must be a folder; download the "
-        "coder to one, and write that folder's path there"
+        f"{row.what}: {found}; it must be a folder; download the coder, and write its folder's path there"
     )

@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lm_eval_hybrid.bundles.contents import MAX_BYTES, sha256
-from lm_eval_hybrid.bundles.formats import torch_file
-from lm_eval_hybrid.bundles.formats.direction import few
+from lm_eval_hybrid.bundles.formats import foreign
+from lm_eval_hybrid.bundles.formats.foreign import few
 from lm_eval_hybrid.bundles.manifest import KEY_PATTERN, FileName, Index, SaeSpec, SteeringSpec, Words, first_problem
 from lm_eval_hybrid.common import strict_yaml
-from lm_eval_hybrid.common.errors import HybridError, brief
+from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.common.files import read_regular
 
 if TYPE_CHECKING:
@@ -104,10 +104,10 @@ def read(source: Path, options: ImportOptions) -> Bundle:
         ("sae_layer", mapping.sae.layer, options.sae_layer),
     ):
         if given not in (None, stated):
-            raise HybridError(
-                f"{path}: {name} is {stated}, not {given}; they must agree; drop the option, or correct the mapping"
-            )
-    behaviors = _chosen(path, mapping, options.latents)
+            needed = "they must agree; drop the option, or correct the mapping"
+            raise HybridError(f"{path}: {name} is {stated}, not {given}; {needed}")
+    latents = foreign.chosen(path, options.latents, [behavior.latent for behavior in mapping.behaviors])
+    behaviors = [behavior for behavior in mapping.behaviors if behavior.latent in latents]
     keys = {f"vector.{behavior.key}" for behavior in behaviors}
     locations = {name: at for name, at in mapping.tensors.items() if name in keys or not name.startswith("vector.")}
     digests: dict[str, str] = {}
@@ -134,38 +134,20 @@ def _parse(path: Path) -> _Mapping:
     missing = sorted(set(needed) - mapping.tensors.keys())
     unknown = sorted(mapping.tensors.keys() - {*needed, *_OPTIONAL, *_NETWORK})
     if missing or unknown:
-        raise HybridError(
-            f"{path}: tensors differ from a bundle's: missing {few(missing) or 'none'}, unknown "
-            f"{few(unknown) or 'none'}; correct the names"
-        )
+        found = f"missing {few(missing) or 'none'}, unknown {few(unknown) or 'none'}"
+        raise HybridError(f"{path}: tensors differ from a bundle's: {found}; correct the names")
     return mapping
-
-
-def _chosen(path: Path, mapping: _Mapping, latents: tuple[int, ...] | None) -> list[_Behavior]:
-    if latents is None:
-        return list(mapping.behaviors)
-    named = [behavior.latent for behavior in mapping.behaviors]
-    missing = [str(latent) for latent in latents if latent not in named]
-    if missing or not latents:
-        found = f"no behavior for latent {few(missing)}" if missing else "no latent is named"
-        raise HybridError(f"{path}: {found}; there are {few(named)}; choose some of them")
-    return [behavior for behavior in mapping.behaviors if behavior.latent in latents]
 
 
 def _tensors(source: Path, locations: Mapping[str, _Location], digests: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
     """The located tensors, float32, by name; adds the sha256 of each file that is read to `digests`."""
-    from safetensors.torch import load
-
     left, total = MAX_BYTES, 0
     for file in dict.fromkeys(at.file for at in locations.values()):
         path = source / file
         data = read_regular(path, left)
         left -= len(data)
         digests[file] = sha256(data)
-        try:
-            held = load(data)
-        except Exception as error:  # the parser raises errors of many kinds over broken files
-            raise HybridError(f"{path}: not a safetensors file ({brief(error)}); copy it again") from None
+        held = foreign.load_safetensors(path, data)
         for name, at in locations.items():
             if at.file == file:
                 tensor = _at(path, name, at, held)
@@ -191,7 +173,7 @@ def _at(path: Path, name: str, at: _Location, held: Mapping[str, Tensor]) -> Ten
     if found.dim() != dimensions or not found.numel():
         form = "matrix" if dimensions == 2 else "vector (such as a row or column of a matrix)"
         raise HybridError(f"{what} has shape {list(found.shape)}; it must be a {form}; {advice}")
-    return torch_file.as_float32(found, what)
+    return foreign.as_float32(found, what)
 
 
 def _fill_in(path: Path, mapping: _Mapping, tensors: dict[str, Tensor]) -> None:
@@ -201,9 +183,9 @@ def _fill_in(path: Path, mapping: _Mapping, tensors: dict[str, Tensor]) -> None:
     encoder = tensors[_ENCODER]
     latents, width = encoder.shape
     if latents != mapping.sae.latents:
+        needed = f"it must have one for each of {mapping.sae.latents} latents"
         raise HybridError(
-            f"{path}: {_ENCODER} has {latents} rows of {width}; it must have one for each of {mapping.sae.latents} "
-            "latents; set transpose if it has columns, or correct sae.latents"
+            f"{path}: {_ENCODER} has {latents} rows of {width}; {needed}; transpose it, or correct latents"
         )
     base = next(len(tensor) for name, tensor in tensors.items() if name.startswith("vector."))
     shapes = {
@@ -216,10 +198,8 @@ def _fill_in(path: Path, mapping: _Mapping, tensors: dict[str, Tensor]) -> None:
     }
     for name, shape in shapes.items():
         if name in tensors and tensors[name].shape != shape:
-            raise HybridError(
-                f"{path}: {name} has shape {list(tensors[name].shape)}; the first vector and the encoder require "
-                f"{list(shape)}; correct its location"
-            )
+            found, needed = list(tensors[name].shape), f"the first vector and the encoder require {list(shape)}"
+            raise HybridError(f"{path}: {name} has shape {found}; {needed}; correct its location")
     if _DECODER not in tensors:
         tensors[_DECODER] = encoder.T.contiguous()
         log.warning("%s: no %s: the encoder's transpose is used; decoding does not read it", path, _DECODER)

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval_hybrid.bundles.formats import reference_files, reference_parts
-from lm_eval_hybrid.bundles.formats.direction import few
-from lm_eval_hybrid.bundles.formats.reference_parts import LatentWords, ReferenceSae, ReferenceVector
+from lm_eval_hybrid.bundles.formats import foreign, reference_files, reference_parts
+from lm_eval_hybrid.bundles.formats.foreign import few
+from lm_eval_hybrid.bundles.formats.reference_parts import LatentWords, ReferenceVector
 from lm_eval_hybrid.common.errors import HybridError
 
 if TYPE_CHECKING:
@@ -43,22 +43,29 @@ def read(source: Path, options: ImportOptions) -> Bundle:
     layer, bias, vectors = _at_one_layer(source, found, options.layer)
     for vector in vectors.values():
         if len(vector.values) != len(bias.values):
+            needed = f"the bias has {len(bias.values)}"
             raise HybridError(
-                f"{vector.file.path}: the vector has width {len(vector.values)}; the bias has {len(bias.values)}; use "
-                "vectors of one model"
+                f"{vector.file.path}: the vector has width {len(vector.values)}; {needed}; use one model's"
             )
     sae_file = reference_files.sae(source, files, thinking, max(vectors) + 1, options.sae_layer)
     sae = reference_parts.sae(sae_file)
     words = reference_parts.taxonomy(sae_file.taxonomy, sae_file.latents) if sae_file.taxonomy else {}
-    chosen = _chosen(source, vectors, options.latents)
-    named = {f"vector.{vector.file.category}": vector.values for vector in chosen.values()}
+    chosen = {latent: vectors[latent] for latent in sorted(foreign.chosen(source, options.latents, sorted(vectors)))}
     common, own = _known([bias, *chosen.values()])
+    read = {
+        "file": sae_file.path.name,
+        **({} if sae.mean_is_known else {"activation_mean": "not stored, taken as zero"}),
+    }
     return options.bundle(
-        {"bias": bias.values, **named, **sae.tensors},
+        {
+            "bias": bias.values,
+            **{f"vector.{vector.file.category}": vector.values for vector in chosen.values()},
+            **sae.tensors,
+        },
         behaviors=[_behavior(latent, vector, words) for latent, vector in chosen.items()],
         steering={"layer": layer, "coefficients": COEFFICIENTS, "windows": WINDOWS},
         sae={"layer": sae_file.layer, "latents": sae_file.latents, "k": sae.k},
-        source=_recipe(common, own, sae),
+        source=json.dumps({"vectors": common, "by_vector": own, "sae": read}, separators=(",", ":")),
         description=f"Vectors of {base} and an SAE of {thinking}, from the files of the method's research repository.",
         citation=CITATION,
         seed=common.get("seed"),
@@ -77,38 +84,19 @@ def _at_one_layer(
         given = "" if layer is None else f", not {layer}"
         raise HybridError(f"{source}: vectors {stated}{given}; one layer is steered; choose it with --layer")
     kept = [vector for vector in found if vector.known.layer in (None, layer)]
-    vectors = {vector.latent: vector for vector in kept if vector.latent is not None}
-    biases = [vector for vector in kept if vector.latent is None]
+    vectors = {vector.file.latent: vector for vector in kept if vector.file.latent is not None}
+    biases = [vector for vector in kept if vector.file.latent is None]
     if not biases or not vectors:
-        names = few(vector.file.category for vector in kept)
-        raise HybridError(
-            f"{source}: only {names} for layer {layer}; the bias vector and that of a behavior are needed; copy the "
-            "others there as well"
-        )
+        found_there = f"only {few(vector.file.category for vector in kept)} for layer {layer}"
+        needed = "the bias vector and that of a behavior are needed"
+        raise HybridError(f"{source}: {found_there}; {needed}; copy the others there as well")
     return layer, biases[0], vectors
 
 
-def _chosen(
-    source: Path, vectors: Mapping[int, ReferenceVector], latents: Sequence[int] | None
-) -> dict[int, ReferenceVector]:
-    names = sorted(vectors if latents is None else set(latents))
-    missing = [str(latent) for latent in names if latent not in vectors]
-    if missing or not names:
-        found = f"no vector for latent {few(missing)}" if missing else "no latent is named"
-        raise HybridError(f"{source}: {found}; there are {', '.join(map(str, vectors))}; choose some of them")
-    return {latent: vectors[latent] for latent in names}
-
-
 def _behavior(latent: int, vector: ReferenceVector, words: Mapping[int, LatentWords]) -> dict[str, Any]:
-    own = words.get(latent, LatentWords(f"Category {latent}"))
-    return {
-        "key": vector.file.category,
-        "latent": latent,
-        "title": own.title,
-        "description": own.description,
-        "examples": own.examples,
-        "tensor": f"vector.{vector.file.category}",
-    }
+    own, key = words.get(latent, LatentWords(f"Category {latent}")), vector.file.category
+    text = {"title": own.title, "description": own.description, "examples": own.examples}
+    return {"key": key, "latent": latent, **text, "tensor": f"vector.{key}"}
 
 
 def _known(vectors: Sequence[ReferenceVector]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -120,11 +108,3 @@ def _known(vectors: Sequence[ReferenceVector]) -> tuple[dict[str, Any], dict[str
     common = {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
     names = dict.fromkeys(name for fields in known.values() for name in fields if name not in common)
     return common, {name: {key: known[key].get(name) for key in known} for name in names}
-
-
-def _recipe(common: Mapping[str, Any], own: Mapping[str, Any], sae: ReferenceSae) -> str:
-    """What is known of the training, as JSON."""
-    read = {"file": sae.file.path.name}
-    if not sae.mean_is_known:
-        read["activation_mean"] = "not stored, taken as zero"
-    return json.dumps({"vectors": common, "by_vector": own, "sae": read}, separators=(",", ":"))

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lm_eval_hybrid.bundles.formats.direction import few
+from lm_eval_hybrid.bundles.formats.foreign import few
 from lm_eval_hybrid.common.errors import HybridError
 
 _FOLDERS = (
@@ -99,28 +99,23 @@ def vectors(source: Path, files: Mapping[str, Path], base: str, thinking: str) -
     if not found:
         pattern = re.compile(rf"(.+)_{_CATEGORY}(?:_linear)?\.pt")
         models = sorted({match[1] for name in files if (match := pattern.fullmatch(name))})
-        raise HybridError(
-            f"{source}: no vectors of {base}, such as {base}_idx0_linear.pt, but those of "
-            f"{few(models) or 'no model'}; name one of these as the base, or give another folder"
-        )
+        found_there = f"but those of {few(models) or 'no model'}"
+        advice = "name one of these as the base, or give another folder"
+        raise HybridError(f"{source}: no vectors of {base}, such as {base}_idx0_linear.pt, {found_there}; {advice}")
     # Vectors of one training belong together: older ones are read only if there are no newer ones.
     suffix = _LINEAR if any(_LINEAR in variants for variants in found.values()) else ""
     for category, variants in found.items():
         if not variants.keys() & {"", _LINEAR}:
             names = few(path.name for path in variants.values())
-            raise HybridError(
-                f"{source}: {category} is there only as an adaptive or low-rank variant, {names}; a bundle holds one "
-                f"vector a behavior; remove it to import the others, or train {category} with steering_type linear"
-            )
+            needed = "a bundle holds one vector a behavior; remove it to import the others, or train it as linear"
+            raise HybridError(f"{source}: {category} is only an adaptive or low-rank variant, {names}; {needed}")
     chosen = {category: variants[suffix] for category, variants in found.items() if suffix in variants}
     left = {path.name for variants in found.values() for path in variants.values()} - {p.name for p in chosen.values()}
     if left:
         log.warning("%s: not imported: %s", source, few(sorted(left)))
     if "bias" not in chosen:
-        raise HybridError(
-            f"{source}: {few(sorted(chosen))} without the bias vector {prefix}_bias{suffix}.pt; it is needed; copy it "
-            "there as well"
-        )
+        missing = f"the bias vector {prefix}_bias{suffix}.pt"
+        raise HybridError(f"{source}: {few(sorted(chosen))} without {missing}; it is needed; copy it there as well")
     read = [
         VectorFile(category, path, files.get(f"steering_vector_hyperparams_{prefix}_{category}{suffix}.json"))
         for category, path in chosen.items()
@@ -146,17 +141,14 @@ def sae(source: Path, files: Mapping[str, Path], thinking: str, latents: int, la
     if not fitting:
         where = "" if layer is None else f" at layer {layer}"
         saes = few(sorted(named) or sorted(name for name in files if re.fullmatch(r"sae_.+_clusters[0-9]+\.pt", name)))
-        raise HybridError(
-            f"{source}: no SAE of {thinking} with {latents} latents or more{where}, such as "
-            f"sae_{thinking}_layer0_clusters{latents}.pt, but {saes or 'none'}; copy it there, or name the model of "
-            "that SAE"
-        )
+        name = f"sae_{thinking}_layer0_clusters{latents}.pt"
+        found_there = f"such as {name}, but {saes or 'none'}; copy it there, or name the model of that SAE"
+        raise HybridError(f"{source}: no SAE of {thinking} with {latents} latents or more{where}, {found_there}")
     if len(fitting) > 1:
         several = len({at for at, _ in fitting.values()}) > 1
         advice = "choose with --sae-layer" if several else "leave one of them there"
-        raise HybridError(
-            f"{source}: several SAEs of {thinking} for {latents} latents: {few(sorted(fitting))}; one is read; {advice}"
-        )
+        names = few(sorted(fitting))
+        raise HybridError(f"{source}: several SAEs of {thinking} for {latents} latents: {names}; one is read; {advice}")
     ((name, (at, count)),) = fitting.items()
     if len(covering) > 1:
         log.warning("%s: %s is used, since it has as many latents as there are vectors", source, name)

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -21,12 +20,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lm_eval_hybrid.bundles.contents import MAX_BYTES
-from lm_eval_hybrid.bundles.formats import torch_file
-from lm_eval_hybrid.bundles.formats.direction import few
+from lm_eval_hybrid.bundles.formats import foreign
+from lm_eval_hybrid.bundles.formats.foreign import few
 from lm_eval_hybrid.bundles.formats.reference_files import SaeFile, VectorFile
 from lm_eval_hybrid.bundles.manifest import Index, first_problem
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.common.files import read_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,10 +74,9 @@ class _Size(BaseModel):
 
 @dataclass(frozen=True)
 class ReferenceVector:
-    """A vector [d_base] float32, the latent it belongs to (None for the bias), and its hyperparameters."""
+    """A vector [d_base] float32, and its hyperparameters."""
 
     file: VectorFile
-    latent: int | None
     values: Tensor
     known: Hyperparameters
 
@@ -88,7 +85,6 @@ class ReferenceVector:
 class ReferenceSae:
     """An SAE's tensors by a bundle's names, and its number of latents active at once."""
 
-    file: SaeFile
     k: int
     tensors: dict[str, Tensor]
     mean_is_known: bool
@@ -106,31 +102,28 @@ class LatentWords:
 def vector(file: VectorFile) -> ReferenceVector:
     """The vector in a file. Raises HybridError if there is none, it is not linear, or its norm is not as stated."""
     known = _hyperparameters(file)
-    held = torch_file.load(file.path, MAX_BYTES)
+    held = foreign.load_torch(file.path, MAX_BYTES)
     if isinstance(held, dict):
         if file.category not in held:
             keys = few(str(key)[:80] for key in held) or "nothing"
             raise HybridError(f"{file.path}: holds {keys}, not the vector {file.category}; use another file")
         held = held[file.category]
-    values = torch_file.as_float32(held, f"{file.path}: the vector")
+    values = foreign.as_float32(held, f"{file.path}: the vector")
     if values.dim() != 1 or not len(values):
-        raise HybridError(
-            f"{file.path}: the vector has shape {list(values.shape)}; it must have one dimension; use another file"
-        )
+        shape = list(values.shape)
+        raise HybridError(f"{file.path}: the vector has shape {shape}; it must have one dimension; use another file")
     norm = float(values.double().norm())
     if known.vector_norm is not None and not math.isclose(norm, known.vector_norm, rel_tol=_NORM_TOLERANCE):
-        raise HybridError(
-            f"{file.path}: the vector has norm {norm:g}; {file.hyperparameters} states {known.vector_norm:g}; copy "
-            "both from the same training"
-        )
-    return ReferenceVector(file, file.latent, values, known)
+        stated = f"{file.hyperparameters} states {known.vector_norm:g}"
+        raise HybridError(f"{file.path}: the vector has norm {norm:g}; {stated}; copy both from the same training")
+    return ReferenceVector(file, values, known)
 
 
 def sae(file: SaeFile) -> ReferenceSae:
     """The SAE in a file. Raises HybridError if tensors are missing, of another shape, or not finite."""
     import torch
 
-    held = torch_file.load(file.path, MAX_BYTES)
+    held = foreign.load_torch(file.path, MAX_BYTES)
     if not isinstance(held, dict) or (missing := [name for name in _SAE_TENSORS if name not in held]):
         found = f"no {', '.join(missing)}" if isinstance(held, dict) else f"a value of type {type(held).__name__}"
         raise HybridError(f"{file.path}: holds {found}; an SAE's dictionary of tensors is needed; use another file")
@@ -151,7 +144,7 @@ def sae(file: SaeFile) -> ReferenceSae:
         "sae.decoder.bias": _shaped(file, held, "b_dec", [(width,)]),
         "sae.mean": _shaped(file, held, "activation_mean", [(width,)]) if mean_is_known else torch.zeros(width),
     }
-    return ReferenceSae(file, k, tensors, mean_is_known)
+    return ReferenceSae(k, tensors, mean_is_known)
 
 
 def taxonomy(path: Path, latents: int) -> dict[int, LatentWords]:
@@ -159,14 +152,13 @@ def taxonomy(path: Path, latents: int) -> dict[int, LatentWords]:
 
     Raises HybridError if the file has neither form.
     """
-    fields = _json_object(path, _TAXONOMY_BYTES)
+    fields = foreign.load_json(path, _TAXONOMY_BYTES)
     try:
         size = _size(fields, str(latents))
     except ValidationError as error:
-        problem = first_problem(error).removeprefix("manifest: ")
-        raise HybridError(
-            f"{path}: for {latents} latents: {problem}; a taxonomy has categories [id, title, description]; correct it"
-        ) from None
+        problem = f"for {latents} latents: {first_problem(error).removeprefix('manifest: ')}"
+        needed = "a taxonomy has categories [id, title, description]"
+        raise HybridError(f"{path}: {problem}; {needed}; correct it") from None
     if not size.all_results:
         return {}
     best = max(size.all_results, key=_score)  # the first of equals
@@ -186,11 +178,10 @@ def _hyperparameters(file: VectorFile) -> Hyperparameters:
     if path is None:
         return Hyperparameters()
     try:
-        record = _HyperparameterFile.model_validate(_json_object(path, _HYPERPARAMETERS_BYTES))
+        record = _HyperparameterFile.model_validate(foreign.load_json(path, _HYPERPARAMETERS_BYTES))
     except ValidationError as error:
-        raise HybridError(
-            f"{path}: {first_problem(error)}; a vector's hyperparameters are needed; correct it"
-        ) from None
+        problem = first_problem(error)
+        raise HybridError(f"{path}: {problem}; a vector's hyperparameters are needed; correct it") from None
     known = record.hyperparameters
     if record.category != file.category:
         raise HybridError(f"{path}: category is {record.category[:80]!r}; it must be {file.category}; copy it again")
@@ -201,38 +192,21 @@ def _hyperparameters(file: VectorFile) -> Hyperparameters:
     }
     for name, value in others.items():
         if value is not None:
-            raise HybridError(
-                f"{file.path}: {name} is {value} in {path.name}; a bundle needs a linear steering vector, not an "
-                "adaptive or low-rank one; train it with steering_type linear"
-            )
+            needed = "a bundle needs a linear steering vector, not an adaptive or low-rank one"
+            raise HybridError(f"{file.path}: {name} is {value} in {path.name}; {needed}; train it as linear")
     return known
 
 
 def _shaped(file: SaeFile, held: Mapping[str, Any], name: str, shapes: Sequence[tuple[int | None, ...]]) -> Tensor:
     """A tensor of the SAE, which must have one of the shapes; None in a shape is any size but 0."""
-    tensor = torch_file.as_float32(held[name], f"{file.path}: {name}")
+    tensor = foreign.as_float32(held[name], f"{file.path}: {name}")
     for shape in shapes:
         sizes = zip(shape, tensor.shape, strict=False)
         if tensor.dim() == len(shape) and all(found > 0 if size is None else found == size for size, found in sizes):
             return tensor
     texts = [f"[{', '.join('width' if size is None else str(size) for size in shape)}]" for shape in shapes]
-    raise HybridError(
-        f"{file.path}: {name} has shape {list(tensor.shape)}; it must have {' or '.join(texts)}; use another file"
-    )
-
-
-def _json_object(path: Path, limit: int) -> dict[str, Any]:
-    """The object in a JSON file. Raises HybridError if there is none, or the file is larger than `limit` bytes."""
-    data = read_regular(path, limit)
-    try:
-        fields = json.loads(data)
-        # An escape can be half a character, which no file can be written with.
-        json.dumps(fields, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise HybridError(f"{path}: not JSON ({error}); copy it again") from None
-    if not isinstance(fields, dict):
-        raise HybridError(f"{path}: of type {type(fields).__name__}; it must be a JSON object; copy it again")
-    return fields
+    found = f"{name} has shape {list(tensor.shape)}"
+    raise HybridError(f"{file.path}: {found}; it must have {' or '.join(texts)}; use another file")
 
 
 def _size(fields: Mapping[str, Any], latents: str) -> _Size:

@@ -80,21 +80,22 @@ def _local(spec: str) -> Path:
         return path
     # A path that cannot be a name must exist; a folder that only happens to have a bundle's name does not hide it.
     if os.sep in spec or "/" in spec or spec.startswith((".", "~")):
-        raise HybridError(
-            f"behaviors={spec}: no folder with {MANIFEST_FILE}, or with versions that have one; a bundle is a folder, "
-            "NAME, NAME@VERSION or hub:ORG/REPO@REVISION; see `lm-eval-hybrid behaviors list`"
-        )
+        needed = "a bundle is a folder, NAME, NAME@VERSION or hub:ORG/REPO@REVISION"
+        found = f"no folder with {MANIFEST_FILE}, or with versions that have one"
+        raise HybridError(f"behaviors={spec}: {found}; {needed}; see `lm-eval-hybrid behaviors list`")
     name, at, prefix = spec.partition("@")
     available = _available()
     known = sorted((v for n, v in available if n == name), key=versions.key)
     if not known:
-        raise HybridError(_unknown(spec, name, sorted({n for n, _ in available})))
+        names = sorted({n for n, _ in available})
+        close = difflib.get_close_matches(name, names, n=3)
+        advice = f"did you mean {' or '.join(close)}?" if close else "name one of these, or give a path"
+        found = f"no such bundle in {', '.join(map(str, folders()))}; there are {', '.join(names) or 'no bundles'}"
+        raise HybridError(f"behaviors={spec}: {found}; {advice}")
     version = versions.best(known, prefix) if prefix or not at else None
     if version is None:
-        raise HybridError(
-            f"behaviors={spec}: no version {prefix or '(empty)'} of {name}; there are {', '.join(known)}; "
-            f"use one of these, or {name} for the highest"
-        )
+        found = f"no version {prefix or '(empty)'} of {name}; there are {', '.join(known)}"
+        raise HybridError(f"behaviors={spec}: {found}; use one of these, or {name} for the highest")
     path = available[name, version]
     _read_as(path, name, version)
     return path
@@ -132,18 +133,9 @@ def _at_path(spec: str) -> Path | None:
 def _read_as(path: Path, name: str, version: str) -> Manifest:
     manifest, _ = read(path)
     if (manifest.name, manifest.version) != (name, version):
-        raise HybridError(
-            f"{path}: its manifest says {manifest.name}@{manifest.version}; the folders' names must be the same; "
-            "rename the folder"
-        )
+        found = f"its manifest says {manifest.name}@{manifest.version}"
+        raise HybridError(f"{path}: {found}; the folders' names must be the same; rename the folder")
     return manifest
-
-
-def _unknown(spec: str, name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=3)
-    advice = f"did you mean {' or '.join(close)}?" if close else "name one of these, or give a path"
-    searched = ", ".join(str(folder) for folder in folders())
-    return f"behaviors={spec}: no such bundle in {searched}; there are {', '.join(names) or 'no bundles'}; {advice}"
 
 
 def _path(text: str) -> Path:

@@ -140,7 +140,7 @@ def test_latents_choose_behaviors_and_layers_must_agree(folder: Path) -> None:
     assert [behavior.key for behavior in read(folder, latents=(1,), layer=2, sae_layer=1).manifest.behaviors] == [
         "plan"
     ]
-    refused(folder, "no behavior for latent 0; there are 3, 1", latents=(1, 0))
+    refused(folder, "no latent 0; there are 3, 1", latents=(1, 0))
     refused(folder, "layer is 2, not 5", layer=5)
     refused(folder, "sae_layer is 1, not 0", sae_layer=0)
 

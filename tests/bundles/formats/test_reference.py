@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lm_eval_hybrid.bundles.bundle import Bundle
-from lm_eval_hybrid.bundles.formats import reference, torch_file
+from lm_eval_hybrid.bundles.formats import foreign, reference
 from lm_eval_hybrid.bundles.formats.convert import ImportOptions
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.steering import SparseEncoder
@@ -167,7 +167,7 @@ def test_no_taxonomy_gives_plain_titles(root: Path) -> None:
 
 def test_latents_choose_behaviors(root: Path) -> None:
     assert keys(reference.read(root, options(latents=(3, 0)))) == ("idx0", "idx3")
-    refused(root, "no vector for latent 2, 7; there are 0, 1, 3", latents=(2, 7))
+    refused(root, "no latent 2, 7; there are 0, 1, 3", latents=(2, 7))
     refused(root, "no latent is named", latents=())
 
 
@@ -216,7 +216,7 @@ def test_variants_are_left_out_where_there_is_a_vector_and_refused_else(
     assert "idx1" in keys(reference.read(root, options()))
     assert any(f"not imported: base_idx1{kind}.pt" in message for message in caplog.messages)
     put_vector(root, "base", "idx2", suffix=kind)
-    refused(root, "idx2 is there only as an adaptive or low-rank variant", f"base_idx2{kind}.pt")
+    refused(root, "idx2 is only an adaptive or low-rank variant", f"base_idx2{kind}.pt")
 
 
 def test_a_missing_bias_is_refused(root: Path) -> None:
@@ -367,5 +367,5 @@ def test_the_papers_own_files(tmp_path: Path) -> None:
 @real
 def test_the_papers_own_sae_gives_the_same_categories() -> None:
     path = REAL / layout.SAES / "sae_deepseek-r1-distill-qwen-1.5b_layer4_clusters15.pt"
-    held = torch_file.load(path, 1 << 29)
+    held = foreign.load_torch(path, 1 << 29)
     same_categories(reference.read(REAL / layout.SAES, options(**PAIR)), held)

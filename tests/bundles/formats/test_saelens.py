@@ -225,7 +225,7 @@ def test_others_are_refused_in_one_line(
     ("choice", "said"),
     [
         ({"layer": None}, "give --layer"),
-        ({"latents": (LATENTS,)}, f"no latent {LATENTS}; they go from 0 to {LATENTS - 1}"),
+        ({"latents": (LATENTS,)}, f"no latent {LATENTS}; there are 0, 1, 2"),
         ({"latents": (-1,)}, "no latent -1"),
         ({"latents": ()}, "no latent is named"),
         ({"sae_layer": 2}, "sae_layer is 2; blocks.1.hook_resid_post reads layer 1"),
@@ -244,7 +244,7 @@ def test_without_a_hook_the_layer_is_as_wanted(options: ImportOptions, tmp_path:
 
 def test_many_latents_must_be_named(options: ImportOptions, tmp_path: Path) -> None:
     path = folder(tmp_path, config(d_sae=100), weights(100))
-    with pytest.raises(HybridError, match="100 latents; of more than 64"):
+    with pytest.raises(HybridError, match="100 latents; if there are more than 64"):
         saelens.read(path, options)
     bundle = saelens.read(path, replace(options, latents=(99, 3)))
     assert (bundle.manifest.sae.latents, len(bundle.manifest.behaviors)) == (100, 2)

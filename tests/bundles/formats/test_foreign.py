@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lm_eval_hybrid.bundles.formats.torch_file import UnreadArray, as_float32, load
+from lm_eval_hybrid.bundles.formats.foreign import UnreadArray, as_float32, load_torch
 from lm_eval_hybrid.common.errors import HybridError
 from tests.bundles.formats.layout import rename_numpy
 
@@ -42,18 +42,18 @@ def archive(path: Path, pickled: bytes, compression: int = zipfile.ZIP_STORED) -
 
 def refused(path: Path, pattern: str) -> None:
     with pytest.raises(HybridError, match=pattern) as caught:
-        load(path, LIMIT)
+        load_torch(path, LIMIT)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500 and str(path) in str(caught.value)
 
 
 def test_tensors_and_plain_data_come_back(tmp_path: Path) -> None:
     vector = torch.arange(3.0)
-    held = load(saved(tmp_path / "a.pt", {"bias": vector, "k": 3, "half": vector.half()}), LIMIT)
+    held = load_torch(saved(tmp_path / "a.pt", {"bias": vector, "k": 3, "half": vector.half()}), LIMIT)
     assert torch.equal(held["bias"], vector) and held["k"] == 3 and held["half"].dtype == torch.float16
 
 
 def test_a_parameter_is_a_tensor(tmp_path: Path) -> None:
-    held = load(saved(tmp_path / "a.pt", torch.nn.Parameter(torch.ones(2))), LIMIT)
+    held = load_torch(saved(tmp_path / "a.pt", torch.nn.Parameter(torch.ones(2))), LIMIT)
     copy = as_float32(held, "it")
     assert torch.equal(copy, torch.ones(2)) and not copy.requires_grad
 
@@ -65,7 +65,7 @@ def test_arrays_of_either_numpy_are_left_unread(tmp_path: Path, core: str) -> No
     rename_numpy(path, core)
     assert f"cnumpy.{core}.multiarray\n".encode() in path.read_bytes()
     before = set(torch.serialization.get_safe_globals())
-    held = load(path, LIMIT)
+    held = load_torch(path, LIMIT)
     assert torch.equal(held["bias"], torch.ones(2))
     assert all(type(held[name]) is UnreadArray for name in arrays)
     assert set(torch.serialization.get_safe_globals()) == before
@@ -85,7 +85,7 @@ def test_arrays_of_objects_take_no_memory(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple:
             return np.empty(0).__reduce__()[0], (np.ndarray, (1 << 40,), b"O")
 
-    assert type(load(saved(tmp_path / "a.pt", {"a": Huge()}), LIMIT)["a"]) is UnreadArray
+    assert type(load_torch(saved(tmp_path / "a.pt", {"a": Huge()}), LIMIT)["a"]) is UnreadArray
 
 
 def test_storages_are_as_long_as_their_bytes(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_packed_and_broken_archives_are_refused(tmp_path: Path) -> None:
 def test_files_are_bounded_and_regular(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pt", torch.ones(1000))
     with pytest.raises(HybridError, match="larger than the limit of 1,000 bytes"):
-        load(path, 1000)
+        load_torch(path, 1000)
     refused(tmp_path / "none.pt", "no such file")
     refused(tmp_path, "not a regular file")
 
