@@ -44,7 +44,7 @@ def measure(pair: Pair, batch: int, tokens: int, rounds: int) -> Measured:
 
     def decode(meanwhile: bool) -> list[Generation]:
         backends = [LocalBackend(model, pair.tokenizer) for model in (pair.base, pair.thinking)]
-        decoder = HybridDecoder(*backends, pair.steering, Policy(COEFFICIENTS, (1,)), meanwhile=meanwhile)
+        decoder = HybridDecoder(*backends, pair.steering, Policy(COEFFICIENTS, (1,)), overlap=meanwhile)
         return decoder.generate(prompts, tokens)
 
     ways = {way: (lambda way=way: decode(way)) for way in (False, True)}

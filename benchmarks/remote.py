@@ -30,8 +30,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.clock import Ratio, take_turns
 from benchmarks.report import circumstances
 from lm_eval_hybrid.common import paths
-from lm_eval_hybrid.decoding.arms import ARMS
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
+from lm_eval_hybrid.decoding.policy import ARMS
 from lm_eval_hybrid.decoding.records import Generation
 from lm_eval_hybrid.decoding.request import Prompt, Request
 from lm_eval_hybrid.decoding.steering import Steering

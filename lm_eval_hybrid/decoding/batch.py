@@ -1,236 +1,231 @@
-"""Rows decoded together, round by round: draft and verify (DESIGN, section 2).
+"""Rows decoded together, round by round: speculative decoding that steers where a draft is rejected.
 
-A round: the base drafts k tokens, one after the other; the thinking model reads them in one pass; of every row the
-tokens before the first position at which the gate opens stand, and that position is steered. What was drafted beyond
-is taken back. Rows need no step in common: each has its own length, in both models.
+In a round, the base model drafts k tokens in every row, a pass each, and the thinking model verifies them in one pass.
+In every row the tokens before the first opening of the gate are accepted, the token at that position is steered, and
+the rest of the draft is rolled back. Rows need not stay in step: each has its own length, in both models.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from concurrent.futures import wait
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from functools import partial
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
-from lm_eval_hybrid.decoding.answer import Fact
-from lm_eval_hybrid.decoding.aside import Aside
-from lm_eval_hybrid.decoding.chooser import NONE, Candidates, Place, present
-from lm_eval_hybrid.decoding.row import Row
-from lm_eval_hybrid.decoding.sides import BaseSide, Drafts, ThinkingSide
-from lm_eval_hybrid.decoding.system import System
-from lm_eval_hybrid.decoding.views import BaseView, ThinkingView
+from lm_eval_hybrid.decoding.context import DecodingContext
+from lm_eval_hybrid.decoding.records import Emission, TokenDecision
+from lm_eval_hybrid.decoding.request import Draft, Row
+from lm_eval_hybrid.decoding.sides import Verifier, open_sides
+from lm_eval_hybrid.decoding.views import BaseView, GatePosition, NoThinkingView, ThinkingView, Views
 
 _log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 
-@dataclass(frozen=True)
-class Opening:
-    """What is emitted where the gate opened in some rows.
 
-    Attributes:
-        steps: of each row the step at which it opened; None where it did not.
-        tokens: by row.
-        candidates: of the rows where it opened, in order; None where the thinking model's own tokens are emitted.
+class Worker:
+    """A single background worker: a daemon thread, so that a hung server never blocks exit.
+
+    An executor of the standard library would wait for its threads when the interpreter exits.
     """
 
-    steps: list[int | None]
-    tokens: dict[int, int]
-    candidates: Candidates | None
+    def __init__(self) -> None:
+        self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        Thread(target=self._work, name="verification", daemon=True).start()
 
-    def reasons(self) -> Iterator[tuple[int | None, float | None, int | None]]:
-        """(category, coefficient, window) for each row where it opened."""
-        if self.candidates is None:
-            yield from [(None, None, None)] * len(self.tokens)
-            return
-        columns = (self.candidates.category, self.candidates.coefficient, self.candidates.window)
-        for category, coefficient, window in zip(*(c.tolist() for c in columns), strict=True):
-            yield None if category == NONE else category, coefficient, window
+    def submit(self, task: Callable[[], T]) -> Future[T]:
+        """Run this after all that was submitted before."""
+        future: Future[T] = Future()
+        self._tasks.put((future, task))
+        return future
+
+    def close(self) -> None:
+        """End the thread after all that was submitted."""
+        self._tasks.put(None)
+
+    def _work(self) -> None:
+        while (item := self._tasks.get()) is not None:
+            future, task = item
+            try:
+                future.set_result(task())
+            except BaseException as error:  # whatever it is, the waiting thread raises it
+                future.set_exception(error)
+            # The result may be large, and the next task may come late.
+            del item, future, task
 
 
 class Batch:
-    """Rows and what both models hold of them. All rows must be going when a round begins."""
+    """Rows, and what both models hold of them. All rows must be running when a round begins.
 
-    def __init__(self, system: System, sides: tuple[BaseSide | None, ThinkingSide | None], rows: Sequence[Row]) -> None:
-        self._system = system
+    Raises:
+        HybridError: see `Backend.open`.
+    """
+
+    def __init__(self, context: DecodingContext, rows: Sequence[Row]) -> None:
+        self._context = context
         self.rows: list[Row] = list(rows)
-        self._base, self._thinking = sides
+        self._drafter, self._verifier = open_sides(context, len(rows))
         self.insert(dict(enumerate(rows)))
 
-    def insert(self, rows: dict[int, Row]) -> None:
-        """Put rows into slots, whose former ones are dropped, and read what they hold already."""
+    def insert(self, rows: Mapping[int, Row]) -> None:
+        """Put rows into slots, dropping what was there, and prefill what they hold already."""
         for slot, row in rows.items():
             self.rows[slot] = row
             row.thinking_read = len(row.thinking_ids) - 1
-        for side in (self._base, self._thinking):
-            if side is not None:
-                side.insert(rows)
+        self._drafter.insert(rows)
+        if self._verifier is not None:
+            self._verifier.insert(rows)
 
     def select(self, slots: Sequence[int]) -> None:
-        """Go on with these slots only, in this order."""
+        """Keep only these slots, in this order."""
         self.rows = [self.rows[slot] for slot in slots]
-        for side in (self._base, self._thinking):
-            if side is not None:
-                side.select(slots)
+        self._drafter.select(slots)
+        if self._verifier is not None:
+            self._verifier.select(slots)
 
-    def round(self, aside: Aside | None = None) -> None:
-        """Decide at least one token of every row. Errors leave the rows as they were before, their caches not.
+    def round(self, worker: Worker | None = None) -> None:
+        """Decode at least one token of every row. An error leaves the rows as they were before, but not their caches.
 
         Args:
-            aside: where the thinking model reads while the base drafts on; None: they take turns.
+            worker: runs the thinking model while the base model drafts on; None: they take turns.
         """
-        drafted: Drafts = [[] for _ in self.rows]
-        base = thinking = None
-        ends: list[list[int]] = []
-        if self._base is not None:
-            drafted, base = self._base.draft(self.rows)
-        if self._thinking is not None:
-            thinking, ends = self._verified(self._thinking, drafted, base, aside)
-        opening = self._open(drafted, base, thinking)
-        taken = self._commit(drafted, base, thinking, opening, ends)
-        if self._base is not None:
-            self._base.settle(self.rows)
-            if thinking is not None:
-                self._system.pace.verified(taken / len(self.rows))
-        if self._thinking is not None:
-            for row, tokens, step, end in zip(self.rows, drafted, opening.steps, ends, strict=True):
-                row.thinking_read += end[max(0, len(tokens) - 1) if step is None else step] + 1
-            self._thinking.settle(self.rows)
+        drafted, base = self._drafter.draft(self.rows)
+        drafts = [self._draft(row, tokens) for row, tokens in zip(self.rows, drafted, strict=True)]
+        thinking = NoThinkingView() if self._verifier is None else self._verify(self._verifier, drafts, base, worker)
+        views = Views(base, thinking)
+        self._open_gates(drafts, views)
+        self._emit(drafts, views)
+        committed = self._commit(drafts, self._decide(drafts, views))
+        self._drafter.commit(self.rows)
+        if self._verifier is not None:
+            self._verifier.commit(self.rows)
+            self._context.draft_length.count_verification(committed / len(self.rows))
 
-    def _verified(
-        self, side: ThinkingSide, drafted: Drafts, base: BaseView | None, aside: Aside | None
-    ) -> tuple[ThinkingView, list[list[int]]]:
-        """See `ThinkingSide.verify`; the base goes on meanwhile, where it can."""
-        if aside is None or self._base is None:
-            return side.verify(self.rows, drafted, base)
-        reading = aside.run(partial(side.verify, self.rows, drafted, base))
+    def _draft(self, row: Row, tokens: list[int]) -> Draft:
+        end, length = self._context.end, min(len(tokens), row.room)
+        if end in tokens[:length]:
+            length = tokens.index(end) + 1
+        return Draft(row, tokens, [self._context.cross(token) for token in tokens], length)
+
+    def _verify(
+        self, verifier: Verifier, drafts: Sequence[Draft], base: BaseView, worker: Worker | None
+    ) -> ThinkingView:
+        """Have the drafts verified, drafting on meanwhile if there is a worker."""
+        if worker is None:
+            return verifier.verify(drafts, base)
+        verifying = worker.submit(partial(verifier.verify, drafts, base))
         try:
-            self._base.go_on(self.rows)
+            self._drafter.continue_drafting(self.rows)
         except Exception:
-            wait([reading])  # nobody may use a model that still reads
+            wait([verifying])  # nobody may use a model that is still running
             raise
-        return reading.result()
+        return verifying.result()
 
-    def _open(self, drafted: Drafts, base: BaseView | None, thinking: ThinkingView | None) -> Opening:
-        """What is emitted where the gate opens first in every row."""
-        system = self._system
-        differ = None
-        if base is not None and thinking is not None:
-            differ = system.chooser.differ(base, thinking).tolist()
-            self._learn(base, drafted, differ)
-        steps = [self._first(i, tokens, differ) for i, tokens in enumerate(drafted)]
-        places = [
-            Place(i, step, len(row.base_ids) - 1 + step, row.position + step, row.key)
-            for i, (row, step) in enumerate(zip(self.rows, steps, strict=True))
-            if step is not None
-        ]
-        if not places:
-            return Opening(steps, {}, None)
-        if system.chooser.emits_thinking:
-            return Opening(steps, self._thought(places, present(thinking)), None)
-        candidates = present(self._base).steer(self.rows, drafted, steps, present(base), thinking, places)
-        tokens = candidates.token.tolist()
-        return Opening(steps, {place.row: token for place, token in zip(places, tokens, strict=True)}, candidates)
+    def _open_gates(self, drafts: Sequence[Draft], views: Views) -> None:
+        """Find where the gate first opens in each draft, and learn from that how far to draft."""
+        opens = self._context.gate.opens(views, drafts)
+        for draft, row in zip(drafts, opens, strict=True):
+            draft.opened = row.index(True) if True in row else None
+        if self._verifier is not None:
+            margins: list[float] = []
+            accepted: list[bool] = []
+            for draft, row, margin in zip(drafts, opens, views.base.margin.tolist(), strict=True):
+                verified = row if draft.opened is None else row[: draft.opened + 1]
+                margins += margin[: len(verified)]
+                accepted += [not opened for opened in verified]
+            self._context.draft_length.observe_acceptance(margins, accepted)
 
-    def _first(self, row: int, tokens: Sequence[int], differ: list[list[bool]] | None) -> int | None:
-        """The first step at which the gate opens; None where the answer ends before, or it never does."""
-        position, key = self.rows[row].position, self.rows[row].key
-        for step in range(min(max(1, len(tokens)), self.rows[row].answer.room)):
-            opens = self._system.chooser.opens_unseen(position + step, key)
-            if present(differ)[row][step] if opens is None else opens:
-                return step
-            if tokens[step] == self._system.end:
-                return None
-        return None
+    def _emit(self, drafts: Sequence[Draft], views: Views) -> None:
+        """Decide the token wherever the gate opened."""
+        positions = [GatePosition(i, draft.opened, draft) for i, draft in enumerate(drafts) if draft.opened is not None]
+        if not positions:
+            return
+        steerer = self._context.steerer
+        if steerer is None:
+            emissions = [Emission(token) for token in views.thinking.own_tokens(positions)]
+        else:
+            emissions = self._drafter.steer(steerer, drafts, views, positions)
+        for position, emission in zip(positions, emissions, strict=True):
+            position.draft.emission = emission
 
-    def _learn(self, base: BaseView, drafted: Drafts, differ: list[list[bool]]) -> None:
-        """Tell the pace where the models agreed: up to the first position at which they do not."""
-        margins, agreed = [], []
-        for row, tokens, told, differing in zip(self.rows, drafted, base.margin.tolist(), differ, strict=True):
-            for step in range(min(len(tokens), row.answer.room)):
-                margins.append(told[step])
-                agreed.append(not differing[step])
-                if differing[step] or tokens[step] == self._system.end:
+    def _decide(self, drafts: Sequence[Draft], views: Views) -> list[list[TokenDecision]]:
+        """The record of every token that each draft adds to its row."""
+        base, alone = views.base, self._context.role == "thinking"
+        columns = zip(base.choice.tolist(), base.logprob.tolist(), base.drafted_logprob.tolist(), strict=True)
+        decisions = []
+        for draft, row in zip(drafts, columns, strict=True):
+            decided = []
+            for token, choice, logprob, drafted in zip(draft.emitted, *row, strict=False):
+                if alone:  # every token is the thinking model's own
+                    decision = TokenDecision(
+                        token,
+                        steered=True,
+                        thinking_choice=choice,
+                        thinking_choice_logprob=logprob,
+                        thinking_logprob=drafted,
+                    )
+                else:
+                    decision = TokenDecision(token, base_choice=choice, base_logprob=logprob)
+                decided.append(decision)
+            if draft.emission is not None:
+                changed = draft.emission.token != decided[-1].base_choice
+                decided[-1] = decided[-1]._replace(steered=True, changed=changed, **draft.emission._asdict())
+            decisions.append(decided)
+        return decisions if self._verifier is None else _with_thinking(decisions, views.thinking)
+
+    def _commit(self, drafts: Sequence[Draft], decisions: Sequence[Sequence[TokenDecision]]) -> int:
+        """Add the decided tokens to the rows, as far as their answers go; returns how many that are."""
+        committed = 0
+        for draft, decided in zip(drafts, decisions, strict=True):
+            row, ends = draft.row, draft.ends
+            for step, decision in enumerate(decided):
+                if row.running and self._overflows(row, ends[step]):
+                    row.running = False
+                if not row.running:
                     break
-        self._system.pace.learn(margins, agreed)
+                committed += 1
+                crossed = self._context.cross(decision.token)
+                row.append(decision, crossed, ends=decision.token == self._context.end)
+            row.thinking_read += ends[-1 if draft.opened is None else draft.opened]
+        return committed
 
-    def _thought(self, places: Sequence[Place], view: ThinkingView) -> dict[int, int]:
-        """The thinking model's own token at each place, by row, as the speaking model's id."""
-        tokens, crossed = {}, view.crossed.tolist()
-        for place in places:
-            sampling = self.rows[place.row].request.sampling
-            if sampling is None:
-                tokens[place.row] = crossed[place.row][place.step]
-            else:
-                tokens[place.row] = view.drawn(place.row, place.step, sampling, place.position, place.key)
-        return tokens
+    def _overflows(self, row: Row, unread: int) -> bool:
+        """Whether the thinking model's context is too short to read what precedes a token; the answer ends there.
 
-    def _commit(
-        self,
-        drafted: Drafts,
-        base: BaseView | None,
-        thinking: ThinkingView | None,
-        opening: Opening,
-        ends: Sequence[Sequence[int]],
-    ) -> int:
-        """Add to every row what stands of its draft, and what its opening led to; how many tokens these are."""
-        spoken = [
-            list(tokens) if step is None else [*tokens[:step], opening.tokens[i]]
-            for i, (tokens, step) in enumerate(zip(drafted, opening.steps, strict=True))
-        ]
-        chosen = None if base is None else _choices(base.choice, base.logprob)
-        wanted = None if thinking is None else _choices(thinking.crossed, thinking.logprob)
-        logprobs = iter([]) if thinking is None else iter(_logprobs(thinking, spoken))
-        reasons = opening.reasons()
-        taken = 0
-        for i, (row, tokens) in enumerate(zip(self.rows, spoken, strict=True)):
-            reason = next(reasons) if i in opening.tokens else None
-            for step, token in enumerate(tokens):
-                steered = step == opening.steps[i]
-                choice = (None, None) if chosen is None else chosen[i][step]
-                fact = Fact(
-                    token,
-                    steered,
-                    steered and choice[0] is not None and choice[0] != token,
-                    *(reason if steered and reason is not None else (None, None, None)),
-                    next(logprobs, None),
-                    *choice,
-                    *((None, None) if wanted is None else wanted[i][step]),
-                )
-                if row.going and ends and self._overflows(row, ends[i][step]):
-                    row.going = False
-                if row.going:
-                    taken += 1
-                    row.take(fact, self._system.shown(token), ends=token == self._system.end)
-        return taken
-
-    def _overflows(self, row: Row, end: int) -> bool:
-        """Whether what the thinking model has to read for a token is more than it can. Its answer ends there.
-
-        Prompts and answers are checked before; but tokens of another vocabulary may cross as more than were counted.
+        The lengths of prompts and answers are checked in advance, but tokens may cross as more than one id.
         """
-        context = present(self._system.thinking).context_length
-        over = row.thinking_read + end >= context
+        if self._context.verification is None:
+            return False
+        context_length = self._context.verification.model.context_length
+        over = row.thinking_read + unread > context_length
         if over:
             _log.warning(
-                "Answer %d ends after %d tokens, as truncated: in the thinking model's tokens prompt and answer "
-                "fill its context of %d; lower max_gen_toks or shorten the prompt",
+                "Answer %d is cut off after %d tokens: in the thinking model's tokens, prompt and answer fill its "
+                "context of %d; lower max_gen_toks or shorten the prompt",
                 row.index,
                 row.position,
-                context,
+                context_length,
             )
         return over
 
 
-def _choices(tokens: Tensor, logprobs: Tensor) -> list[list[tuple[int, float]]]:
-    """Of every row and step the choice and its log-probability."""
-    pairs = zip(tokens.tolist(), logprobs.tolist(), strict=True)
-    return [list(zip(*both, strict=True)) for both in pairs]
-
-
-def _logprobs(view: ThinkingView, spoken: Sequence[Sequence[int]]) -> list[float]:
-    """Log-probabilities of all tokens spoken, row after row."""
-    places = [(i, step, token) for i, tokens in enumerate(spoken) for step, token in enumerate(tokens)]
+def _with_thinking(decisions: Sequence[Sequence[TokenDecision]], view: ThinkingView) -> list[list[TokenDecision]]:
+    """The decisions with what the thinking model says of them."""
+    places = [(i, step, decision.token) for i, row in enumerate(decisions) for step, decision in enumerate(row)]
     rows, steps, tokens = torch.tensor(places).T
-    return view.logprobs(rows, steps, tokens[:, None])[:, 0].tolist()
+    token_logprobs = iter(view.logprobs(rows, steps, tokens[:, None])[:, 0].tolist())
+    choices, logprobs = view.crossed.tolist(), view.logprob.tolist()
+    return [
+        [
+            decision._replace(
+                thinking_choice=choices[i][step],
+                thinking_choice_logprob=logprobs[i][step],
+                thinking_logprob=next(token_logprobs),
+            )
+            for step, decision in enumerate(row)
+        ]
+        for i, row in enumerate(decisions)
+    ]

@@ -1,245 +1,233 @@
-"""Where the gate opens, with what the base is steered there, and which candidate is taken (DESIGN, section 2)."""
+"""Where a token is decided (docs/architecture.md, "What a result means"). At each position, in this order:
+
+1. `Gate`: does the base model's own token stand? Where the gate stays shut, it is emitted, and nothing else happens.
+2. Category, in `Steerer.candidates`: which behavior's vector joins the bias.
+3. Candidates, in `Steerer.evaluate`: the base model's steered logits for every coefficient and window.
+4. Selection, in `Steerer.select`: which candidate's token is emitted.
+
+Where the policy emits the thinking model's own token there is no `Steerer`, and steps 2 to 4 are `views.own_tokens`.
+
+To add a gate: write a class below `Disagreement`, make it in `gate_for`, name it in `bundles.manifest.Gate`, and say in
+`Policy.reads_thinking` whether it reads the thinking model. A server evaluates gates itself (`portable.programs.read`):
+one that is neither `Scheduled` nor compares choices needs a case there.
+"""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lm_eval_hybrid.decoding.draws import draw, pick
 from lm_eval_hybrid.decoding.policy import Policy
+from lm_eval_hybrid.decoding.records import Emission
+from lm_eval_hybrid.decoding.request import Draft
+from lm_eval_hybrid.decoding.sampling import sample, uniform, uniform_index
 from lm_eval_hybrid.decoding.steering import Steering
-from lm_eval_hybrid.decoding.tokens.bridge import Bridge
-from lm_eval_hybrid.decoding.views import BaseView, ThinkingView, check_numbers
+from lm_eval_hybrid.decoding.tokens.bridge import Choices
+from lm_eval_hybrid.decoding.views import GatePosition, Views, check_not_nan
 from lm_eval_hybrid.models.protocol import Sequences
 
-T = TypeVar("T")
+NO_CATEGORY = -1
+"""Stands for "no category" in integer tensors."""
 
-NONE = -1
-"""Stands for "no id" in integer tensors."""
+
+class Gate(ABC):
+    """Decides at which positions a token other than the base model's own is emitted."""
+
+    def scheduled(self, position: int, key: bytes) -> bool | None:
+        """Whether it opens at a position, if that is known before any model is read; else None."""
+        return None
+
+    @abstractmethod
+    def opens(self, views: Views, drafts: Sequence[Draft]) -> list[list[bool]]:
+        """Whether it opens, for each of the first `Draft.length` tokens of every draft."""
+
+
+class Scheduled(Gate):
+    """Opens at a random share `rate` of positions, whatever the models say; 0: nowhere, 1: everywhere."""
+
+    def __init__(self, rate: float, seed: int) -> None:
+        self._rate = rate
+        self._seed = seed
+
+    def scheduled(self, position: int, key: bytes) -> bool:
+        if self._rate in (0, 1):
+            return self._rate == 1
+        return uniform(self._seed, "gate", position, key) < self._rate
+
+    def opens(self, views: Views, drafts: Sequence[Draft]) -> list[list[bool]]:
+        rows = [(draft.row.position, draft.row.key, draft.length) for draft in drafts]
+        return [[self.scheduled(position + step, key) for step in range(length)] for position, key, length in rows]
+
+
+class Disagreement(Gate):
+    """Opens where the two models' likeliest tokens differ."""
+
+    def opens(self, views: Views, drafts: Sequence[Draft]) -> list[list[bool]]:
+        differ = ~views.thinking.agrees(views.base.choice)
+        return [row[: draft.length] for row, draft in zip(differ.tolist(), drafts, strict=True)]
+
+
+def gate_for(policy: Policy) -> Gate:
+    """The gate that the policy names."""
+    if policy.gate == "disagreement":
+        return Disagreement()
+    rates = {"never": 0.0, "always": 1.0, "random": policy.gate_rate or 0.0}
+    return Scheduled(rates[policy.gate], policy.seed)
+
+
+class RequiredInputs(NamedTuple):
+    """What a decision reads at the positions where the gate opens, apart from choices."""
+
+    base_residual: bool = False
+    thinking_residual: bool = False
 
 
 @dataclass(frozen=True)
-class Place:
-    """One position at which the gate opened.
+class SteeringCandidates:
+    """Candidates to evaluate at n gate positions.
 
     Attributes:
-        row, step: where it is in the views: after token `step` of row `row`.
-        column: position of that token in the base's row, prompt included.
-        position: index of the token to be generated there.
-        key: `draws.context_digest` of the row's prompt.
-    """
-
-    row: int
-    step: int
-    column: int
-    position: int
-    key: bytes
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """What the gate's opening led to at each of n places: the candidate taken.
-
-    Attributes:
-        token: [n] int64, base id.
-        logits: [n, vocab], the base model's, steered, in its own dtype; None where they are at a server.
-        category: [n] int64, NONE where no behavior was used.
-        coefficient: [n] float64, on the CPU: not every device has float64.
-        window: [n] int64.
-    """
-
-    token: Tensor
-    logits: Tensor | None
-    category: Tensor
-    coefficient: Tensor
-    window: Tensor
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What is tried at each of n places.
-
-    Attributes:
-        category: as of `Candidates`.
-        direction: [n, d] float32, what the coefficients multiply.
-        coefficients: [n, C] float64, on the CPU.
-        taken: [n] int64, on the CPU: the candidate taken; None where the thinking model decides.
+        category: [n] int64, NO_CATEGORY where no behavior is used.
+        direction: [n, d] float32, which the coefficients multiply.
+        coefficients: [n, C] float64, on the CPU: not every device has float64.
+        selected: the candidate to select at each position; None where the thinking model decides.
     """
 
     category: Tensor
     direction: Tensor
     coefficients: Tensor
-    taken: Tensor | None
+    selected: list[int] | None
 
-    def at(self, places: list[int]) -> "Trial":
-        """What is tried at some of the places."""
-        taken = None if self.taken is None else self.taken[places]
-        return Trial(self.category[places], self.direction[places], self.coefficients[places], taken)
+    def at(self, indices: Iterable[int]) -> "SteeringCandidates":
+        """The candidates at some of the positions."""
+        some = list(indices)
+        selected = None if self.selected is None else [self.selected[i] for i in some]
+        return SteeringCandidates(self.category[some], self.direction[some], self.coefficients[some], selected)
 
-
-class Asked(NamedTuple):
-    """Whether the SAE is asked for a category, and the network for a coefficient."""
-
-    category: bool
-    network: bool
+    def with_selection(self, selected: list[int]) -> "SteeringCandidates":
+        """The same candidates with the selection known."""
+        return replace(self, selected=selected)
 
 
-class Chooser:
-    """Applies one policy.
+class Steerer:
+    """Makes, evaluates and selects the steered candidates of one policy.
 
     Args:
-        steering: None where the policy does not steer.
-        bridge: None where it does not read the thinking model.
+        choices: the base model's tokens that may be chosen.
         device: of the base model.
 
     Attributes:
-        reach: how far back the base's residuals are needed for it; see `protocol.Backend.open`.
         windows: of the candidates, in their order.
-        preferred: [C] int64, the candidates in the order that ties are decided in.
+        reach: the longest window; see `protocol.Backend.open`.
+        preferred: the candidates in the order that decides ties.
+
+    Raises:
+        HybridError: the policy needs a coefficient network, and there is none.
     """
 
-    def __init__(self, policy: Policy, steering: Steering | None, bridge: Bridge | None, device: torch.device) -> None:
+    def __init__(self, policy: Policy, steering: Steering, choices: Choices, device: torch.device) -> None:
         self._policy = policy
-        self._bridge = bridge
+        self._choices = choices
         self._device = device
-        if policy.steers:
-            steering = present(steering)
-            bias, vectors = steering.directions(policy.directions, policy.seed)
-            self._bias, self._vectors = bias.to(device), vectors.to(device)
-            self._encoder = steering.encoder
-            self._network = steering.require_network().to(device) if policy.asks_network else None
+        bias, vectors = steering.directions(policy.directions, policy.seed)
+        self._bias, self._vectors = bias.to(device), vectors.to(device)
+        self._encoder = steering.encoder
+        self._network = steering.require_network().to(device) if policy.uses_network else None
         coefficients = policy.coefficients
         if policy.select == "mlp":  # the network's, not yet known; the bias was fitted with coefficient 1
-            coefficients = (math.nan,) if policy.asks_network else (1.0,)
+            coefficients = (math.nan,) if policy.uses_network else (1.0,)
         pairs = [(a, w) for a in coefficients for w in policy.windows]
         self._coefficients = torch.tensor([a for a, _ in pairs], dtype=torch.float64)
         self.windows = [w for _, w in pairs]
-        self._window_ids = torch.tensor(self.windows, device=device)
-        self.reach = (0 if 0 in policy.windows else max(policy.windows)) if policy.steers else None
+        self.reach = 0 if 0 in policy.windows else max(policy.windows)
         # Ties go to the smaller |a|, then the smaller window (all positions: the largest), then the first listed.
-        preferred = sorted(range(len(pairs)), key=lambda i: (abs(pairs[i][0]), pairs[i][1] or math.inf, i))
-        self.preferred = torch.tensor(preferred, device=device)
+        self.preferred = sorted(range(len(pairs)), key=lambda i: (abs(pairs[i][0]), pairs[i][1] or math.inf, i))
 
     @property
-    def asks(self) -> Asked:
-        """What it wants to know where the gate opens."""
-        policy = self._policy
-        return Asked(
-            category=policy.steers and policy.category == "sae",
-            network=policy.asks_network,
-        )
-
-    @property
-    def emits_thinking(self) -> bool:
-        """Whether the thinking model's own token is emitted where the gate opens."""
-        return self._policy.emit == "thinking"
-
-    def opens_unseen(self, position: int, key: bytes) -> bool | None:
-        """Whether the gate opens at a position, whatever the models say; None where they decide."""
-        policy = self._policy
-        if policy.gate == "random":
-            return draw(policy.seed, "gate", position, key) < (policy.gate_rate or 0.0)
-        return None if policy.gate == "disagreement" else policy.gate == "always"
-
-    def differ(self, base: BaseView, thinking: ThinkingView) -> Tensor:
-        """[rows, k] bool: where the two models' choices differ."""
-        choice = thinking.choice.to(base.choice.device)
-        return ~present(self._bridge).agree(base.choice, choice)
+    def required(self) -> RequiredInputs:
+        """What it reads at the positions where the gate opens."""
+        return RequiredInputs(self._network is not None, self._policy.category == "sae")
 
     def steer(
-        self, base: Sequences, base_view: BaseView, thinking: ThinkingView | None, places: Sequence[Place]
-    ) -> Candidates:
-        """Try all candidates at some places (one or more), and take one at each."""
-        trial = self.trial(base_view, thinking, places)
-        steering = trial.coefficients.float().to(self._device)[:, :, None] * trial.direction[:, None]
-        columns = [place.column for place in places]
-        logits = base.steered([place.row for place in places], columns, steering, self.windows)
-        tokens = (logits if self._bridge is None else self._bridge.base_logits(logits)).argmax(-1)
-        check_numbers(logits.gather(-1, tokens[..., None]), "steered base")
-        taken = trial.taken
-        if taken is None:
-            taken = self.likeliest(thinking, places, tokens)
-        each = torch.arange(len(places), device=self._device)
-        return self.candidates(trial, tokens, taken.to(self._device), logits[each, taken.to(self._device)])
+        self, sequences: Sequences, views: Views, positions: Sequence[GatePosition]
+    ) -> tuple[list[Emission], Tensor]:
+        """Decide the token at one or more positions.
 
-    def trial(self, base_view: BaseView, thinking: ThinkingView | None, places: Sequence[Place]) -> Trial:
-        """What is tried at some places."""
-        rows, steps = self._at(places)
-        category = self._category(thinking, rows, steps, places)
-        direction = self._bias.expand(len(places), -1)
-        if self._policy.category != "none":
+        Returns:
+            What is emitted at each, and the selected candidates' logits [n, vocab], in the model's own dtype.
+        """
+        candidates = self.candidates(views, positions)
+        logits = self.evaluate(sequences, candidates, positions)
+        allowed = self._choices.masked(logits)
+        tokens = allowed.argmax(-1)
+        check_not_nan(logits.gather(-1, tokens[..., None]), "steered base")
+        selected = self.select(candidates, tokens, views, positions)
+        index = torch.arange(len(positions), device=logits.device), torch.tensor(selected, device=logits.device)
+        emitted, draws = tokens[index].tolist(), [position.draw for position in positions]
+        if any(draws):
+            emitted = sample(emitted, allowed[index], draws)
+        return self.emissions(candidates, selected, emitted), logits[index]
+
+    def candidates(self, views: Views, positions: Sequence[GatePosition]) -> SteeringCandidates:
+        """The category at each position, and the candidates that follow from it."""
+        policy = self._policy
+        category = self._category(views, positions)
+        direction = self._bias.expand(len(positions), -1)
+        if policy.category != "none":
             direction = direction + self._vectors[category]
         if self._network is None:
-            coefficients = self._coefficients.expand(len(places), -1)
+            coefficients = self._coefficients.expand(len(positions), -1)
         else:
-            residual = present(base_view.residual)[rows, steps]
+            residual = views.base.residuals(positions)
             coefficients = self._network.coefficient(residual, category)[:, None].cpu().double()
-        taken = None
-        if self._policy.select == "random":
-            count = len(self.windows)
-            chosen = [pick(count, self._policy.seed, "select", place.position, place.key) for place in places]
-            taken = torch.tensor(chosen)
-        elif self._policy.select != "guardrail":
-            taken = torch.zeros(len(places), dtype=torch.int64)
-        return Trial(category, direction, coefficients, taken)
+        selected = None
+        if policy.select == "random":
+            selected = self._random_index(len(self.windows), "select", positions)
+        elif policy.select != "guardrail":
+            selected = [0] * len(positions)
+        return SteeringCandidates(category, direction, coefficients, selected)
 
-    def as_sent(
-        self, trial: Trial, thinking: ThinkingView | None, places: Sequence[Place], taken: Tensor | None
-    ) -> dict[str, Any]:
-        """A trial as a server is asked for it (`backends.ndif.programs.draft`); taken: where that is known."""
-        judged = taken is None
-        return {
-            "direction": trial.direction.cpu(),
-            "coefficients": trial.coefficients.float(),
-            "windows": self.windows,
-            "preferred": self.preferred.tolist(),
-            "taken": None if taken is None else taken.tolist(),
-            "judges": [tuple(present(thinking).judge(place.row, place.step)) for place in places] if judged else None,
-        }
-
-    def likeliest(self, thinking: ThinkingView | None, places: Sequence[Place], tokens: Tensor) -> Tensor:
-        """The guardrail's choice among candidates' tokens [n, C]: [n] int64."""
-        rows, steps = self._at(places)
-        return self.preferred[present(thinking).likeliest(rows, steps, tokens[:, self.preferred]).to(self._device)]
-
-    def candidates(self, trial: Trial, tokens: Tensor, taken: Tensor, logits: Tensor | None) -> Candidates:
-        """What came of a trial: tokens [n, C] of all candidates, taken [n], logits of those as of `Candidates`."""
-        each = torch.arange(len(tokens), device=tokens.device)
-        return Candidates(
-            token=tokens[each, taken],
-            logits=logits,
-            category=trial.category,
-            coefficient=trial.coefficients.gather(1, taken[:, None].cpu())[:, 0],
-            window=self._window_ids[taken],
-        )
-
-    def _at(self, places: Sequence[Place]) -> tuple[Tensor, Tensor]:
-        rows = torch.tensor([place.row for place in places], device=self._device)
-        return rows, torch.tensor([place.step for place in places], device=self._device)
-
-    def _category(self, view: ThinkingView | None, rows: Tensor, steps: Tensor, places: Sequence[Place]) -> Tensor:
-        """[n] int64: the behavior at every place."""
-        policy = self._policy
-        if policy.category == "sae":
-            residual = present(view).residuals(rows, steps)
+    def _category(self, views: Views, positions: Sequence[GatePosition]) -> Tensor:
+        """[n] int64: the behavior's latent at each position."""
+        if self._policy.category == "sae":
+            residual = views.thinking.residuals(positions)
             self._encoder = self._encoder.to(residual.device)
             return self._encoder.category(residual).to(self._device)
-        if policy.category == "random":
-            latents = len(self._vectors)
-            chosen = [pick(latents, policy.seed, "category", place.position, place.key) for place in places]
-            return torch.tensor(chosen, device=self._device)
-        return torch.full((len(places),), NONE, device=self._device)
+        if self._policy.category == "random":
+            return torch.tensor(self._random_index(len(self._vectors), "category", positions), device=self._device)
+        return torch.full((len(positions),), NO_CATEGORY, device=self._device)
 
+    def evaluate(
+        self, sequences: Sequences, candidates: SteeringCandidates, positions: Sequence[GatePosition]
+    ) -> Tensor:
+        """[n, C, vocab]: the base model's logits under every candidate."""
+        coefficients = candidates.coefficients.float().to(self._device)
+        steering = coefficients[:, :, None] * candidates.direction[:, None]
+        rows, columns = [position.row for position in positions], [position.column for position in positions]
+        return sequences.steered(rows, columns, steering, self.windows)
 
-def present(value: T | None) -> T:
-    """`value`, which the policy makes sure of.
+    def select(
+        self, candidates: SteeringCandidates, tokens: Tensor, views: Views, positions: Sequence[GatePosition]
+    ) -> list[int]:
+        """The index of the selected candidate at each position; tokens [n, C] are the candidates' likeliest."""
+        if candidates.selected is not None:
+            return candidates.selected
+        return [self.preferred[i] for i in views.thinking.likeliest(positions, tokens[:, self.preferred]).tolist()]
 
-    Raises:
-        ValueError: it is not there.
-    """
-    if value is None:
-        raise ValueError("the policy reads a model or a tensor that was not given")
-    return value
+    def emissions(
+        self, candidates: SteeringCandidates, selected: Sequence[int], tokens: Sequence[int]
+    ) -> list[Emission]:
+        """What is emitted: the tokens, with the settings of the candidates that they come from."""
+        return [
+            Emission(token, None if category == NO_CATEGORY else category, coefficients[i], self.windows[i])
+            for token, category, coefficients, i in zip(
+                tokens, candidates.category.tolist(), candidates.coefficients.tolist(), selected, strict=True
+            )
+        ]
+
+    def _random_index(self, n: int, stream: str, positions: Sequence[GatePosition]) -> list[int]:
+        return [uniform_index(n, self._policy.seed, stream, place.position, place.key) for place in positions]

@@ -1,156 +1,118 @@
 """Log-likelihood of given text under the hybrid: read at once by both models, steered wherever the gate opens.
 
-A round of decoding (`decoding/batch.py`) whose draft is given, and in which every opening counts, not the first alone.
+A round of decoding (`batch`) whose draft is given, and in which every opening counts, not only the first.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.decoding.chooser import Place, present
-from lm_eval_hybrid.decoding.draws import context_digest
-from lm_eval_hybrid.decoding.ndif.scoring import RemoteBaseScorer, RemoteThinkingScorer
-from lm_eval_hybrid.decoding.request import Prompt
-from lm_eval_hybrid.decoding.scorers import (
-    BaseScorer,
-    LocalBaseScorer,
-    LocalThinkingScorer,
-    Text,
-    ThinkingScorer,
-    own_tokens,
-)
-from lm_eval_hybrid.decoding.system import System
-from lm_eval_hybrid.decoding.views import BaseView, ThinkingView
-from lm_eval_hybrid.models.ndif.model import NdifModel
+from lm_eval_hybrid.decoding.context import DecodingContext
+from lm_eval_hybrid.decoding.request import Draft, Prompt, Request, Row
+from lm_eval_hybrid.decoding.sides import Drafter, Verifier, open_sides
+from lm_eval_hybrid.decoding.views import GatePosition, NoThinkingView, Views, index_of
 
-PIECE = 64
-"""Tokens of each text that are read at once: what is said after each is kept until all is scored."""
 
-REMOTE_PIECE = 1024
-"""The same where no model is in this process: a piece has all before it read again there."""
+@dataclass
+class _Text:
+    """A continuation, and its score so far.
 
-_PLACES = 64
-"""Places steered at once: a row of logits is kept for each of their candidates."""
+    Attributes:
+        row: the prompt, and the part that is scored.
+        crossed: the ids that each token crosses as.
+    """
 
-_REMOTE_PLACES = 16
-"""The same where the base is on a server: each is a row of its own there."""
+    row: Row
+    tokens: list[int]
+    crossed: list[Sequence[int]]
+    logprob: float = 0.0
+    greedy: bool = True
+
+    @property
+    def prompt(self) -> tuple[tuple[int, ...], ...]:
+        """What both models read before it."""
+        return tuple(self.row.request.prompt.base_ids), tuple(self.row.request.prompt.thinking_ids)
 
 
 def score(
-    system: System, prompts: Sequence[Prompt], continuations: Sequence[Sequence[int]]
+    context: DecodingContext, prompts: Sequence[Prompt], continuations: Sequence[Sequence[int]]
 ) -> list[tuple[float, bool]]:
-    """See `decoder.HybridDecoder.score`, which checks what is given here."""
-    texts = [_text(system, *pair) for pair in zip(prompts, continuations, strict=True)]
-    going = [text for text in texts if text.tokens]
-    if not going:
-        return [(text.logprob, text.greedy) for text in texts]
-    size = PIECE if any(_is_here(model) for model in (system.base, system.thinking)) else REMOTE_PIECE
-    base, thinking = _scorers(system, going, size)
-    start = 0
-    while going:
-        _score_piece(system, base, thinking, going, start, size)
-        start += size
-        kept = [i for i, text in enumerate(going) if len(text.tokens) > start]
-        if 0 < len(kept) < len(going):
-            for scorer in (base, thinking):
-                if scorer is not None:
-                    scorer.select(kept)
-        going = [going[i] for i in kept]
+    """See `decoder.HybridDecoder.score`, which checks lengths."""
+    pairs = zip(prompts, continuations, strict=True)
+    texts = [_text(context, index, prompt, list(tokens)) for index, (prompt, tokens) in enumerate(pairs)]
+    remaining = [text for text in texts if text.tokens]
+    if remaining:
+        # A prompt that several texts follow is read once, and its row duplicated.
+        slots = {prompt: slot for slot, prompt in enumerate(dict.fromkeys(text.prompt for text in remaining))}
+        firsts = {slots[text.prompt]: text.row for text in reversed(remaining)}
+        drafter, verifier = open_sides(context, len(slots), scoring=True)
+        sides = [drafter] if verifier is None else [drafter, verifier]
+        for side in sides:
+            side.insert(dict(sorted(firsts.items())))
+            side.select([slots[text.prompt] for text in remaining])
+        size = min(side.piece for side in sides)
+    while remaining:
+        _score_piece(context, drafter, verifier, remaining, size)
+        kept = [i for i, text in enumerate(remaining) if len(text.tokens) > text.row.position]
+        if 0 < len(kept) < len(remaining):
+            for side in sides:
+                side.select(kept)
+        remaining = [remaining[i] for i in kept]
     return [(text.logprob, text.greedy) for text in texts]
 
 
-def _is_here(model: object) -> bool:
-    return model is not None and not isinstance(model, NdifModel)
-
-
-def _text(system: System, prompt: Prompt, tokens: Sequence[int]) -> Text:
-    crossings = [system.shown(token) for token in tokens[:-1]]
-    if lost := [token for token, ids in zip(tokens, crossings, strict=False) if not ids]:
+def _text(context: DecodingContext, index: int, prompt: Prompt, tokens: list[int]) -> _Text:
+    crossed = [context.cross(token) for token in tokens]
+    # The last token is never read.
+    if lost := [token for token, ids in zip(tokens[:-1], crossed, strict=False) if not ids]:
         raise HybridError(
-            f"each token must be known to the thinking model; found base ids {lost}, which it has no way to write; "
-            "use a pair with one vocabulary"
+            f"base ids {lost} cannot be written in the thinking model's vocabulary, which has to read them; use a pair "
+            "with one vocabulary"
         )
-    return Text(prompt, tokens, crossings, context_digest(prompt.base_ids))
-
-
-def _scorers(system: System, texts: Sequence[Text], ahead: int) -> tuple[BaseScorer | None, ThinkingScorer | None]:
-    """Both models, wherever they are, before their first piece."""
-    base: BaseScorer | None = None
-    thinking: ThinkingScorer | None = None
-    if isinstance(system.base, NdifModel):
-        base = RemoteBaseScorer(system, system.base)
-    elif system.base is not None:
-        base = LocalBaseScorer(system, texts, ahead)
-    if isinstance(system.thinking, NdifModel):
-        thinking = RemoteThinkingScorer(system, system.thinking)
-    elif system.thinking is not None:
-        thinking = LocalThinkingScorer(system, texts, ahead)
-    return base, thinking
+    return _Text(context.row(index, Request(prompt, len(tokens))), tokens, crossed)
 
 
 def _score_piece(
-    system: System,
-    base: BaseScorer | None,
-    thinking: ThinkingScorer | None,
-    texts: Sequence[Text],
-    start: int,
-    size: int,
+    context: DecodingContext, drafter: Drafter, verifier: Verifier | None, texts: Sequence[_Text], size: int
 ) -> None:
-    """Add to every text what is said of its tokens from `start` on, up to `size` of them."""
-    counts = [len(text.tokens[start : start + size]) for text in texts]
-    # [rows, k], on the CPU: of what each token's place says. Where nothing steers, the base.
-    logprobs, chosen = torch.zeros(len(texts), max(counts)), torch.full((len(texts), max(counts)), -1)
-    base_view = view = None
-    if base is not None:
-        logprobs, base_view = base.read(texts, start, size)
-        chosen = base_view.choice.cpu()
-    if thinking is not None:
-        view = thinking.read(texts, start, size, base_view)
-    places = _places(system, base_view, view, texts, counts, start)
-    most = _REMOTE_PLACES if isinstance(system.base, NdifModel) else _PLACES
-    for i in range(0, len(places), most):
-        some = places[i : i + most]
-        rows, steps = [place.row for place in some], [place.step for place in some]
-        logprobs[rows, steps], chosen[rows, steps] = _opened(system, base, base_view, view, texts, some)
-    for text, count, row, tokens in zip(texts, counts, logprobs.double(), chosen.tolist(), strict=True):
-        text.logprob += float(row[:count].sum())
-        text.greedy &= tokens[:count] == list(text.tokens[start : start + count])
+    """Add to every text the scores of its next tokens, up to `size` of them."""
+    drafts = []
+    for text in texts:
+        piece = slice(text.row.position, text.row.position + size)
+        tokens = text.tokens[piece]
+        drafts.append(Draft(text.row, tokens, text.crossed[piece], len(tokens)))
+    base = drafter.score(drafts)
+    views = Views(base, NoThinkingView() if verifier is None else verifier.verify(drafts, base, every=True))
+    # [rows, k] on the CPU: at first of the unsteered model.
+    logprobs, chosen = base.drafted_logprob.cpu(), base.choice.cpu()
+    positions = [
+        GatePosition(i, step, draft)
+        for i, (draft, opens) in enumerate(zip(drafts, context.gate.opens(views, drafts), strict=True))
+        for step, opened in enumerate(opens)
+        if opened
+    ]
+    for i in range(0, len(positions), drafter.steered_at_once):
+        some = positions[i : i + drafter.steered_at_once]
+        index = index_of(some, chosen.device)
+        logprobs[index], chosen[index] = _score_opened(context, drafter, views, some)
+    for text, draft, row, choices in zip(texts, drafts, logprobs.double(), chosen.tolist(), strict=True):
+        text.logprob += float(row[: draft.length].sum())
+        text.greedy &= choices[: draft.length] == draft.tokens
+        text.row.thinking_read += draft.ends[-1]
+        text.row.extend(draft.tokens, draft.crossed)
 
 
-def _places(
-    system: System,
-    base: BaseView | None,
-    thinking: ThinkingView | None,
-    texts: Sequence[Text],
-    counts: Sequence[int],
-    start: int,
-) -> list[Place]:
-    """Everywhere the gate opens."""
-    differ = system.chooser.differ(base, thinking).tolist() if base is not None and thinking is not None else None
-    places = []
-    for row, (text, count) in enumerate(zip(texts, counts, strict=True)):
-        for step in range(count):
-            opens = system.chooser.opens_unseen(start + step, text.key)
-            if present(differ)[row][step] if opens is None else opens:
-                column = len(text.prompt.base_ids) - 1 + start + step
-                places.append(Place(row, step, column, start + step, text.key))
-    return places
-
-
-def _opened(
-    system: System,
-    base: BaseScorer | None,
-    base_view: BaseView | None,
-    view: ThinkingView | None,
-    texts: Sequence[Text],
-    places: Sequence[Place],
+def _score_opened(
+    context: DecodingContext, drafter: Drafter, views: Views, positions: Sequence[GatePosition]
 ) -> tuple[Tensor, Tensor]:
-    """At each place: log-probability of the text's token [n], and the token that would be chosen; on the CPU."""
-    if not system.chooser.emits_thinking:
-        return present(base).steer(texts, present(base_view), view, places)
-    view = present(view)
-    rows, steps = torch.tensor([(place.row, place.step) for place in places]).T
-    logprobs = view.logprobs(rows, steps, own_tokens(texts, places)[:, None])[:, 0]
-    return logprobs.cpu(), view.crossed.cpu()[rows, steps]
+    """At positions where the gate opened: the log-probabilities of the given tokens, and what would be emitted."""
+    if context.steerer is not None:
+        logprobs, emitted = drafter.score_steered(context.steerer, views, positions)
+    else:
+        given = torch.tensor([[position.draft.tokens[position.step]] for position in positions])
+        logprobs = views.thinking.logprobs(*index_of(positions, given.device), given)[:, 0].cpu()
+        emitted = views.thinking.own_tokens(positions)
+    return logprobs, torch.tensor(emitted)

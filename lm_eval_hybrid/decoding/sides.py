@@ -1,62 +1,100 @@
-"""The two models of a batch, as the batch asks them: where a model is makes a difference here and nowhere else.
+"""The two sides of decoding, and the one place that chooses between local and remote models.
 
-A model in this process is asked step by step and keeps what it has read. A model on a server keeps nothing between
-requests, so it is asked as seldom as can be (`decoding/ndif/drafting.py`).
+A model in this process is run token by token and keeps a KV cache (`local`). A model on a server keeps nothing between
+requests, so it gets as few as possible (`ndif`). Rows are those of the batch, in its order.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Protocol
 
-from lm_eval_hybrid.decoding.chooser import Candidates, Place
-from lm_eval_hybrid.decoding.row import Row
-from lm_eval_hybrid.decoding.views import BaseView, ThinkingView
+from torch import Tensor
 
-Drafts = list[list[int]]
-"""Of every row the tokens that the base would say next, one or more; none where the base is not read."""
-
-Steps = Sequence[int | None]
-"""Of every row the step of its draft at which the gate opened; None where it did not."""
+from lm_eval_hybrid.decoding.chooser import Steerer
+from lm_eval_hybrid.decoding.context import DecodingContext
+from lm_eval_hybrid.decoding.local import LocalDrafter, LocalVerifier
+from lm_eval_hybrid.decoding.ndif.drafting import RemoteDrafter
+from lm_eval_hybrid.decoding.ndif.verifying import RemoteVerifier
+from lm_eval_hybrid.decoding.records import Emission
+from lm_eval_hybrid.decoding.request import Draft, Row
+from lm_eval_hybrid.decoding.views import BaseView, GatePosition, ThinkingView, Views
 
 
 class Side(Protocol):
-    """Rows of one model; they are those of the batch, in its order."""
+    """What both sides have in common.
 
-    def insert(self, rows: dict[int, Row]) -> None:
-        """Begin these rows in their slots, whatever was there."""
+    Attributes:
+        piece: tokens of each text that are read at once in scoring.
+    """
+
+    piece: ClassVar[int]
+
+    def insert(self, rows: Mapping[int, Row]) -> None:
+        """Start these rows in their slots, dropping what was there, and prefill what they hold already."""
 
     def select(self, slots: Sequence[int]) -> None:
-        """Go on with these slots only, in this order."""
+        """Keep only these rows, in this order. A row listed twice is duplicated."""
 
-    def settle(self, rows: Sequence[Row]) -> None:
-        """A round is over: `rows` hold what stands of what was read."""
+    def commit(self, rows: Sequence[Row]) -> None:
+        """End a round: `rows` now hold what was accepted, and the rest is rolled back."""
 
 
-class BaseSide(Side, Protocol):
-    """The base model."""
+class Drafter(Side, Protocol):
+    """The model that speaks: the base model, or one that decodes alone.
 
-    def draft(self, rows: Sequence[Row]) -> tuple[Drafts, BaseView]:
-        """What it would say next, and what it chose that from; a view of a row beyond its draft means nothing."""
+    Attributes:
+        steered_at_once: gate positions that are steered at once in scoring.
+    """
 
-    def go_on(self, rows: Sequence[Row]) -> None:
-        """Draft on while the thinking model reads what was drafted, in case it all stands."""
+    steered_at_once: ClassVar[int]
+
+    def draft(self, rows: Sequence[Row]) -> tuple[list[list[int]], BaseView]:
+        """One or more next tokens for every row, and the view that they were chosen from, padded where they end."""
+
+    def continue_drafting(self, rows: Sequence[Row]) -> None:
+        """Draft on while the thinking model verifies, in case all tokens are accepted."""
 
     def steer(
-        self,
-        rows: Sequence[Row],
-        drafted: Drafts,
-        steps: Steps,
-        base: BaseView,
-        thinking: ThinkingView | None,
-        places: Sequence[Place],
-    ) -> Candidates:
-        """Try all candidates at `places`, where the gate opened in some rows (one or more), and take one at each."""
+        self, steerer: Steerer, drafts: Sequence[Draft], views: Views, positions: Sequence[GatePosition]
+    ) -> list[Emission]:
+        """What is emitted at one or more positions, the first of each draft where the gate opened."""
+
+    def score(self, drafts: Sequence[Draft]) -> BaseView:
+        """The view of given tokens: `drafted_logprob` is theirs, and there are no margins where the model is remote."""
+
+    def score_steered(
+        self, steerer: Steerer, views: Views, positions: Sequence[GatePosition]
+    ) -> tuple[Tensor, list[int]]:
+        """Score the given tokens at positions where the gate opened, as the selected candidates'.
+
+        Returns:
+            Their log-probabilities, [n] float32 on the CPU, and the tokens that would be emitted.
+        """
 
 
-class ThinkingSide(Side, Protocol):
+class Verifier(Side, Protocol):
     """The thinking model."""
 
-    def verify(
-        self, rows: Sequence[Row], drafted: Drafts, base: BaseView | None
-    ) -> tuple[ThinkingView, list[list[int]]]:
-        """What it says after each token that the base chose after; and, for each of these, the index in what it had
-        not read before of the last id that it reads."""
+    def verify(self, drafts: Sequence[Draft], base: BaseView, every: bool = False) -> ThinkingView:
+        """Read all drafts, and view what the thinking model says where each of their tokens was chosen.
+
+        Args:
+            every: whether all openings of the gate count, or only the first of each draft.
+        """
+
+
+def open_sides(context: DecodingContext, rows: int, scoring: bool = False) -> tuple[Drafter, Verifier | None]:
+    """Make room for so many rows in the models that the context reads, wherever they are."""
+    speaker, verification = context.speaker, context.verification
+    drafter: Drafter
+    if speaker.is_remote:
+        longest = context.longest_draft or RemoteDrafter.longest
+        drafter = RemoteDrafter(context, speaker, longest)
+    else:
+        longest = context.longest_draft or LocalDrafter.longest
+        drafter = LocalDrafter(context, speaker, rows, LocalDrafter.piece if scoring else longest)
+    if verification is None:
+        return drafter, None
+    model = verification.model
+    if model.is_remote:
+        return drafter, RemoteVerifier(context, verification, model)
+    return drafter, LocalVerifier(verification, model, rows, LocalVerifier.piece if scoring else longest)

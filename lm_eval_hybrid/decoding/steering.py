@@ -1,4 +1,4 @@
-"""What a suite of bundles steers with: bias, vectors, the encoder that names a behavior, the coefficient network."""
+"""The tensors that steer: bias, behavior vectors, the encoder that picks a category, the coefficient network."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def normalize(residual: Tensor, mean: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SparseEncoder:
-    """The encoder half of a Top-K SAE over the thinking model's residual stream (DESIGN, section 2). All float32.
+    """The encoder half of a Top-K SAE over the thinking model's residual stream. All float32.
 
     Attributes:
         mean: [d_thinking], subtracted before the residual is scaled to unit length.
         decoder_bias: [d_thinking], subtracted after it.
         weight: [latents, d_thinking].
         bias: [latents].
-        unit: whether the residual is centred and scaled to unit length at all; else it is read as it is.
+        unit: whether the residual is centred and scaled to unit length; if not, it is encoded as it is.
     """
 
     mean: Tensor
@@ -46,36 +46,42 @@ class SparseEncoder:
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> SparseEncoder:
         """The encoder of a bundle's SAE."""
-        names = ("sae.mean", "sae.decoder.bias", "sae.encoder.weight", "sae.encoder.bias")
-        unit = bundle.manifest.sae.normalization == "unit"
-        return cls(*(bundle.tensors[name] for name in names), unit)
+        tensors = bundle.tensors
+        return cls(
+            mean=tensors["sae.mean"],
+            decoder_bias=tensors["sae.decoder.bias"],
+            weight=tensors["sae.encoder.weight"],
+            bias=tensors["sae.encoder.bias"],
+            unit=bundle.manifest.sae.normalization == "unit",
+        )
 
     def category(self, residual: Tensor) -> Tensor:
-        """The strongest latent: residual [rows, d_thinking] float32 -> [rows] int64."""
+        """The latent with the largest pre-activation: residual [rows, d_thinking] float32 -> [rows] int64."""
         return self.codes(residual).argmax(-1)
 
     def codes(self, residual: Tensor) -> Tensor:
-        """How strongly each latent answers: residual [rows, d_thinking] float32 -> [rows, latents]."""
-        read = normalize(residual, self.mean) if self.unit else residual
-        return linear(read - self.decoder_bias, self.weight, self.bias)
+        """Pre-activations: residual [rows, d_thinking] float32 -> [rows, latents]."""
+        centred = normalize(residual, self.mean) if self.unit else residual
+        return linear(centred - self.decoder_bias, self.weight, self.bias)
 
     def rows(self, latents: list[int]) -> SparseEncoder:
         """The same encoder with these latents only, in this order."""
         return replace(self, weight=self.weight[latents], bias=self.bias[latents])
 
     def to(self, device: torch.device) -> SparseEncoder:
-        tensors = (self.mean, self.decoder_bias, self.weight, self.bias)
-        return SparseEncoder(*(t.to(device) for t in tensors), self.unit)
+        return SparseEncoder(
+            self.mean.to(device), self.decoder_bias.to(device), self.weight.to(device), self.bias.to(device), self.unit
+        )
 
 
 @dataclass(frozen=True)
 class JoinedEncoder:
-    """Encoders of several SAEs over one residual stream, their latents numbered one after the other."""
+    """Encoders of several SAEs over one residual stream, their latents numbered consecutively."""
 
     parts: tuple[SparseEncoder, ...]
 
     def category(self, residual: Tensor) -> Tensor:
-        """The strongest latent of all: residual [rows, d_thinking] float32 -> [rows] int64."""
+        """The latent with the largest pre-activation of all: residual [rows, d_thinking] float32 -> [rows] int64."""
         return torch.cat([part.codes(residual) for part in self.parts], dim=-1).argmax(-1)
 
     def to(self, device: torch.device) -> JoinedEncoder:
@@ -84,7 +90,7 @@ class JoinedEncoder:
 
 @dataclass(frozen=True)
 class CoefficientNetwork:
-    """The `mlp` selector's network: the base model's residual -> one coefficient a latent. All float32.
+    """The `mlp` selector's network, from the base model's residual to one coefficient for each latent. All float32.
 
     Attributes:
         trunk_weight: [m, d_base]; trunk_bias: [m]; heads_weight: [latents, m]; heads_bias: [latents].
@@ -101,7 +107,7 @@ class CoefficientNetwork:
 
     @property
     def tensors(self) -> Network:
-        """All four, in their order."""
+        """All four tensors, as `portable.coefficient` takes them."""
         return self.trunk_weight, self.trunk_bias, self.heads_weight, self.heads_bias
 
     def to(self, device: torch.device) -> CoefficientNetwork:
@@ -110,15 +116,15 @@ class CoefficientNetwork:
 
 @dataclass(frozen=True)
 class Steering:
-    """What a policy steers with.
+    """The steering tensors of one suite of bundles.
 
     Attributes:
         layer: the base model's layer whose output is steered.
         bias: [d_base] float32, part of every steering vector.
-        vectors: [latents, d_base] float32, row = latent; zeros where the bundle names no behavior for it.
-        keys: the behavior's key, per latent.
+        vectors: [latents, d_base] float32, one for each latent; zeros where the bundle names no behavior for it.
+        keys: the behavior of each latent.
         sae_layer: the thinking model's layer whose output `encoder` reads.
-        network: the `mlp` selector's network, where the bundle has one.
+        network: the `mlp` selector's network; None where there is none.
     """
 
     layer: int
@@ -172,15 +178,17 @@ class Steering:
         """The `mlp` selector's network.
 
         Raises:
-            HybridError: where the bundle has none.
+            HybridError: there is none.
         """
         if self.network is None:
-            raise HybridError("select=mlp needs one bundle, with coefficient.* tensors; found none; use another select")
+            raise HybridError(
+                "there are no coefficient.* tensors, which select=mlp needs; use one bundle that has them"
+            )
         return self.network
 
 
 def _row(part: Part, behavior: Behavior, frame: Bundle) -> Tensor:
-    """A row of `Steering.vectors`: what the frame's bias is added to, so that the sum is the part's own."""
+    """A row of `Steering.vectors`, such that the frame's bias plus this row is the part's own bias plus vector."""
     vector = part.vector(behavior)
     return vector if part.bundle is frame else vector + (part.bundle.bias - frame.bias)
 

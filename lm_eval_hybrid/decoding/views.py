@@ -5,117 +5,176 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 import torch
 from torch import Tensor
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.decoding.sampling import Sampling
-from lm_eval_hybrid.decoding.tokens.bridge import Bridge
-from lm_eval_hybrid.models.protocol import Sequences
+from lm_eval_hybrid.decoding.request import Draft
+from lm_eval_hybrid.decoding.sampling import TokenDraw, sample
+from lm_eval_hybrid.decoding.tokens.bridge import Bridge, Choices
+
+TOP_K = 256
+"""How many tokens a `TopKLogprobs` holds at most."""
+
+
+@dataclass(frozen=True)
+class GatePosition:
+    """A position at which the gate opened: after `step` tokens of a draft, which is row `row` of the views."""
+
+    row: int
+    step: int
+    draft: Draft
+
+    @property
+    def column(self) -> int:
+        """Index of the last token before it in the row of the model that speaks, prompt included."""
+        return len(self.draft.row.ids) - 1 + self.step
+
+    @property
+    def position(self) -> int:
+        """Index of the token to be generated there."""
+        return self.draft.row.position + self.step
+
+    @property
+    def key(self) -> bytes:
+        """Digest of the row's prompt."""
+        return self.draft.row.key
+
+    @property
+    def draw(self) -> TokenDraw | None:
+        """How the token is drawn; None: greedily."""
+        return self.draft.row.draw(self.position)
 
 
 @dataclass(frozen=True)
 class BaseView:
-    """What the unsteered base says.
+    """What the unsteered base model says, or the thinking model where it decodes alone.
 
     Attributes:
-        choice: [rows, k] int64, its likeliest token of those that cross.
-        margin: [rows, k] float32, the lead of that one's logit over the next.
-        logprob: [rows, k] float32, natural log of its probability among all tokens.
-        residual: [rows, k, d] float32, after the hook layer; None where nobody asks for it.
-        logits: [rows, k, vocab], without tokens that do not cross; None where only choices were kept.
+        choice: [rows, k] int64, its likeliest token among those that may be chosen.
+        margin: [rows, k] float32, the lead of that token's logit over the next.
+        logprob: [rows, k] float32, natural log of that token's probability among all tokens.
+        drafted_logprob: [rows, k] float32, the same of the token that was drafted, which may have been sampled.
+        residual: [rows, k, d] float32, after the hook layer; None where no decision reads it.
     """
 
     choice: Tensor
     margin: Tensor
     logprob: Tensor
+    drafted_logprob: Tensor
     residual: Tensor | None
-    logits: Tensor | None
 
     @classmethod
-    def of(cls, logits: Tensor, residual: Tensor, bridge: Bridge | None, keep: bool = False) -> BaseView:
-        """Read from what the model said (`protocol.ForwardOutput`).
+    def of(
+        cls, logits: Tensor, choices: Choices, residual: Tensor | None, role: str, drafted: Tensor | None = None
+    ) -> BaseView:
+        """The view of logits [rows, k, vocab].
+
+        Args:
+            role: names the model in errors.
+            drafted: [rows, k] int64, the drafted tokens; None: they are the likeliest.
 
         Raises:
-            HybridError: for logits that are not numbers.
+            HybridError: there are NaN among the logits.
         """
-        total = _totals(logits)
-        logits = logits if bridge is None else bridge.base_logits(logits)
-        best = logits.topk(min(2, logits.shape[-1]), dim=-1)
-        values = best.values.float()
-        check_numbers(values[..., 0], "base")
-        margin, logprob = values[..., 0] - values[..., -1], values[..., 0] - total
-        # Not topk's index: of equals the first is meant.
-        return cls(logits.argmax(-1), margin, logprob, residual, logits if keep else None)
+        total = totals(logits)
+        allowed = choices.masked(logits)
+        values = allowed.topk(min(2, allowed.shape[-1]), dim=-1).values.float()
+        check_not_nan(values[..., 0], role)
+        logprob = drafted_logprob = values[..., 0] - total
+        if drafted is not None:
+            drafted_logprob = logits.gather(-1, drafted[..., None])[..., 0].float() - total
+        # Not topk's index: of equal logits the first token counts.
+        return cls(allowed.argmax(-1), values[..., 0] - values[..., -1], logprob, drafted_logprob, residual)
 
     @classmethod
-    def joined(cls, views: list[BaseView]) -> BaseView:
-        """Views of the same rows, one after the other. Logits are let go."""
+    def combined(cls, views: Sequence[BaseView], combine: Callable[[list[Tensor]], Tensor]) -> BaseView:
+        """One view of several, tensor by tensor."""
+        residuals = [view.residual for view in views if view.residual is not None]
         return cls(
-            torch.cat([view.choice for view in views], 1),
-            torch.cat([view.margin for view in views], 1),
-            torch.cat([view.logprob for view in views], 1),
-            torch.cat([view.residual for view in views if view.residual is not None], 1),
-            None,
+            combine([view.choice for view in views]),
+            combine([view.margin for view in views]),
+            combine([view.logprob for view in views]),
+            combine([view.drafted_logprob for view in views]),
+            combine(residuals) if residuals else None,
         )
 
-    def at(self, rows: Sequence[int]) -> BaseView:
-        """Of these rows only, in this order."""
-        return self._each(lambda tensor: tensor[list(rows)])
+    @classmethod
+    def joined(cls, views: Sequence[BaseView]) -> BaseView:
+        """Views of the same rows, one after the other."""
+        return cls.combined(views, lambda tensors: torch.cat(tensors, 1))
+
+    def select(self, rows: Sequence[int]) -> BaseView:
+        """These rows only, in this order."""
+        return self.combined([self], lambda tensors: tensors[0][list(rows)])
+
+    def row(self, row: int, length: int) -> BaseView:
+        """The first `length` steps of one row, in tensors without a dimension of rows."""
+        return self.combined([self], lambda tensors: tensors[0][row, :length])
 
     def cut(self, starts: Sequence[int]) -> BaseView:
-        """Each row from its step `starts[row]` on, as long as the longest; beyond its end a row means nothing."""
+        """Each row from its step `starts[row]` on, padded at its end to the longest."""
         last, rows = self.choice.shape[1] - 1, torch.arange(len(starts))[:, None]
         columns = torch.tensor(starts)[:, None] + torch.arange(last + 1 - min(starts))
         columns = columns.clamp(max=last)
-        return self._each(lambda tensor: tensor[rows, columns])
+        return self.combined([self], lambda tensors: tensors[0][rows, columns])
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> BaseView:
-        residual = None if self.residual is None else change(self.residual)
-        return BaseView(change(self.choice), change(self.margin), change(self.logprob), residual, None)
+    def residuals(self, positions: Sequence[GatePosition]) -> Tensor:
+        """[n, d] float32: the residual stream after the hook layer."""
+        if self.residual is None:
+            raise ValueError("the base model's residuals were not requested")
+        return self.residual[index_of(positions, self.residual.device)]
 
 
 class ThinkingView(Protocol):
     """What the thinking model says.
 
     Attributes:
-        choice: [rows, k] int64, its likeliest token of those that cross, as its own id.
-        crossed: [rows, k] int64, the (first) base id of that.
-        logprob: [rows, k] float32, natural log of its probability among all tokens.
+        choice: [rows, k] int64, its likeliest token among those that cross, as its own id.
+        crossed: [rows, k] int64, the (first) base id of that token.
+        logprob: [rows, k] float32, natural log of that token's probability among all tokens.
     """
 
-    choice: Tensor
-    crossed: Tensor
-    logprob: Tensor
+    @property
+    def choice(self) -> Tensor: ...
 
-    def residuals(self, rows: Tensor, steps: Tensor) -> Tensor:
-        """[n, d] float32: after the SAE's layer, after step steps[i] of row rows[i], each [n]."""
+    @property
+    def crossed(self) -> Tensor: ...
+
+    @property
+    def logprob(self) -> Tensor: ...
+
+    def agrees(self, choice: Tensor) -> Tensor:
+        """[rows, k] bool: where its choice is the same token as the base ids [rows, k], across vocabularies."""
+
+    def residuals(self, positions: Sequence[GatePosition]) -> Tensor:
+        """[n, d] float32: the residual stream after the SAE's layer."""
 
     def logprobs(self, rows: Tensor, steps: Tensor, tokens: Tensor) -> Tensor:
-        """Log-probabilities [n, c] float32 of base ids [n, c], at places as of `residuals`.
+        """Log-probabilities [n, c] float32 of base ids [n, c], after step steps[i] of row rows[i], each [n].
 
         Of a token that crosses as several ids, that of the first; -inf for one that does not cross.
         """
 
-    def likeliest(self, rows: Tensor, steps: Tensor, tokens: Tensor) -> Tensor:
-        """[n] int64: which of base ids [n, c] is likeliest; the first of equals."""
+    def likeliest(self, positions: Sequence[GatePosition], tokens: Tensor) -> Tensor:
+        """[n] int64: index of the likeliest of base ids [n, c] at each position; the first of equals."""
 
-    def judge(self, row: int, step: int) -> Judge:
-        """What is needed of it to find the likeliest of some tokens somewhere else."""
+    def top_k(self, position: GatePosition) -> TopKLogprobs:
+        """The tokens and log-probabilities that a server needs to rank candidates itself."""
 
-    def drawn(self, row: int, step: int, sampling: Sampling, position: int, key: bytes) -> int:
-        """The base id of the thinking model's own token, drawn."""
+    def own_tokens(self, positions: Sequence[GatePosition]) -> list[int]:
+        """The thinking model's own token at each position, as a base id: drawn where the position says how."""
 
 
-class Judge(NamedTuple):
-    """The likeliest tokens after one place.
+class TopKLogprobs(NamedTuple):
+    """The likeliest tokens at one position.
 
     Attributes:
-        tokens: base ids; logprobs: of each, natural log.
-        floor: no other token's is higher.
+        tokens: base ids.
+        logprobs: natural log of the probability of each.
+        floor: no other token's log-probability is higher.
     """
 
     tokens: list[int]
@@ -123,8 +182,8 @@ class Judge(NamedTuple):
     floor: float
 
     @classmethod
-    def of(cls, tokens: Sequence[int], logprobs: Sequence[float], bridge: Bridge) -> Judge:
-        """From the likeliest thinking ids, and their log-probabilities."""
+    def of(cls, tokens: Sequence[int], logprobs: Sequence[float], bridge: Bridge) -> TopKLogprobs:
+        """From the likeliest thinking ids and their log-probabilities."""
         pairs = [
             (source, logprob)
             for token, logprob in zip(tokens, logprobs, strict=True)
@@ -133,18 +192,36 @@ class Judge(NamedTuple):
         return cls([token for token, _ in pairs], [logprob for _, logprob in pairs], min(logprobs))
 
 
-JUDGED = 256
-"""Tokens that a judge knows of at most."""
+class NoThinkingView:
+    """Stands for a thinking model that the policy never reads; reading it all the same is a bug."""
+
+    @property
+    def choice(self) -> Tensor:
+        self._refuse()
+
+    crossed = logprob = choice
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise ValueError("the policy does not read the thinking model")
+
+    agrees = residuals = logprobs = likeliest = top_k = own_tokens = _refuse
+
+
+class Views(NamedTuple):
+    """What both models say of the same tokens."""
+
+    base: BaseView
+    thinking: ThinkingView
 
 
 @dataclass(frozen=True)
-class ThinkingReading:
-    """A `ThinkingView` of all that was said; attributes that are not of that:
+class LocalThinkingView:
+    """The `ThinkingView` of a model in this process, which has all logits.
 
     Attributes:
         residual: [rows, k, d] float32, after the SAE's layer.
-        logits: [rows, k, vocab].
-        total: [rows, k] float32, their logsumexp.
+        logits: [rows, k, vocab], in the model's own dtype.
+        total: [rows, k] float32, logsumexp of the logits.
     """
 
     choice: Tensor
@@ -156,80 +233,67 @@ class ThinkingReading:
     bridge: Bridge
 
     @classmethod
-    def of(cls, logits: Tensor, residual: Tensor, bridge: Bridge) -> ThinkingReading:
-        """Read from what the model said (`protocol.ForwardOutput`).
+    def of(cls, logits: Tensor, residual: Tensor, bridge: Bridge) -> LocalThinkingView:
+        """The view of logits [rows, k, vocab].
 
         Raises:
-            HybridError: for logits that are not numbers.
+            HybridError: there are NaN among the logits.
         """
-        total = _totals(logits)
-        check_numbers(total, "thinking")
+        total = totals(logits)
+        check_not_nan(total, "thinking")
         choice = bridge.thinking_logits(logits).argmax(-1)
         logprob = logits.gather(-1, choice[..., None])[..., 0].float() - total
         return cls(choice, bridge.to_base(choice), logprob, residual, logits, total, bridge)
 
-    def residuals(self, rows: Tensor, steps: Tensor) -> Tensor:
-        return self.residual[rows.to(self.residual.device), steps.to(self.residual.device)]
+    def agrees(self, choice: Tensor) -> Tensor:
+        return self.bridge.agree(choice, self.choice.to(choice.device))
+
+    def residuals(self, positions: Sequence[GatePosition]) -> Tensor:
+        return self.residual[index_of(positions, self.residual.device)]
 
     def logprobs(self, rows: Tensor, steps: Tensor, tokens: Tensor) -> Tensor:
         rows, steps, tokens = (part.to(self.logits.device) for part in (rows, steps, tokens))
         ids = self.bridge.to_thinking(tokens)
-        found = self.logits[rows[:, None], steps[:, None], ids.clamp(min=0)].float()
-        return (found - self.total[rows, steps][:, None]).masked_fill(ids < 0, -math.inf)
+        logits = self.logits[rows[:, None], steps[:, None], ids.clamp(min=0)].float()
+        return (logits - self.total[rows, steps][:, None]).masked_fill(ids < 0, -math.inf)
 
-    def likeliest(self, rows: Tensor, steps: Tensor, tokens: Tensor) -> Tensor:
+    def likeliest(self, positions: Sequence[GatePosition], tokens: Tensor) -> Tensor:
+        rows, steps = index_of(positions, self.logits.device)
         return self.logprobs(rows, steps, tokens).argmax(1)  # argmax takes the first of equals
 
-    def judge(self, row: int, step: int) -> Judge:
-        said = self.logits[row, step].float() - self.total[row, step]
-        top = said.topk(min(JUDGED, len(said)))
-        return Judge.of(top.indices.tolist(), top.values.tolist(), self.bridge)
+    def top_k(self, position: GatePosition) -> TopKLogprobs:
+        logprobs = self.logits[position.row, position.step].float() - self.total[position.row, position.step]
+        top = logprobs.topk(min(TOP_K, len(logprobs)))
+        return TopKLogprobs.of(top.indices.tolist(), top.values.tolist(), self.bridge)
 
-    def drawn(self, row: int, step: int, sampling: Sampling, position: int, key: bytes) -> int:
-        token = sampling.pick(self.bridge.thinking_logits(self.logits[row, step]), position, key)
-        return int(self.bridge.to_base(torch.tensor(token)))
+    def own_tokens(self, positions: Sequence[GatePosition]) -> list[int]:
+        index = index_of(positions, self.logits.device)
+        draws = [position.draw for position in positions]
+        if not any(draws):
+            return self.crossed[index].tolist()
+        tokens = sample(self.choice[index].tolist(), self.bridge.thinking_logits(self.logits[index]), draws)
+        return self.bridge.to_base(torch.tensor(tokens)).tolist()
 
 
-def _totals(logits: Tensor) -> Tensor:
+def index_of(positions: Sequence[GatePosition], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(rows, steps), each [n] int64: the index of positions in a view's tensors."""
+    rows = torch.tensor([position.row for position in positions], device=device)
+    return rows, torch.tensor([position.step for position in positions], device=device)
+
+
+def totals(logits: Tensor) -> Tensor:
     """[rows, k] float32: logsumexp of logits [rows, k, vocab]."""
     # Row by row: in half precision a float32 copy of all would be the largest tensor of a run.
     return torch.stack([row.float().logsumexp(-1) for row in logits])
 
 
-def read_thinking(
-    sequences: Sequences, crossings: Sequence[Sequence[Sequence[int]]], bridge: Bridge
-) -> tuple[ThinkingReading, list[list[int]]]:
-    """Have the thinking model read some tokens of every row, and say what it says after each.
-
-    Args:
-        crossings: of each row its tokens, one or more, each as thinking ids. What a view says of a row beyond its
-            tokens means nothing.
-
-    Returns:
-        The view, and for each token of a row the index, in what was read of it, of its last id.
-    """
-    chunks = [[i for token in row for i in token] for row in crossings]
-    counts = [len(chunk) for chunk in chunks]
-    width = max(counts)
-    ends = [[end - 1 for end in accumulate(map(len, row))] for row in crossings]
-    reading = sequences.read(torch.tensor([chunk + [0] * (width - len(chunk)) for chunk in chunks]), counts)
-    logits, residual = reading.logits, reading.residual
-    if any(row != list(range(len(row))) for row in ends):
-        steps = max(map(len, ends))
-        columns = torch.tensor([row + [0] * (steps - len(row)) for row in ends], device=logits.device)
-        rows = torch.arange(len(ends), device=logits.device)[:, None]
-        logits, residual = logits[rows, columns], residual[rows, columns]
-    return ThinkingReading.of(logits, residual, bridge), ends
-
-
-def check_numbers(values: Tensor, role: str) -> None:
-    """Check that what model `role` says is numbers.
+def check_not_nan(values: Tensor, role: str) -> None:
+    """Check what the `role` model computed.
 
     Raises:
-        HybridError: it is not.
+        HybridError: there are NaN among the values.
     """
     if values.isnan().any():
         raise HybridError(
-            f"the {role} model must say numbers; found NaN among its logits; check its weights, or pass "
-            "dtype=bfloat16 or dtype=float32"
+            f"the {role} model produced NaN logits; check its weights, or pass dtype=bfloat16 or dtype=float32"
         )

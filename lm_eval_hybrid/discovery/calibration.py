@@ -19,9 +19,8 @@ from lm_eval_hybrid.common import jsonl
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.common.files import write_file
 from lm_eval_hybrid.common.thoughts import thought_is_open
-from lm_eval_hybrid.decoding.arms import policy_for
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
-from lm_eval_hybrid.decoding.policy import Policy
+from lm_eval_hybrid.decoding.policy import Policy, policy_for
 from lm_eval_hybrid.decoding.records import Generation
 from lm_eval_hybrid.decoding.request import Request
 from lm_eval_hybrid.decoding.steering import Steering

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lm_eval_hybrid.bundles.manifest import Words, first_problem
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.common.files import write_file
-from lm_eval_hybrid.decoding.arms import ARMS
+from lm_eval_hybrid.decoding.policy import ARMS
 from lm_eval_hybrid.harness.resuming import SUFFIX
 from lm_eval_hybrid.results.runs import WITHOUT
 
@@ -40,7 +40,7 @@ class Experiment(BaseModel):
     Attributes:
         behaviors: bundles, as model argument `behaviors` takes them.
         tasks: tasks and groups of the harness.
-        arms: as `decoding.arms.ARMS` names them, or `without KEY`: the hybrid with one behavior left out.
+        arms: as `decoding.policy.ARMS` names them, or `without KEY`: the hybrid with one behavior left out.
         model_args: other arguments of model `hybrid`.
         limit: documents of each task; below 1 a share of them; None for all.
         gen_kwargs: generation settings, which override the tasks'.

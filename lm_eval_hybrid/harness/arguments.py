@@ -20,8 +20,7 @@ from lm_eval_hybrid.bundles.manifest import SteeringSpec
 from lm_eval_hybrid.bundles.store.resolve import resolve
 from lm_eval_hybrid.bundles.suite import POLICY, Choice, Suite, compose
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.decoding.arms import ARMS, policy_for
-from lm_eval_hybrid.decoding.policy import Policy
+from lm_eval_hybrid.decoding.policy import ARMS, Policy, policy_for
 from lm_eval_hybrid.models.ndif.client import Server
 
 Numbers = str | int | float | Sequence[float]

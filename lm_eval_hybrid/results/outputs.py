@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.decoding.arms import ARMS, leaves_alone
+from lm_eval_hybrid.decoding.policy import ARMS, leaves_alone
 from lm_eval_hybrid.results.runs import (
     METRIC,
     SETTINGS,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm_eval_hybrid.decoding.arms import ARMS, policy_for
+from lm_eval_hybrid.decoding.policy import ARMS, policy_for
 from lm_eval_hybrid.decoding.request import Prompt, Request
 from lm_eval_hybrid.models.local import LocalSequences
 from tests.decoding.comparing import DEFAULTS, PROMPTS, answers_of, assert_equal, check, decoder_of, naive, pair_of
@@ -99,7 +99,7 @@ def test_neither_draft_length_nor_slots_change_a_token(
 
 
 def test_drafts_grow_where_the_models_agree() -> None:
-    """Otherwise the comparisons here would be of drafts of one token."""
+    """Otherwise all comparisons here would be of drafts of one token."""
     pair = pair_of("llama", 0)
     pair = dataclasses.replace(pair, thinking=pair.base)
     passes = {"base": 0, "thinking": 0}
@@ -116,24 +116,24 @@ def test_drafts_grow_where_the_models_agree() -> None:
     assert passes["thinking"] < passes["base"] / 3
 
 
-def test_answers_come_as_they_are_finished(uneven: list[Request]) -> None:
+def test_answers_are_yielded_as_they_are_finished(uneven: list[Request]) -> None:
     pair = pair_of("llama", 0)
     order = [index for index, _ in decoder_of(pair, random_steering(pair), DEFAULTS).stream(uneven, 4)]
     assert sorted(order) == list(range(len(uneven)))
-    assert order[0] == 5, "nothing is to be done for it"
+    assert order[0] == 5, "its limit is 0"
     assert order != sorted(order)
 
 
-@pytest.mark.parametrize("meanwhile", [False, True])
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("failing", ["read", "insert", "steered", "select"])
 def test_running_out_of_memory_loses_no_token(
     uneven: list[Request],
     expected: list[dict[str, Any]],
     failing: str,
-    meanwhile: bool,
+    overlap: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Wherever it happens: with four rows it always does from the third time on."""
+    """With more than two rows, every call from the third on fails."""
     pair, calls = pair_of("llama", 0), []
     whole = getattr(LocalSequences, failing)
 
@@ -144,7 +144,7 @@ def test_running_out_of_memory_loses_no_token(
         return whole(self, *arguments)
 
     monkeypatch.setattr(LocalSequences, failing, short)
-    decoder = decoder_of(pair, random_steering(pair), DEFAULTS, meanwhile=meanwhile)
+    decoder = decoder_of(pair, random_steering(pair), DEFAULTS, overlap=overlap)
     finished: Iterator[Any] = decoder.stream(uneven, 4)
     for index, answer in finished:
         assert_equal(answer, expected[index], DEFAULTS)
@@ -172,5 +172,5 @@ def test_stop_strings_and_ends(arm: str, uneven: list[Request]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_long_answers(family: str) -> None:
-    """Rounding has the time to add up, caches to grow, and rows to be dropped."""
+    """Long enough for rounding errors to add up, caches to grow and rows to be dropped."""
     check(pair_of(family, 6), DEFAULTS, [Prompt(ids, ids) for ids in random_prompts(8, seed=6)], new=150)

@@ -26,7 +26,7 @@ def test_one_vocabulary_passes_through() -> None:
     assert torch.equal(bridge.to_base(ids), ids)
 
 
-def test_strings_count_not_ids() -> None:
+def test_tokens_are_matched_by_string_not_by_id() -> None:
     bridge = Bridge(tokenizer([*WORDS, "<eos>"], "<eos>"), tokenizer(["<eos>", *WORDS], "<eos>"))
     assert bridge.to_thinking(torch.tensor([0, 299, 300])).tolist() == [1, 300, 0]
     assert bridge.to_base(torch.tensor([0, 1, 300])).tolist() == [300, 0, 299]
@@ -62,7 +62,7 @@ def test_a_token_that_the_other_lacks_is_never_chosen() -> None:
 
 
 def test_other_vocabularies_are_refused() -> None:
-    with pytest.raises(HybridError, match="must be writable in the thinking model's; found 300 of 301"):
+    with pytest.raises(HybridError, match="300 of the base model's 301 tokens cannot be written"):
         Bridge(tokenizer([*WORDS, "<eos>"], "<eos>"), tokenizer([*(f"v{i}" for i in range(300)), "<eos>"], "<eos>"))
 
 

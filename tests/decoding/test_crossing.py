@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm_eval_hybrid.decoding.arms import ARMS, policy_for
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
+from lm_eval_hybrid.decoding.policy import ARMS, policy_for
 from lm_eval_hybrid.decoding.request import Prompt, Request
 from lm_eval_hybrid.decoding.sampling import Sampling
 from lm_eval_hybrid.decoding.tokens.bridge import Bridge
@@ -88,7 +88,7 @@ def test_arms(pair: CrossedPair, arm: str) -> None:
 
 
 @pytest.mark.parametrize("arm", ["hybrid", "takeover"])
-def test_arms_as_on_a_server(pair: CrossedPair, arm: str) -> None:
+def test_arms_remote(pair: CrossedPair, arm: str) -> None:
     check(pair, policy_for(arm, DEFAULTS), prompts_of(pair)[1:3], new=8, decoder=remote_decoder_of)
 
 
@@ -107,7 +107,7 @@ def test_sampling_and_stop_strings(pair: CrossedPair) -> None:
         assert_equal(answer, naive(pair, steering, policy, request), policy)
 
 
-@pytest.mark.parametrize("maker", [decoder_of, remote_decoder_of], ids=["here", "on a server"])
+@pytest.mark.parametrize("maker", [decoder_of, remote_decoder_of], ids=["local", "remote"])
 @pytest.mark.parametrize("arm", ["hybrid", "takeover", "thinking"])
 def test_scores(pair: CrossedPair, arm: str, maker: Callable[..., HybridDecoder]) -> None:
     steering, policy = random_steering(pair), policy_for(arm, DEFAULTS)
@@ -129,7 +129,7 @@ def test_an_answer_that_overflows_the_thinking_model_alone_is_cut(
     requests = [Request(prompt, 20), Request(prompt, 4)]
     long, short = answers_of(decoder_of(pair, steering, DEFAULTS), requests, 2)
     decoder = decoder_of(pair, steering, DEFAULTS)
-    decoder._reader.context_length = context  # type: ignore[union-attr]
+    decoder._context.verification.model.context_length = context
     cut, same = answers_of(decoder, requests, 2)
     bridge = Bridge(pair.base_tokenizer, pair.thinking_tokenizer)
     read, fitting = len(prompt.thinking_ids), 0

@@ -1,4 +1,4 @@
-"""What the comparison with the oracle leaves out: errors, log-likelihoods, padded vocabularies, models not run."""
+"""Beyond the comparison with the oracle: errors, log-likelihoods, padded vocabularies, models that are not run."""
 
 from dataclasses import replace
 
@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.decoding.arms import ARMS, policy_for
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
-from lm_eval_hybrid.decoding.policy import Policy
+from lm_eval_hybrid.decoding.policy import ARMS, Policy, policy_for
 from lm_eval_hybrid.decoding.request import Prompt, Request
 from lm_eval_hybrid.decoding.steering import SparseEncoder, Steering
 from lm_eval_hybrid.models.local import LocalBackend
@@ -41,10 +40,10 @@ def decoder_of(pair: Pair, steering: Steering | None, policy: Policy = POLICY) -
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        (Prompt([], [5]), "empty prompt"),
-        (Prompt([5], []), "empty prompt"),
-        (Prompt([5] * 250, [5]), f"context of {CONTEXT} tokens; found 250 of prompt and 7"),
-        (Prompt([5], [5] * 250), f"context of {CONTEXT} tokens; found 250 of prompt and 7"),
+        (Prompt([], [5]), "prompt is empty"),
+        (Prompt([5], []), "prompt is empty"),
+        (Prompt([5] * 250, [5]), f"250 tokens with 7 to generate exceeds the model's context of {CONTEXT} tokens"),
+        (Prompt([5], [5] * 250), f"250 tokens with 7 to generate exceeds the model's context of {CONTEXT} tokens"),
     ],
 )
 def test_prompts_that_cannot_be_answered(pair: Pair, steering: Steering, prompt: Prompt, message: str) -> None:
@@ -57,7 +56,7 @@ def test_a_prompt_may_fill_the_context(pair: Pair) -> None:
     assert len(answer.tokens) == 2
 
 
-def test_what_a_policy_needs_is_asked_for(pair: Pair, steering: Steering) -> None:
+def test_a_policy_refuses_to_run_without_what_it_needs(pair: Pair, steering: Steering) -> None:
     base = LocalBackend(pair.base, pair.tokenizer)
     with pytest.raises(HybridError, match="thinking model"):
         HybridDecoder(base, None, steering, POLICY)
@@ -68,7 +67,7 @@ def test_what_a_policy_needs_is_asked_for(pair: Pair, steering: Steering) -> Non
     assert HybridDecoder(base, None, None, policy_for("base", POLICY)).generate(PROMPTS, 2)
 
 
-def test_nothing_to_do(pair: Pair, steering: Steering) -> None:
+def test_empty_requests(pair: Pair, steering: Steering) -> None:
     decoder = decoder_of(pair, steering)
     assert decoder.generate([], 5) == []
     assert decoder.score([], []) == []
@@ -95,7 +94,7 @@ def test_forward_passes_are_one_a_token_a_model(pair: Pair, steering: Steering) 
         decoder_of(pair, steering, policy_for("base", POLICY)).generate(PROMPTS, 6)
     finally:
         hook.remove()
-    assert len(calls) == 1 + 6, "the prompts but for their last tokens, then a pass for each token"
+    assert len(calls) == 1 + 6, "one pass to prefill the prompts, then one for each token"
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -139,8 +138,8 @@ def test_a_score_is_the_bases_where_shut_and_the_candidates_where_open(pair: Pai
     assert total == pytest.approx(expected, abs=1e-3)
 
 
-def test_padded_vocabularies_are_no_tokens(pair: Pair, steering: Steering) -> None:
-    """Rows that pad an embedding, made far likelier than any token: answers stay the same."""
+def test_padding_of_the_vocabulary_is_never_chosen(pair: Pair, steering: Steering) -> None:
+    """Rows that only pad the embedding are never chosen, even if far likelier than any token."""
     decoder = decoder_of(pair, steering)
     expected = decoder.generate(PROMPTS, 8)
     padded = tiny_pair("llama", seed=0)
@@ -156,25 +155,23 @@ def test_a_continuation_may_end_one_token_beyond_the_context(pair: Pair, steerin
     decoder, prompt = decoder_of(pair, steering, policy_for("base", POLICY)), PROMPTS[0]
     room = LocalBackend(pair.base, pair.tokenizer).context_length - len(prompt.base_ids)
     assert len(decoder.score([prompt], [[5] * (room + 1)])) == 1
-    with pytest.raises(HybridError, match="must fit the model's context"):
+    with pytest.raises(HybridError, match="exceeds the model's context"):
         decoder.score([prompt], [[5] * (room + 2)])
 
 
 @pytest.mark.parametrize(("poisoned", "role"), [("base", "base"), ("thinking", "thinking")])
-def test_logits_that_are_no_numbers_end_the_run_and_lose_no_answer(
-    steering: Steering, poisoned: str, role: str
-) -> None:
+def test_nan_logits_end_the_run_and_lose_no_answer(steering: Steering, poisoned: str, role: str) -> None:
     pair = tiny_pair("llama", seed=0)
     decoder = decoder_of(pair, steering)
     finished = decoder.stream([Request(prompt, limit) for prompt, limit in zip(PROMPTS, [2, 30, 30], strict=True)], 3)
     assert next(finished)[0] == 0
     with torch.no_grad():
         getattr(pair, poisoned).lm_head.weight[7] = torch.nan
-    with pytest.raises(HybridError, match=f"the {role} model must say numbers; found NaN"):
+    with pytest.raises(HybridError, match=f"the {role} model produced NaN"):
         next(finished)
 
 
-def test_steering_out_of_bounds_is_noticed(pair: Pair, steering: Steering) -> None:
+def test_infinite_steering_is_an_error(pair: Pair, steering: Steering) -> None:
     endless = replace(steering, bias=torch.full_like(steering.bias, torch.inf))
-    with pytest.raises(HybridError, match="the steered base model must say numbers"):
+    with pytest.raises(HybridError, match="the steered base model produced NaN"):
         decoder_of(pair, endless).generate(PROMPTS, 8)

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from lm_eval_hybrid.decoding import views
-from lm_eval_hybrid.decoding.arms import ARMS, policy_for
-from lm_eval_hybrid.decoding.ndif import reader as remote_reader
-from lm_eval_hybrid.decoding.ndif import views as remote_view
+from lm_eval_hybrid.decoding.ndif.views import RemoteThinkingView
+from lm_eval_hybrid.decoding.policy import ARMS, policy_for
 from lm_eval_hybrid.decoding.request import Prompt, Request
 from lm_eval_hybrid.decoding.sampling import Sampling
 from tests.decoding.comparing import (
@@ -39,7 +38,7 @@ def test_arms(arm: str) -> None:
 
 @pytest.mark.parametrize("side", ["base", "thinking"])
 @pytest.mark.parametrize("arm", some(ARMS, ("hybrid",)))
-def test_one_side_here(arm: str, side: str) -> None:
+def test_one_model_local(arm: str, side: str) -> None:
     check(pair_of("llama", 2), policy_for(arm, DEFAULTS), decoder=remote_decoder_of, sides=SIDES[side])
 
 
@@ -87,28 +86,25 @@ def test_sampled_tokens_are_the_same(arm: str) -> None:
 
 
 @pytest.mark.parametrize("sides", SIDES.values(), ids=SIDES)
-def test_a_judge_that_knows_little_asks(sides: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With few likely tokens told, most candidates are unknown to the judge, and have to be asked for."""
-    for module in (views, remote_reader):
-        monkeypatch.setattr(module, "JUDGED", 2)
+def test_candidates_outside_the_likeliest_tokens(sides: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of few likeliest tokens most candidates are not among them, and exact log-probabilities have to be requested."""
+    monkeypatch.setattr(views, "TOP_K", 2)
     asked = []
-    exact = remote_view.RemoteView.logprobs
-    monkeypatch.setattr(
-        remote_view.RemoteView, "logprobs", lambda self, *places: asked.append(1) or exact(self, *places)
-    )
+    exact = RemoteThinkingView.logprobs
+    monkeypatch.setattr(RemoteThinkingView, "logprobs", lambda self, *places: asked.append(1) or exact(self, *places))
     check(pair_of("llama", 0), DEFAULTS, decoder=remote_decoder_of, sides=sides)
     assert sides == SIDES["base"] or asked
 
 
 def test_a_round_costs_one_request_a_model() -> None:
-    """However many rows, and whether they are steered or not."""
+    """Whatever the number of rows, and whether they are steered or not."""
     pair = pair_of("llama", 0)
     decoder = remote_decoder_of(pair, random_steering(pair), DEFAULTS)
-    base, thinking = decoder._system.base, decoder._system.thinking
+    base, thinking = decoder._context.speaker, decoder._context.verification.model
     before = base.traffic.requests, thinking.traffic.requests
     answers = answers_of(decoder, [Request(prompt, 12) for prompt in PROMPTS], len(PROMPTS))
     asked = base.traffic.requests - before[0], thinking.traffic.requests - before[1]
     rounds = max(sum(record.steered for record in answer.records) for answer in answers)
-    # A base request opens the first round; each later one is part of the round before.
+    # One base request drafts for the first round; each later one also steers in the round before.
     assert asked[0] <= asked[1] + 1
     assert rounds <= asked[1] <= rounds + 3

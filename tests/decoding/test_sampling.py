@@ -8,7 +8,7 @@ import torch
 from scipy.stats import chisquare
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.decoding.arms import policy_for
+from lm_eval_hybrid.decoding.policy import policy_for
 from lm_eval_hybrid.decoding.request import Request
 from lm_eval_hybrid.decoding.sampling import Sampling
 from tests.decoding.comparing import DEFAULTS, PROMPTS, answers_of, assert_equal, decoder_of, naive, pair_of
@@ -53,7 +53,7 @@ def test_tokens_have_the_distribution_of_the_model() -> None:
             for other, then in zip(second.indices.tolist(), second.values.softmax(0).tolist(), strict=True):
                 expected[token, other] = chance * then * SEEDS
     assert seen.keys() <= expected.keys()
-    # Rare pairs go together: chi-square wants five or more of each.
+    # Rare pairs are pooled: chi-square needs five or more of each.
     often = [pair for pair, count in expected.items() if count >= 5]
     rest = SEEDS - sum(expected[pair] for pair in often), SEEDS - sum(seen[pair] for pair in often)
     fit = chisquare([*(seen[pair] for pair in often), rest[1]], [*(expected[pair] for pair in often), rest[0]])
@@ -63,13 +63,13 @@ def test_tokens_have_the_distribution_of_the_model() -> None:
 @pytest.mark.parametrize(
     ("values", "complaint"),
     [
-        ({"temperature": 0.0}, "temperature must be a finite number above 0; found 0.0"),
-        ({"temperature": float("nan")}, "temperature must be"),
-        ({"temperature": 1.0, "top_k": -1}, "top_k must be 0"),
-        ({"temperature": 1.0, "top_p": 0.0}, "top_p must be above 0"),
+        ({"temperature": 0.0}, "temperature=0.0 is not a finite number above 0"),
+        ({"temperature": float("nan")}, "temperature=nan is not"),
+        ({"temperature": 1.0, "top_k": -1}, "top_k=-1 is not 0"),
+        ({"temperature": 1.0, "top_p": 0.0}, "top_p=0.0 is not above 0"),
     ],
 )
-def test_values_without_meaning(values: dict[str, float], complaint: str) -> None:
+def test_invalid_values_are_refused(values: dict[str, float], complaint: str) -> None:
     with pytest.raises(HybridError, match=complaint):
         Sampling(**values)  # type: ignore[arg-type]
 

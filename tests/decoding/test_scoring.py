@@ -1,11 +1,14 @@
-"""Log-likelihoods: read in pieces and steered wherever the gate opens, against the naive loop's, token by token."""
+"""Log-likelihoods, read in pieces and steered wherever the gate opens, against the naive loop's."""
 
 from dataclasses import replace
 
 import pytest
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.decoding.arms import ARMS, policy_for
+from lm_eval_hybrid.decoding.local import LocalDrafter, LocalVerifier
+from lm_eval_hybrid.decoding.ndif.drafting import RemoteDrafter
+from lm_eval_hybrid.decoding.ndif.verifying import RemoteVerifier
+from lm_eval_hybrid.decoding.policy import ARMS, policy_for
 from lm_eval_hybrid.decoding.request import Prompt
 from tests.decoding.comparing import DEFAULTS, PROMPTS, decoder_of, naively_scored, pair_of, remote_decoder_of
 from tests.oracle.models import random_prompts, random_steering
@@ -29,8 +32,9 @@ def test_scores(arm: str) -> None:
 @pytest.mark.parametrize("family", ["mistral", "gpt2", "gemma3"])
 @pytest.mark.parametrize("piece", [3, 64])
 def test_scores_are_the_same_in_pieces(family: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lm_eval_hybrid.decoding.scoring.PIECE", piece)
-    monkeypatch.setattr("lm_eval_hybrid.decoding.scoring._PLACES", piece)
+    monkeypatch.setattr(LocalVerifier, "piece", piece)
+    monkeypatch.setattr(LocalDrafter, "piece", piece)
+    monkeypatch.setattr(LocalDrafter, "steered_at_once", piece)
     pair, policy = pair_of(family, 0), replace(DEFAULTS, windows=(1, 8))
     steering = random_steering(pair)
     for prompt, text, score in zip(
@@ -57,9 +61,10 @@ def test_scores_of_models_on_a_server(arm: str, sides: tuple[bool, bool]) -> Non
 
 @pytest.mark.parametrize("family", ["mistral", "gpt2", "gemma3"])
 def test_a_server_that_knows_few_likely_tokens(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lm_eval_hybrid.decoding.ndif.reader.JUDGED", 2)
-    monkeypatch.setattr("lm_eval_hybrid.decoding.scoring.REMOTE_PIECE", 5)
-    monkeypatch.setattr("lm_eval_hybrid.decoding.scoring._REMOTE_PLACES", 3)
+    monkeypatch.setattr("lm_eval_hybrid.decoding.views.TOP_K", 2)
+    monkeypatch.setattr(RemoteVerifier, "piece", 5)
+    monkeypatch.setattr(RemoteDrafter, "piece", 5)
+    monkeypatch.setattr(RemoteDrafter, "steered_at_once", 3)
     pair, policy = pair_of(family, 0), replace(DEFAULTS, windows=(0, 1, 8))
     steering = random_steering(pair)
     found = remote_decoder_of(pair, steering, policy).score(CONTEXTS, TEXTS)
@@ -81,5 +86,5 @@ def test_what_is_generated_is_scored_as_greedy(arm: str) -> None:
 def test_a_token_that_the_thinking_model_cannot_read_is_an_error() -> None:
     pair = pair_of("llama", 0)
     decoder = decoder_of(pair, random_steering(pair), DEFAULTS)
-    with pytest.raises(HybridError, match=r"found base ids \[9999\]"):
+    with pytest.raises(HybridError, match=r"base ids \[9999\] cannot be written"):
         decoder.score(PROMPTS[:1], [[5, 9999, 6]])

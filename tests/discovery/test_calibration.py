@@ -17,8 +17,8 @@ from lm_eval_hybrid.common import paths
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.common.thoughts import THOUGHT_END
 from lm_eval_hybrid.decoding import request
-from lm_eval_hybrid.decoding.arms import policy_for
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
+from lm_eval_hybrid.decoding.policy import policy_for
 from lm_eval_hybrid.decoding.steering import Steering
 from lm_eval_hybrid.discovery.calibration import (
     SCORES_FILE,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.decoding.arms import ARMS
+from lm_eval_hybrid.decoding.policy import ARMS
 from lm_eval_hybrid.experiment.definition import DONE_FILE, EXPERIMENT_FILE, PAPER, Experiment, claim, named_arms, read
 
 VERSIONS = {"lm_eval": "0.4.13"}

@@ -57,7 +57,7 @@ def test_the_arm_changes_the_policy_last() -> None:
         ({"seed": "x"}, "seed='x' is not an integer"),
         ({"coefficients": "a:b"}, "coefficients='a:b' are not numbers separated by colons"),
         ({"windows": "1:0.5"}, "windows=.* are not integers"),
-        ({"gate": "sometimes"}, "gate must be one of"),
+        ({"gate": "sometimes"}, "gate='sometimes' is unknown"),
         ({"arm": "base", "gate": "always"}, "gate=always contradicts arm=base, which sets gate=never"),
         (
             {"arm": "random-select", "select": "guardrail"},

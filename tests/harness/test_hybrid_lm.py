@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 from lm_eval_hybrid.bundles.bundle import Bundle
 from lm_eval_hybrid.bundles.manifest import PromptSpec
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.decoding.arms import ARMS
+from lm_eval_hybrid.decoding.policy import ARMS
 from lm_eval_hybrid.decoding.records import TokenRecord
 from lm_eval_hybrid.harness.hybrid_lm import HybridLM
 from lm_eval_hybrid.harness.records import HybridAnswer

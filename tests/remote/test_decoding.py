@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.decoding.arms import ARMS
+from lm_eval_hybrid.decoding.policy import ARMS
 from lm_eval_hybrid.decoding.sampling import Sampling
 from lm_eval_hybrid.models.ndif.client import Server
 from lm_eval_hybrid.models.ndif.model import NdifModel

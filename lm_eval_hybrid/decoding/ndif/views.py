@@ -1,84 +1,106 @@
-"""What a thinking model on a server has told: of every place its choice, of the gate's openings more."""
+"""What models on a server have answered: the base model's drafts, and the thinking model's view of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lm_eval_hybrid.decoding.sampling import Sampling
 from lm_eval_hybrid.decoding.tokens.bridge import Bridge
-from lm_eval_hybrid.decoding.views import Judge, check_numbers
+from lm_eval_hybrid.decoding.views import BaseView, GatePosition, TopKLogprobs
 
-if TYPE_CHECKING:
-    from lm_eval_hybrid.decoding.ndif.drafting import Ahead
+Place = tuple[int, int]
+"""A (row, step) of the view."""
 
-Exactly = Callable[[list[tuple[int, int, int]]], list[float]]
-"""Asks the server for the log-probabilities of thinking ids, each after a step of a row."""
+ExactLogprobs = Callable[[list[tuple[int, int, int]]], list[float]]
+"""Asks the server for the log-probability of each (row, step, thinking id)."""
 
 
 @dataclass(frozen=True)
-class RemoteView:
-    """A `ThinkingView`; attributes that are not of that:
+class RemoteDraft:
+    """What a model on a server drafted after the tokens of one row.
 
     Attributes:
-        said: by (row, step), log-probabilities of thinking ids; of the openings the likeliest ones.
-        floors: by (row, step) of an opening, the lowest of its likeliest.
-        residual: [n, d] float32, after the SAE's layer, at the openings.
-        openings: by (row, step), their indices in it.
-        spoken: by (row, step) of an opening, the thinking id drawn there.
-        exactly: asks for what is not in `said`.
+        length, last: the number of tokens in the row, and the last one.
+        tokens: drafted.
+        view: what they were chosen from; see `BaseView.row`.
+    """
+
+    length: int
+    last: int
+    tokens: list[int]
+    view: BaseView
+
+    def follows(self, ids: Sequence[int]) -> bool:
+        """Whether it was drafted after these tokens."""
+        return (self.length, self.last) == (len(ids), ids[-1])
+
+
+@dataclass(frozen=True)
+class RemoteThinkingView:
+    """The `ThinkingView` of a model on a server, which sent little besides its choices.
+
+    Attributes:
+        known: log-probabilities of thinking ids at each place; at openings the likeliest ones.
+        floors: at each opening, the lowest of its likeliest.
+        openings: the places at which the gate opened, with their indices in `residual`.
+        residual: [n, d] float32, after the SAE's layer, at the openings; None where it was not requested.
+        drawn: the thinking id drawn at each opening, where tokens are sampled.
+        exact_logprobs: asks for what is not `known`.
     """
 
     choice: Tensor
     crossed: Tensor
     logprob: Tensor
-    said: dict[tuple[int, int], dict[int, float]]
-    floors: dict[tuple[int, int], float]
+    known: dict[Place, dict[int, float]]
+    floors: dict[Place, float]
+    openings: dict[Place, int]
     residual: Tensor | None
-    openings: dict[tuple[int, int], int]
-    spoken: dict[tuple[int, int], int]
+    drawn: dict[Place, int]
     bridge: Bridge
-    exactly: Exactly
+    exact_logprobs: ExactLogprobs
 
     @classmethod
-    def of(cls, found: dict[str, Any], asked: Sequence[Sequence[int]], bridge: Bridge, exactly: Exactly) -> RemoteView:
-        """From what `programs.read` has found, who was asked for these tokens."""
-        said: dict[tuple[int, int], dict[int, float]] = {}
-        told = zip(found["choice"].tolist(), found["logprob"].tolist(), found["spoken_logprob"].tolist(), strict=True)
-        for row, (choices, logprobs, spoken) in enumerate(told):
-            for step, token in enumerate(asked[row]):
-                said[row, step] = {choices[step]: logprobs[step]} | ({token: spoken[step]} if token >= 0 else {})
-        openings = list(zip(found["rows"].tolist(), found["steps"].tolist(), strict=True))
+    def of(
+        cls, answer: dict[str, Any], scored: Sequence[Sequence[int]], bridge: Bridge, exact_logprobs: ExactLogprobs
+    ) -> RemoteThinkingView:
+        """The view of an answer of `programs.read`, which was asked to score one thinking id at each place."""
+        known: dict[Place, dict[int, float]] = {}
+        for row, tokens in enumerate(scored):
+            columns = (answer[name][row].tolist() for name in ("choice", "logprob", "spoken_logprob"))
+            for step, (token, choice, logprob, scored_logprob) in enumerate(zip(tokens, *columns, strict=False)):
+                known[row, step] = {choice: logprob} | ({token: scored_logprob} if token >= 0 else {})
+        openings = list(zip(answer["rows"].tolist(), answer["steps"].tolist(), strict=True))
+        top = zip(openings, answer["top_tokens"].tolist(), answer["top_logprobs"].tolist(), strict=True)
         floors = {}
-        for place, tokens, logprobs in zip(
-            openings, found["top_tokens"].tolist(), found["top_logprobs"].tolist(), strict=True
-        ):
-            said[place] |= dict(zip(tokens, logprobs, strict=True))
+        for place, tokens, logprobs in top:
+            known[place] |= dict(zip(tokens, logprobs, strict=True))
             floors[place] = logprobs[-1]
-        drawn = found["drawn"].tolist() if "drawn" in found else ()
+        drawn = answer["drawn"].tolist() if "drawn" in answer else ()
         return cls(
-            found["choice"],
-            bridge.to_base(found["choice"]),
-            found["logprob"],
-            said,
+            answer["choice"],
+            bridge.to_base(answer["choice"]),
+            answer["logprob"],
+            known,
             floors,
-            found.get("residual"),
             {place: i for i, place in enumerate(openings)},
+            answer.get("residual"),
             dict(zip(openings, drawn, strict=False)),
             bridge,
-            exactly,
+            exact_logprobs,
         )
 
-    def residuals(self, rows: Tensor, steps: Tensor) -> Tensor:
-        at = [self.openings[place] for place in zip(rows.tolist(), steps.tolist(), strict=True)]
+    def agrees(self, choice: Tensor) -> Tensor:
+        return self.bridge.agree(choice, self.choice.to(choice.device))
+
+    def residuals(self, positions: Sequence[GatePosition]) -> Tensor:
         if self.residual is None:
-            raise ValueError("residuals were not asked for")
-        return self.residual[at]
+            raise ValueError("the thinking model's residuals were not requested")
+        return self.residual[[self.openings[position.row, position.step] for position in positions]]
 
     def logprobs(self, rows: Tensor, steps: Tensor, tokens: Tensor) -> Tensor:
         ids = self.bridge.to_thinking(tokens.cpu()).tolist()
@@ -88,79 +110,42 @@ class RemoteView:
                 (*place, token)
                 for place, line in zip(places, ids, strict=True)
                 for token in line
-                if token >= 0 and token not in self.said[place]
+                if token >= 0 and token not in self.known[place]
             }
         )
         if missing:
-            for (row, step, token), logprob in zip(missing, self.exactly(missing), strict=True):
-                self.said[row, step][token] = logprob
+            for (row, step, token), logprob in zip(missing, self.exact_logprobs(missing), strict=True):
+                self.known[row, step][token] = logprob
         return torch.tensor(
             [
-                [self.said[place].get(token, -math.inf) for token in line]
+                [self.known[place].get(token, -math.inf) for token in line]
                 for place, line in zip(places, ids, strict=True)
             ]
         )
 
-    def likeliest(self, rows: Tensor, steps: Tensor, tokens: Tensor) -> Tensor:
+    def likeliest(self, positions: Sequence[GatePosition], tokens: Tensor) -> Tensor:
         ids = self.bridge.to_thinking(tokens.cpu()).tolist()
         found = []
-        for i, place in enumerate(zip(rows.tolist(), steps.tolist(), strict=True)):
-            values = [self.said[place].get(token, -math.inf) for token in ids[i]]
-            unknown = any(token >= 0 and token not in self.said[place] for token in ids[i])
+        for i, position in enumerate(positions):
+            place = position.row, position.step
+            values = [self.known[place].get(token, -math.inf) for token in ids[i]]
+            unknown = any(token >= 0 and token not in self.known[place] for token in ids[i])
             if unknown and max(values) <= self.floors[place]:
-                values = self.logprobs(rows[i : i + 1], steps[i : i + 1], tokens[i : i + 1])[0].tolist()
+                row, step = torch.tensor(place)[:, None]
+                values = self.logprobs(row, step, tokens[i : i + 1])[0].tolist()
             found.append(values.index(max(values)))
         return torch.tensor(found)
 
-    def judge(self, row: int, step: int) -> Judge:
-        likely = {token: value for token, value in self.said[row, step].items() if value >= self.floors[row, step]}
-        return Judge.of(list(likely), list(likely.values()), self.bridge)
+    def top_k(self, position: GatePosition) -> TopKLogprobs:
+        place = position.row, position.step
+        likely = {token: value for token, value in self.known[place].items() if value >= self.floors[place]}
+        return TopKLogprobs.of(list(likely), list(likely.values()), self.bridge)
 
-    def drawn(self, row: int, step: int, sampling: Sampling, position: int, key: bytes) -> int:
-        return int(self.bridge.to_base(torch.tensor(self.spoken[row, step])))
-
-
-@dataclass(frozen=True)
-class AheadView:
-    """A `ThinkingView` of one step, where the thinking model speaks alone.
-
-    Attributes:
-        spoken: [rows] int64, the tokens that it speaks; spoken_logprob: [rows] float32.
-    """
-
-    choice: Tensor
-    crossed: Tensor
-    logprob: Tensor
-    spoken: Tensor
-    spoken_logprob: Tensor
-    bridge: Bridge
-
-    @classmethod
-    def of(cls, ahead: Sequence[Ahead], bridge: Bridge) -> AheadView:
-        """From what it would say next in every row."""
-        choice = torch.stack([told.choice[:1] for told in ahead])
-        logprob = torch.stack([told.logprob[:1] for told in ahead])
-        check_numbers(logprob, "thinking")
-        return cls(
-            choice,
-            bridge.to_base(choice),
-            logprob,
-            torch.stack([told.tokens[0] for told in ahead]),
-            torch.stack([told.spoken[0] for told in ahead]),
-            bridge,
-        )
-
-    def residuals(self, rows: Tensor, steps: Tensor) -> Tensor:
-        raise ValueError("a model that speaks alone is not asked for residuals")
-
-    def logprobs(self, rows: Tensor, steps: Tensor, tokens: Tensor) -> Tensor:
-        return self.spoken_logprob[rows][:, None].expand(tokens.shape)
-
-    def likeliest(self, rows: Tensor, steps: Tensor, tokens: Tensor) -> Tensor:
-        raise ValueError("a model that speaks alone judges nobody")
-
-    def judge(self, row: int, step: int) -> Judge:
-        raise ValueError("a model that speaks alone judges nobody")
-
-    def drawn(self, row: int, step: int, sampling: Sampling, position: int, key: bytes) -> int:
-        return int(self.bridge.to_base(self.spoken[row]))
+    def own_tokens(self, positions: Sequence[GatePosition]) -> list[int]:
+        tokens = [
+            int(self.choice[position.row, position.step])
+            if position.draw is None
+            else self.drawn[position.row, position.step]
+            for position in positions
+        ]
+        return self.bridge.to_base(torch.tensor(tokens)).tolist()

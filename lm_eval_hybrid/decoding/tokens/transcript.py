@@ -74,4 +74,5 @@ class Transcript:
             self.cut = min(found)
 
     def _decode(self, tokens: list[int]) -> str:
-        return self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        decoded = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return decoded  # type: ignore[return-value]  # a list of texts only for a list of lists
