@@ -1,1 +1,1 @@
-"""What people see: tables and answers for the terminal."""
+"""What people see: tables in the terminal, pages, and plots and tables for papers."""

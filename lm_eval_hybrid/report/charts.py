@@ -197,10 +197,10 @@ def interval(axis: Axis, gap: Sequence[float | None], class_: str, shape: int = 
 
 def bar(axis: Axis, value: float | None, class_: str) -> Markup:
     """A row: a bar from 0 to the value."""
-    at = None if value is None else (axis.along(min(value, 0)), f"{100 * abs(axis.at(value) - axis.at(0)):.2f}%")
-    return _row(
-        axis, (0,), [tag("rect", x=at[0], width=at[1], y="15%", height="70%", class_=f"bar {class_}")] if at else []
-    )
+    if value is None:
+        return _row(axis, (0,), [])
+    box = {"x": axis.along(min(value, 0)), "width": f"{100 * abs(axis.at(value) - axis.at(0)):.2f}%"}
+    return _row(axis, (0,), [tag("rect", **box, y="15%", height="70%", class_=f"bar {class_}")])
 
 
 def _row(axis: Axis, strong: Sequence[float], parts: Sequence[Markup]) -> Markup:
@@ -236,7 +236,5 @@ def paper(title: str, chart: Markup) -> str:
     width, height = (int(size) for size in re.findall(r' (?:width|height)="(\d+)"', chart)[:2])
     parts = tag("style", style), tag("rect", width="100%", height="100%", fill="#ffffff"), text(title, 12, 17, "title")
     size = {"width": width, "height": height + 26, "viewBox": f"0 0 {width} {height + 26}"}
-    moved = tag("g", chart, transform="translate(0 26)")
-    return tag(
-        "svg", *parts, moved, **size, xmlns="http://www.w3.org/2000/svg", font_family="Helvetica, Arial, sans-serif"
-    )
+    root = {"xmlns": "http://www.w3.org/2000/svg", "font_family": "Helvetica, Arial, sans-serif"}
+    return tag("svg", *parts, tag("g", chart, transform="translate(0 26)"), **size, **root)

@@ -1,4 +1,4 @@
-"""A real browser, where there is one."""
+"""A page in headless Chromium or Chrome; tests are skipped where neither is installed."""
 
 import json
 import shutil
@@ -14,12 +14,12 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 class Browser:
-    """A page open in a real browser, spoken to over its debugging protocol."""
+    """A page open in the browser, controlled over its debugging protocol."""
 
     def __init__(self, folder: Path, file: Path) -> None:
-        self.websocket = pytest.importorskip("websocket", reason="needs websocket-client to speak to the browser")
+        self.websocket = pytest.importorskip("websocket", reason="needs websocket-client to control the browser")
         if CHROMIUM is None:
-            pytest.skip("needs Chromium or Chrome; found none")
+            pytest.skip("needs Chromium or Chrome")
         arguments = [
             "--headless",
             "--no-sandbox",
@@ -44,7 +44,7 @@ class Browser:
         end = time.monotonic() + 30
         while not (port_file.exists() and port_file.read_text().strip()):
             if time.monotonic() > end or self.process.poll() is not None:
-                pytest.skip("needs a browser that starts here; it did not")
+                pytest.skip("the browser did not start")
             time.sleep(0.05)
         with urlopen(f"http://127.0.0.1:{port_file.read_text().split()[0]}/json") as answer:
             (target,) = [each for each in json.load(answer) if each["type"] == "page"]
@@ -68,7 +68,7 @@ class Browser:
     def wait(self, expression: str) -> None:
         end = time.monotonic() + 20
         while not self.get(expression):
-            assert time.monotonic() < end, f"{expression} did not come true"
+            assert time.monotonic() < end, f"{expression} is still false after 20 s"
             time.sleep(0.02)
 
     def move(self, x: float, y: float) -> None:

@@ -1,4 +1,4 @@
-"""Runs of many long answers, written as the harness and the sidecar do, but fast."""
+"""Files of runs with many long answers, as the harness and the token log write them."""
 
 import json
 import random
@@ -15,10 +15,10 @@ _PLAIN = json.dumps(asdict(records([("%s", None, False)])[0]) | {"position": "%d
 
 
 def write_many(folder: Path, documents: int = 1319, tokens: int = 300, steered: float = STEERED) -> None:
-    """Arms base, hybrid and thinking on one task; token records of the hybrid."""
+    """Write the files of arms base, hybrid and thinking on one task, with token records of the hybrid."""
     draw = random.Random(0)
     words = [" " + "".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(5000)]
-    often = [1 / (i + 10) for i in range(len(words))]  # as in a language, so that it packs like one
+    often = [1 / (i + 10) for i in range(len(words))]  # like words of a language, so that it compresses like one
     record = asdict(records([(" x", "y", True)])[0])
     for arm in ("base", "hybrid", "thinking"):
         (folder / arm).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Findings that are made up, and reading the page that is made of them."""
+"""Made-up findings, hostile texts, and a parser of pages."""
 
 import itertools
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ VOID = {"meta", "br", "img", "link", "input", "hr"}
 
 
 class Element:
-    """An element: its attributes, what is inside, and all its text."""
+    """An element with its attributes, children and text."""
 
     def __init__(self, name: str, attributes: dict[str, str | None]) -> None:
         self.name, self.attributes = name, attributes
@@ -41,7 +41,7 @@ class Element:
             yield from element.walk()
 
     def rows(self) -> list[list[str]]:
-        """Of the one table in it: the texts of the body's cells."""
+        """The texts of the cells of its only table's body."""
         return [[cell.text for cell in row.inside if cell.name in ("td", "th")] for row in self.one("tbody").all("tr")]
 
 
@@ -73,8 +73,23 @@ def parse(text: str) -> Element:
     return parser.open[0]
 
 
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</script><script>alert(1)</script>",
+    "</style></title></svg></ol>",
+    "\"><img src=x onerror='alert(1)'>",
+    "' onmouseover=alert(1) x='",
+    '"onload="alert(1)"',
+    "&lt;b&gt; &amp;#60;script&#62;",
+    "<!-- <![CDATA[ ]]> -->",
+    "{{ 7 * 7 }}{% raw %}",
+    "line\u2028separators\u2029too",
+    "\u202eturned \u0663 \U0001f600",
+]
+
+
 def made_up(behaviors: int = 3, points: int = 30, text: str = "Sentence") -> dict[str, Any]:
-    """Findings with everything in them, of numbers that differ from one another."""
+    """Findings with all their parts, as nested dictionaries; the numbers differ from one another."""
     n = behaviors
     sweep = [
         {

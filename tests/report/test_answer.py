@@ -106,14 +106,14 @@ def test_chooses_the_shortest_of_equals_across_tasks(tmp_path: Path) -> None:
     assert (choose(read(tmp_path)).answer.task, choose(read(tmp_path)).answer.doc_id) == ("b", 0)
 
 
-def test_shows_a_right_answer_where_hybrid_gains_nowhere(tmp_path: Path) -> None:
+def test_chooses_a_right_answer_where_hybrid_gains_nowhere(tmp_path: Path) -> None:
     write(tmp_path, "hybrid", {"toy": samples([0, 1])}, tokens=[STEERED, ONE])
     found = choose(read(tmp_path))
     assert (found.answer.doc_id, found.right, found.base_right) == (1, True, None)
     assert "toy, document 1: hybrid right\n" in drawn(found)
 
 
-def test_shows_nothing_without_token_records(tmp_path: Path) -> None:
+def test_chooses_nothing_without_token_records(tmp_path: Path) -> None:
     write(tmp_path, "hybrid", {"toy": samples([1])})
     write(tmp_path, "base", {"toy": samples([0])}, tokens=[PLAIN])
     assert choose(read(tmp_path)) is None

@@ -68,7 +68,7 @@ def test_an_empty_listing_says_so() -> None:
     assert printed(print_listing, []) == "No bundles found.\n"
 
 
-def test_a_bundle_is_shown_with_its_words_untouched(listed: ListedBundle) -> None:
+def test_the_texts_of_a_bundle_are_shown_unchanged(listed: ListedBundle) -> None:
     text = shown(listed)
     assert "Keeps [bold]brackets[/bold]." in text
     assert "[/] fits" in text
@@ -78,7 +78,7 @@ def test_a_bundle_is_shown_with_its_words_untouched(listed: ListedBundle) -> Non
     assert text.index("Restating") < text.index("Checking")
 
 
-def test_control_characters_of_a_manifest_do_nothing(listed: ListedBundle) -> None:
+def test_control_characters_of_a_manifest_have_no_effect(listed: ListedBundle) -> None:
     escape = "\x1b[2J\x07"
     first, *others = listed.manifest.behaviors
     changes = {
@@ -101,7 +101,7 @@ def test_a_narrow_terminal_keeps_every_key(listed: ListedBundle) -> None:
     assert "restate" in text
 
 
-def test_the_likeness_of_vectors_is_shown_by_latent(listed: ListedBundle) -> None:
+def test_cosine_similarities_are_shown_by_latent(listed: ListedBundle) -> None:
     lines = shown(listed).splitlines()
     start = next(i for i, line in enumerate(lines) if "cosine similarity" in line)
     header, bias, restate, check = (line.strip("│ ").split() for line in lines[start + 1 : start + 5])
@@ -111,7 +111,7 @@ def test_the_likeness_of_vectors_is_shown_by_latent(listed: ListedBundle) -> Non
     assert bias[1] == "100" and bias[2] == restate[1]
 
 
-def test_the_best_gap_is_of_those_that_are_defined(listed: ListedBundle) -> None:
+def test_the_best_gap_ignores_undefined_ones(listed: ListedBundle) -> None:
     (result,) = listed.manifest.results
     changes = [{"gap_recovered": None, "gap_interval": None}, {"task": "better", "gap_recovered": 0.2}, {}]
     results = tuple(result.model_copy(update=change) for change in changes)
@@ -137,7 +137,7 @@ def row(text: str, begin: str) -> list[str]:
     return [cell for cell in line.split("  ") if cell]
 
 
-def test_bundles_that_are_the_same(make_bundle: Make) -> None:  # noqa: F811
+def test_equal_bundles_have_no_difference(make_bundle: Make) -> None:  # noqa: F811
     assert diff(make_bundle(), make_bundle()).splitlines()[-1] == "Nothing differs."
 
 
@@ -150,13 +150,13 @@ def test_moved_vectors_are_shown_by_cosine_and_norm(make_bundle: Make) -> None: 
     assert "needs a minor step: 1.2.0 -> 1.3.0 or above. 1.2.0 is not enough." in " ".join(text.split())
 
 
-def test_only_what_differs_of_a_recipe_is_shown(make_bundle: Make, fields: dict) -> None:  # noqa: F811
+def test_of_a_recipe_only_the_differing_entries_are_shown(make_bundle: Make, fields: dict) -> None:  # noqa: F811
     recipes = [json.dumps({"seed": seed, "sae": {"k": 3, "latents": 16}, "long": "the same"}) for seed in (0, 1)]
     before, after = (make_bundle(training={**fields["training"], "recipe": recipe}) for recipe in recipes)
     assert row(diff(before, after), "training.recipe")[1:3] == ["seed 0", "seed 1"]
 
 
-def test_what_is_of_one_kind_is_one_row(make_bundle: Make, fields: dict) -> None:  # noqa: F811
+def test_changes_of_one_kind_share_a_row(make_bundle: Make, fields: dict) -> None:  # noqa: F811
     bundle = make_bundle()
     other = replace(bundle, tensors={name: 2 * tensor for name, tensor in bundle.tensors.items()})
     text = diff(bundle, other)
@@ -170,7 +170,7 @@ def test_what_is_of_one_kind_is_one_row(make_bundle: Make, fields: dict) -> None
 
 
 @pytest.mark.parametrize("width", [60, 100])
-def test_it_fits_the_terminal_and_does_nothing_to_it(make_bundle: Make, width: int) -> None:  # noqa: F811
+def test_differences_fit_the_terminal_and_have_no_effect_on_it(make_bundle: Make, width: int) -> None:  # noqa: F811
     text = diff(make_bundle(), make_bundle(description="[bold]\x1b[2J", license="x" * 300), width)
     assert all(len(line) <= width for line in text.splitlines())
     assert "\x1b" not in text and "[bold]" in text

@@ -57,7 +57,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def browser(shared: Browser) -> Browser:
-    """The page as it is when it is opened."""
+    """The page in the state in which it opens."""
     go(shared, "")
     shared.get("document.activeElement.blur(); window.scrollTo(0, 0)")
     go(shared, "#toy")
@@ -96,7 +96,7 @@ def test_documents_are_listed_with_their_verdicts(browser: Browser) -> None:
     ]
 
 
-def test_outcomes_filter_and_the_address_says_so(browser: Browser) -> None:
+def test_outcomes_filter_the_list_and_are_in_the_address(browser: Browser) -> None:
     click(browser, ".matrix button", 2)  # only the hybrid right, of base and hybrid
     assert listed(browser) == ["1", "4"] and texts(browser, ".counted p") == ["2 of 6 documents"]
     assert browser.get("location.hash") == "#toy?right=hybrid&wrong=base"
@@ -110,7 +110,7 @@ def test_outcomes_filter_and_the_address_says_so(browser: Browser) -> None:
     assert browser.get("document.querySelector('.clear').hidden") is True
 
 
-def test_words_behaviors_and_endings_filter(browser: Browser) -> None:
+def test_words_behaviors_and_endings_filter_the_list(browser: Browser) -> None:
     fill = (
         "(() => { const part = document.querySelector('%s'); part.value = %s; part.dispatchEvent(new Event('%s')); })()"
     )
@@ -126,7 +126,7 @@ def test_words_behaviors_and_endings_filter(browser: Browser) -> None:
     assert listed(browser) == ["0"] and browser.get("location.hash") == "#toy?ending=hybrid.truncated"
 
 
-def test_an_address_opens_a_document_among_those_filtered(browser: Browser) -> None:
+def test_an_address_opens_a_document_of_the_filtered_list(browser: Browser) -> None:
     go(browser, "#toy/4?wrong=base&right=hybrid")
     assert browser.get("document.querySelector('main').hidden && document.querySelector('header').hidden") is True
     assert texts(browser, "#opened") == ["toy, document 4"] == [browser.get("document.title")]
@@ -161,7 +161,7 @@ def test_steered_tokens_are_marked_by_colour_number_and_line(browser: Browser) -
 TIP = ["base's choice", "token 11", "60.7%", "thinking model's choice", "␣So", "88.2%"]
 
 
-def test_pointing_at_a_mark_tells_of_it(browser: Browser) -> None:
+def test_pointing_at_a_mark_shows_a_tip(browser: Browser) -> None:
     go(browser, "#toy/1")
     assert browser.get("document.querySelector('#tip').hidden") is True
     x, y = browser.get(
@@ -178,7 +178,7 @@ def test_pointing_at_a_mark_tells_of_it(browser: Browser) -> None:
     browser.wait("document.querySelector('#tip').hidden")
 
 
-def test_keys_go_from_mark_to_mark_and_tell_of_each(browser: Browser) -> None:
+def test_keys_move_between_marks_and_show_their_tips(browser: Browser) -> None:
     go(browser, "#toy/1")
     assert browser.get("[...document.querySelectorAll('mark')].map((mark) => mark.tabIndex)") == [0, -1, -1]
     browser.get("document.querySelector('mark').focus()")
@@ -195,7 +195,7 @@ def test_keys_go_from_mark_to_mark_and_tell_of_each(browser: Browser) -> None:
     browser.wait("document.querySelector('#document').hidden")
 
 
-def test_keys_go_from_document_to_document_and_back_to_the_list(browser: Browser) -> None:
+def test_keys_move_between_documents_and_back_to_the_list(browser: Browser) -> None:
     go(browser, "#toy/1?right=hybrid")
     for key, number in (("j", 4), ("k", 1), ("ArrowRight", 4), ("j", 4), ("ArrowLeft", 1), ("k", 0), ("k", 0)):
         browser.press(key)
@@ -233,14 +233,14 @@ def test_another_task_can_be_chosen(browser: Browser) -> None:
 
 
 @pytest.mark.parametrize("address", ["#nothing/1", "#toy/99", "#%E0%A4%A", "#toy?right=nobody&behavior=no&ending=x.y"])
-def test_addresses_of_nothing_show_the_list(browser: Browser, address: str) -> None:
+def test_unknown_addresses_show_the_list(browser: Browser, address: str) -> None:
     go(browser, "#toy/1")
     browser.get(f"location.hash = {json.dumps(address)}")
     browser.wait("document.querySelector('#document').hidden")
     assert len(listed(browser)) == 6
 
 
-def test_sections_can_be_gone_to_from_an_open_document(browser: Browser) -> None:
+def test_a_link_to_a_section_closes_the_document(browser: Browser) -> None:
     go(browser, "#toy/1")
     go(browser, "#provenance")
     assert browser.get("document.querySelector('main').hidden") is False
@@ -255,7 +255,7 @@ def test_dark_and_narrow_screens_and_paper(browser: Browser) -> None:
     browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
     by_night = browser.get(colours)
     assert by_day[0] == "rgb(255, 255, 255)" and by_night[0] == "rgb(21, 24, 29)" and by_day[1] != by_night[1]
-    browser.call("Emulation.setEmulatedMedia", media="print")  # still by night
+    browser.call("Emulation.setEmulatedMedia", media="print")  # still in the dark theme
     assert browser.get(colours) == by_day
     assert browser.get("getComputedStyle(document.querySelector('.choose')).display") == "none"
     browser.call("Emulation.setEmulatedMedia", media="", features=[])
@@ -274,7 +274,7 @@ def test_dark_and_narrow_screens_and_paper(browser: Browser) -> None:
     assert printed.startswith(b"%PDF")
 
 
-def test_the_browser_has_nothing_to_complain_of(browser: Browser) -> None:
+def test_the_browser_logs_no_errors(browser: Browser) -> None:
     for number in range(6):
         go(browser, f"#toy/{number}")
     assert browser.get("document.querySelectorAll('img, iframe, script[src], b > *').length") == 0
@@ -283,7 +283,7 @@ def test_the_browser_has_nothing_to_complain_of(browser: Browser) -> None:
 
 @pytest.fixture(scope="module")
 def gaps() -> str:
-    """Measures how long the page does not answer."""
+    """A script that measures the gaps between two moments at which the page responds."""
     return """window.gaps = []; (() => { let last = performance.now();
         const beat = () => { const now = performance.now(); gaps.push(now - last); last = now; setTimeout(beat); };
         beat(); })()"""

@@ -14,7 +14,7 @@ from lm_eval_hybrid.report.documents import pack
 from lm_eval_hybrid.report.page import digest
 from lm_eval_hybrid.results.comparison import compare
 from lm_eval_hybrid.results.outputs import read
-from tests.report.pages import Element, parse
+from tests.report.pages import HOSTILE, Element, parse
 from tests.report.test_answer import luminance
 from tests.report.test_documents import unpacked
 from tests.results.outputs import PLAIN, STEERED, samples
@@ -29,7 +29,7 @@ WITHOUT = [1] * 55 + [0] * 45
 
 
 def whole(folder: Path) -> None:
-    """Four arms of 100 documents, and the hybrid without a behavior."""
+    """Write runs of four arms on 100 documents, and of the hybrid without a behavior."""
     for arm, scores in ARMS.items():
         tokens = [STEERED] * 50 + [PLAIN] * 50 if arm == "hybrid" else [PLAIN] * 100
         write_run(folder, arm, {"toy": samples(scores)}, tokens=tokens, hybrid_fingerprint=f"{arm:x<64}")
@@ -78,7 +78,7 @@ def test_tiles_sum_up_the_hybrid(tmp_path: Path) -> None:
     assert tiles[3][1].endswith("takeover, the strongest control")
 
 
-def test_gaps_are_places_between_0_and_1_and_harm_is_left_of_0(tmp_path: Path) -> None:
+def test_gaps_are_drawn_at_their_values(tmp_path: Path) -> None:
     whole(tmp_path)
     figure = section(page(tmp_path)).one("figure", class_="gaps")
     (task,) = compare(read(tmp_path))
@@ -103,7 +103,7 @@ def test_gaps_are_places_between_0_and_1_and_harm_is_left_of_0(tmp_path: Path) -
     assert "0%" in ticks and "100%" in ticks and ticks[0].startswith("\N{MINUS SIGN}")
 
 
-def test_accuracy_by_tokens_steered_has_a_point_an_arm(tmp_path: Path) -> None:
+def test_the_accuracy_chart_has_a_point_for_each_arm(tmp_path: Path) -> None:
     whole(tmp_path)
     picture = section(page(tmp_path)).one("svg", class_="natural")
     hints = {title.text.split(":")[0]: title.text for title in picture.all("title")}
@@ -117,7 +117,7 @@ def test_accuracy_by_tokens_steered_has_a_point_an_arm(tmp_path: Path) -> None:
     ]
 
 
-def test_behaviors_have_their_share_and_what_leaving_them_out_costs(tmp_path: Path) -> None:
+def test_behaviors_have_their_share_and_the_accuracy_lost_without_them(tmp_path: Path) -> None:
     whole(tmp_path)
     found = section(page(tmp_path))
     rows = found.one("table", class_="behaviors").rows()
@@ -165,7 +165,7 @@ def test_the_page_gives_its_provenance(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "made", [{}, {"command": ["a", "list"], "hardware": "a word"}, {"command": "", "hardware": {}}]
 )
-def test_a_gap_file_that_says_nothing_adds_nothing(tmp_path: Path, made: dict) -> None:
+def test_a_gap_file_without_command_and_hardware_adds_nothing(tmp_path: Path, made: dict) -> None:
     write_run(tmp_path, "hybrid", {"toy": samples([1])})
     provenance = page(tmp_path, recorded=made).one("section", id="provenance")
     assert provenance.all("pre") == [] and "Hardware" not in provenance.text
@@ -184,7 +184,7 @@ def test_a_gap_file_that_says_nothing_adds_nothing(tmp_path: Path, made: dict) -
         (["base", "hybrid", "thinking"], ["No token records (tokens_*.jsonl) of base, hybrid and thinking"]),
     ],
 )
-def test_any_arms_make_a_page_that_says_what_is_missing(tmp_path: Path, arms: list[str], notes: list[str]) -> None:
+def test_the_page_of_any_arms_notes_what_is_missing(tmp_path: Path, arms: list[str], notes: list[str]) -> None:
     for arm in arms:
         write_run(tmp_path, arm, {"toy": samples(ARMS.get(arm, THINKING))})
     found = page(tmp_path)
@@ -230,22 +230,8 @@ def test_answers_left_out_are_noted(tmp_path: Path) -> None:
     assert note.startswith("Answers of base (60 of 60 documents) and takeover (60 of 60 documents) are left out")
 
 
-HOSTILE = [
-    "<script>alert(1)</script>",
-    "</script><script>alert(1)</script>",
-    "</style></title></svg></ol>",
-    "\"><img src=x onerror='alert(1)'>",
-    "' onmouseover=alert(1) x='",
-    "&lt;b&gt; &amp;#60;script&#62;",
-    "<!-- <![CDATA[ ]]> -->",
-    "{{ 7 * 7 }}{% raw %}",
-    "line\u2028separators\u2029too",
-    "\u202eturned \u0663 \U0001f600",
-]
-
-
 @pytest.mark.parametrize("words", HOSTILE)
-def test_words_stay_words_wherever_they_stand(tmp_path: Path, words: str) -> None:
+def test_text_of_models_and_data_is_escaped_everywhere(tmp_path: Path, words: str) -> None:
     for arm, score in (("base", 0), ("hybrid", 1), ("thinking", 1)):
         write_run(tmp_path, arm, {"toy": samples([score])}, tokens=[STEERED])
     plain = {element.name for element in page(tmp_path).walk()}
@@ -282,7 +268,7 @@ def test_packed_data_cannot_end_their_element(tmp_path: Path) -> None:
         assert re.fullmatch(r'"[A-Za-z0-9+/=]+"', block.text)
 
 
-def test_what_a_page_cannot_hold_is_replaced(tmp_path: Path) -> None:
+def test_characters_that_html_cannot_hold_are_replaced(tmp_path: Path) -> None:
     write_run(tmp_path, "hybrid", {"toy": samples([1])}, hybrid_bundle="a\x00b\x1b", tokens=[((" a", "\x07", True),)])
     found = page(tmp_path)
     mark = "\N{REPLACEMENT CHARACTER}"
@@ -318,7 +304,7 @@ def test_the_same_runs_make_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "deep" / "page.html").read_bytes() == render(runs, compare(runs), 0).encode()
 
 
-def test_words_are_readable_on_every_behaviors_colour_by_day_and_by_night() -> None:
+def test_text_is_readable_on_every_behaviors_colour_in_both_themes() -> None:
     for ink, paper, strength in zip(INK, PAPER, STRENGTH, strict=True):
         for colour in PALETTE:
             light, dark = sorted((luminance(ink), luminance(shade(colour, paper, strength))), reverse=True)
@@ -326,7 +312,7 @@ def test_words_are_readable_on_every_behaviors_colour_by_day_and_by_night() -> N
     assert shade("#ff8000", "#000000", 1.0) == "#ff8000" and shade("#ff8000", "#000000", 0.5) == "#804000"
 
 
-def test_inks_are_readable_on_their_papers() -> None:
+def test_text_colours_are_readable_in_both_themes() -> None:
     css = (Path(comparison_page.__file__).parent / "page.css").read_text(encoding="utf-8")
     schemes = re.findall(r":root \{\n(.*?)\n *\}", css, re.DOTALL)[:2]
     pairs = [*itertools.product(("ink", "soft", "link"), ("paper", "ground", "tint"))]
@@ -348,11 +334,11 @@ def test_inks_are_readable_on_their_papers() -> None:
         ([], []),
     ],
 )
-def test_names_are_apart_and_move_no_further_than_needed(places: list[float], expected: list[float]) -> None:
+def test_names_in_the_margin_do_not_overlap(places: list[float], expected: list[float]) -> None:
     assert spread(places, 14, 100) == expected
 
 
-def test_an_axis_of_gaps_shows_the_widest_only_in_part(tmp_path: Path) -> None:
+def test_the_gap_axis_is_limited(tmp_path: Path) -> None:
     for arm, scores in (("base", [0, *BASE[1:]]), ("hybrid", [1] * 100), ("thinking", BASE)):
         write_run(tmp_path, arm, {"toy": samples(scores)})
     (task,) = compare(read(tmp_path))

@@ -27,7 +27,7 @@ def unpacked(text: str) -> Any:
 
 
 def contents(found: DocumentPack) -> dict[int, list[Any]]:
-    """What all blocks of an arm hold, in their order: a value a document; of arm -1, the documents."""
+    """The content of all blocks by arm, one value for each document; arm -1 has the documents themselves."""
     held: dict[int, list[Any]] = {}
     numbers: Counter[int] = Counter()
     for block in found.blocks:
@@ -39,12 +39,12 @@ def contents(found: DocumentPack) -> dict[int, list[Any]]:
 
 
 def named(name: str) -> tuple[int, ...]:
-    """Places of task and arm, and the block's number."""
+    """Indices of task, arm and block in a block's name."""
     return tuple(map(int, re.fullmatch(r"(\d+)-(-?\d+)-(\d+)", name).groups()))
 
 
 def texts(arms: Iterable[str], length: int, folder: Path, task: str = "toy") -> None:
-    """Runs of 100 documents whose answers cannot be packed much."""
+    """Write runs on 100 documents with random answers, which hardly compress."""
     draw = random.Random(0)
     for arm in arms:
         made = samples([1] * 100)
@@ -59,7 +59,7 @@ def three(folder: Path) -> None:
         write(folder, arm, {"toy": samples(scores)}, tokens=told, base_runs=arm != "thinking")
 
 
-def test_the_index_says_of_every_document_what_the_list_shows(tmp_path: Path) -> None:
+def test_the_index_has_everything_that_the_list_shows(tmp_path: Path) -> None:
     three(tmp_path)
     (found,) = packs(tmp_path)
     index = unpacked(found.index.text)
@@ -73,7 +73,7 @@ def test_the_index_says_of_every_document_what_the_list_shows(tmp_path: Path) ->
     assert found.left_out == () and index["blocks"] == [[[0, 3]]] * 4
 
 
-def test_answers_are_texts_and_the_hybrids_has_its_steered_tokens(tmp_path: Path) -> None:
+def test_answers_are_texts_and_the_hybrids_are_pieces(tmp_path: Path) -> None:
     three(tmp_path)
     held = contents(packs(tmp_path)[0])
     assert held[-1][1] == ["How many? 1", "4", "Question: How many? 1\nAnswer:"]
@@ -88,7 +88,7 @@ def test_answers_are_texts_and_the_hybrids_has_its_steered_tokens(tmp_path: Path
     assert read_as == "4"
 
 
-def test_what_was_read_is_kept_only_where_it_is_not_the_answer(tmp_path: Path) -> None:
+def test_the_read_answer_is_left_out_where_it_is_the_whole_text(tmp_path: Path) -> None:
     made = samples([1, 1])
     made[0]["filtered_resps"] = [" 4 apples. "]
     made[1]["filtered_resps"] = [["[invalid]"]]
@@ -96,7 +96,7 @@ def test_what_was_read_is_kept_only_where_it_is_not_the_answer(tmp_path: Path) -
     assert [read_as for _, read_as in contents(packs(tmp_path)[0])[0]] == [None, "[invalid]"]
 
 
-def test_a_token_without_behavior_is_the_biass(tmp_path: Path) -> None:
+def test_a_token_steered_without_a_behavior_counts_for_the_bias(tmp_path: Path) -> None:
     three(tmp_path)
     path = next(path for path in tmp_path.rglob("tokens_*.jsonl") if '"arm": "hybrid"' in path.read_text())
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -131,7 +131,7 @@ def test_runs_without_token_records_are_packed_from_their_samples(tmp_path: Path
     assert index["outcomes"][0]["tokens"] == [None, None] and index["used"] == [[], []] and index["behaviors"] == []
 
 
-def test_every_filter_of_a_task_has_what_it_read(tmp_path: Path) -> None:
+def test_each_filter_of_a_task_has_its_own_read_answers(tmp_path: Path) -> None:
     made = samples([1, 0], filters=("strict", "lenient"))
     for sample in made:
         sample["filtered_resps"] = [f"{sample['filter']} {sample['doc_id']}"]
@@ -151,7 +151,7 @@ def test_every_filter_of_a_task_has_what_it_read(tmp_path: Path) -> None:
         (None, "the prompt"),
     ],
 )
-def test_what_data_sets_call_their_question(tmp_path: Path, doc: Any, question: str) -> None:
+def test_the_question_is_found_under_the_names_that_data_sets_use(tmp_path: Path, doc: Any, question: str) -> None:
     made = samples([1])
     made[0] |= {"doc": doc, "arguments": [("the prompt", {})]}
     write(tmp_path, "base", {"toy": made})
@@ -172,7 +172,7 @@ def test_blocks_end_after_50_documents_or_a_million_characters(tmp_path: Path) -
     assert unpacked(found.index.text)["ids"] == list(range(120))
 
 
-def test_what_a_page_has_no_room_for_is_left_out_the_least_important_first(tmp_path: Path) -> None:
+def test_above_the_limit_the_least_important_answers_are_left_out(tmp_path: Path) -> None:
     texts(("bias-only", "hybrid", "base", "takeover"), 1000, tmp_path)
     (whole,) = packs(tmp_path)
     assert whole.left_out == ()
@@ -189,14 +189,14 @@ def test_what_a_page_has_no_room_for_is_left_out_the_least_important_first(tmp_p
     assert none.blocks == () and len(none.left_out) == 4 and len(unpacked(none.index.text)["ids"]) == 100
 
 
-def test_tasks_share_the_room(tmp_path: Path) -> None:
+def test_tasks_share_the_limit(tmp_path: Path) -> None:
     texts(["base"], 5000, tmp_path, "long")
     texts(["base"], 10, tmp_path, "short")
     long, short = packs(tmp_path, 200_000)
     assert long.left_out == (("base", 100),) and short.left_out == ()
 
 
-def test_what_a_page_cannot_hold_is_replaced(tmp_path: Path) -> None:
+def test_characters_that_html_cannot_hold_are_replaced(tmp_path: Path) -> None:
     made = samples([1])
     made[0]["resps"], made[0]["target"] = [["a\x00b\x1b[31mHALFc\n\td"]], "\x9b"
     write(tmp_path, "base", {"toy": made})

@@ -24,7 +24,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def at_map(browser: Browser) -> Place:
-    """Where in the window the k-th mark of a behavior is, with nothing picked and the map in view."""
+    """The place in the window of a behavior's k-th mark, with nothing picked and the map in view."""
     browser.press("Escape")
     browser.get(
         "document.activeElement.blur(); document.querySelector('svg.map').scrollIntoView({behavior: 'instant'})"
@@ -58,7 +58,7 @@ def test_pointing_at_a_mark_shows_its_sentence(browser: Browser, at_map: Place) 
     assert browser.get("document.querySelector('.tip').hidden") is True
 
 
-def test_picking_in_the_legend_shows_a_behavior_alone_everywhere(browser: Browser, at_map: Place) -> None:
+def test_picking_a_behavior_fades_the_others_everywhere(browser: Browser, at_map: Place) -> None:
     faded = "[...document.querySelectorAll('[data-b].faded')].map((part) => part.dataset.b)"
     browser.get("document.querySelectorAll('ul.legend button')[1].click()")
     assert set(browser.get(faded)) == {"0", "2"}
@@ -75,7 +75,7 @@ def test_picking_in_the_legend_shows_a_behavior_alone_everywhere(browser: Browse
     assert browser.get(faded) == [] and browser.get("document.querySelector('.showing').hidden") is True
 
 
-def test_arrow_keys_go_from_mark_to_mark(browser: Browser, at_map: Place) -> None:
+def test_arrow_keys_move_between_marks(browser: Browser, at_map: Place) -> None:
     browser.get("document.querySelector('svg.map').focus()")
     here = "Number(document.querySelector('svg.map .here').getAttribute('cx'))"
     browser.press("ArrowRight")
@@ -88,7 +88,7 @@ def test_arrow_keys_go_from_mark_to_mark(browser: Browser, at_map: Place) -> Non
     assert browser.get(here) < browser.get("document.querySelector('svg.map').viewBox.baseVal.width")
 
 
-def test_the_browser_has_nothing_to_complain_of(browser: Browser) -> None:
+def test_the_browser_logs_no_errors(browser: Browser) -> None:
     assert browser.get("document.querySelectorAll('img, iframe').length") == 0
     assert browser.get("getComputedStyle(document.querySelector('.c1')).fill") != "rgb(0, 0, 0)"
     assert browser.get("document.documentElement.scrollWidth <= window.innerWidth") is True

@@ -7,7 +7,7 @@ import pytest
 
 from lm_eval_hybrid.report import charts
 from lm_eval_hybrid.report.findings_page import PARTS, figure, render, write
-from tests.report.pages import Element, findings, made_up, parse
+from tests.report.pages import HOSTILE, Element, findings, made_up, parse
 
 SECTIONS = {
     "map": "points",
@@ -25,7 +25,7 @@ def page(fields: dict[str, Any]) -> Element:
 
 
 def shade(cell: Element) -> int:
-    """Of a cell of a heat map: from -20 to 20."""
+    """The shade of a heat map's cell, from -20 to 20."""
     strength, *others = (cell.attributes["class"] or "").split()
     return int(strength[1:]) * (-1 if "below" in others else 1)
 
@@ -51,7 +51,7 @@ def test_the_header_names_bundle_models_and_data(fields: dict) -> None:
     assert figures[2] == "1.235 some loss"
 
 
-def test_the_taxonomy_says_what_the_findings_say(fields: dict) -> None:
+def test_the_table_of_behaviors(fields: dict) -> None:
     table = page(fields).one("table", class_="taxonomy")
     rows = [[cell.text for cell in row.inside] for row in table.one("tbody").all("tr")]
     assert [row[:5] for row in rows] == [
@@ -65,7 +65,7 @@ def test_the_taxonomy_says_what_the_findings_say(fields: dict) -> None:
     assert bars == ["16.67%", "33.33%", "50.00%"]
 
 
-def test_every_sentence_is_a_mark_of_its_behavior_in_the_order_of_the_list(fields: dict) -> None:
+def test_marks_of_a_behavior_are_in_the_order_of_its_list_of_sentences(fields: dict) -> None:
     section = page(fields).one("section", id="map")
     for i in range(3):
         (path,) = section.one("svg", class_="map").all("path", data_b=str(i))
@@ -77,7 +77,7 @@ def test_every_sentence_is_a_mark_of_its_behavior_in_the_order_of_the_list(field
     ]
 
 
-def test_the_map_keeps_what_is_left_and_up_so(fields: dict) -> None:
+def test_the_map_keeps_directions_and_proportions(fields: dict) -> None:
     corners = [(0, 0), (2, 0), (0, 1)]
     fields["points"] = [{"x": x, "y": y, "behavior": i, "text": ""} for i, (x, y) in enumerate(corners)]
     paths = page(fields).one("svg", class_="map").all("path")
@@ -90,7 +90,7 @@ def test_the_map_keeps_what_is_left_and_up_so(fields: dict) -> None:
     assert at["1"][0] - at["0"][0] == pytest.approx(2 * (at["0"][1] - at["2"][1]), abs=0.2)
 
 
-def test_transitions_are_counts_and_shares_of_their_row(fields: dict) -> None:
+def test_transitions_are_shown_as_counts_and_as_shares_of_their_row(fields: dict) -> None:
     section = page(fields).one("section", id="transitions")
     assert [row[1:] for row in section.one("details").rows()] == [["0", "1", "2"], ["3", "4", "5"], ["6", "7", "8"]]
     rows = section.one("table", class_="heat share").one("tbody").all("tr")
@@ -128,7 +128,7 @@ def test_the_sweep_shows_all_figures_and_marks_the_chosen_one(fields: dict) -> N
     assert "gmm" not in panels["word information"].text and "sae, layer 7" in panels["word information"].text
 
 
-def test_curves_of_a_kind_share_a_figure_and_end_where_they_ended(fields: dict) -> None:
+def test_fits_of_a_kind_share_a_chart_and_their_last_values_are_in_the_table(fields: dict) -> None:
     section = page(fields).one("section", id="curves")
     titles = [title.text for title in section.all("text", class_="title")]
     assert titles == ["bias: loss", "vectors: loss", "vectors: mean norm of the vectors"]
@@ -171,7 +171,7 @@ def test_effects_are_bars_from_zero(fields: dict) -> None:
     assert left[0] + left[1] == pytest.approx(right[0]) and left[1] == right[1]
 
 
-def test_calibration_is_a_row_a_way_to_steer(fields: dict) -> None:
+def test_calibration_has_a_row_for_each_policy(fields: dict) -> None:
     section = page(fields).one("section", id="calibration")
     gap = "87.5% [50.0, 125.0]"
     assert section.rows() == [
@@ -188,7 +188,7 @@ def test_the_judge_is_named_and_a_missing_grade_is_a_dash(fields: dict) -> None:
 
 
 @pytest.mark.parametrize("section", [*SECTIONS, "effects"])
-def test_a_section_is_there_exactly_when_there_are_data(fields: dict, section: str) -> None:
+def test_a_section_without_data_is_left_out(fields: dict, section: str) -> None:
     everything = {element.attributes["id"] for element in page(fields).all("section")}
     assert everything == {"taxonomy", "effects", *SECTIONS}
     if section == "effects":
@@ -206,7 +206,7 @@ def test_figures_have_3_decimals_and_a_minus_sign_or_are_a_dash() -> None:
     assert [figure(value) for value in (0.12345, -0.125, None)] == ["0.123", "\N{MINUS SIGN}0.125", "\N{EN DASH}"]
 
 
-def test_findings_of_next_to_nothing_make_a_page(fields: dict) -> None:
+def test_minimal_and_degenerate_findings_make_a_page(fields: dict) -> None:
     names = ("bundle", "base", "thinking", "data", "code_version", "seed")
     behavior = {"key": "only", "title": "Only", "description": "", "share": 1, "examples": [], "norm": 0}
     least = {name: fields[name] for name in names} | {"behaviors": [behavior]}
@@ -224,23 +224,8 @@ def test_findings_of_next_to_nothing_make_a_page(fields: dict) -> None:
     assert not [value for value in numbers if value in ("nan", "inf", "-inf") or "NaN" in value or "nan " in value]
 
 
-HOSTILE = [
-    "<script>alert(1)</script>",
-    "</script><script>alert(1)</script>",
-    "</style></title></svg></ol>",
-    "\"><img src=x onerror='alert(1)'>",
-    "' onmouseover=alert(1) x='",
-    '"onload="alert(1)"',
-    "&lt;b&gt; &amp;#60;script&#62;",
-    "<!-- <![CDATA[ ]]> -->",
-    "{{ 7 * 7 }}{% raw %}",
-    "line\u2028separators\u2029too",
-    "\u202eturned \u0663 \U0001f600",
-]
-
-
 @pytest.mark.parametrize("words", HOSTILE)
-def test_words_stay_words_wherever_they_stand(words: str) -> None:
+def test_text_of_models_and_data_is_escaped_everywhere(words: str) -> None:
     fields = made_up()
     plain = [element.name for element in page(fields).walk()]
     fields |= dict.fromkeys(("bundle", "base", "thinking", "data", "code_version"), words)

@@ -67,7 +67,7 @@ def test_the_same_figures_make_the_same_bytes(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
 
 
-def test_names_stay_words_and_stay_in_the_folder(tmp_path: Path) -> None:
+def test_names_of_tasks_and_behaviors_are_escaped_and_stay_in_the_folder(tmp_path: Path) -> None:
     for name in (r"$\frac{1}$", "<script>&"):
         tokens = [((" a", name, True),)] * 2
         made = samples([1, 0], filters=("../up $x$", "up#x#"))

@@ -30,7 +30,7 @@ def four(folder: Path) -> None:
     write_run(folder / "runs", "hybrid", {"other": samples([1])})
 
 
-def test_markdown_has_a_table_a_task(tmp_path: Path) -> None:
+def test_markdown_has_a_table_for_each_task(tmp_path: Path) -> None:
     four(tmp_path)
     lines = written(tmp_path, "table.md", seed=3).splitlines()
     start = lines.index(r"**toy\_task**, 100 documents")
@@ -62,7 +62,7 @@ def test_latex_is_a_booktabs_tabular(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["table.md", "table.tex"])
-def test_reasons_stand_in_their_cells(tmp_path: Path, name: str) -> None:
+def test_cells_of_undefined_gaps_give_the_reason(tmp_path: Path, name: str) -> None:
     for arm in ("base", "hybrid", "thinking"):
         write_run(tmp_path / "runs", arm, {"toy": samples([1, 0])})
     assert " undefined: thinking is not above base " in written(tmp_path, name)
@@ -71,7 +71,7 @@ def test_reasons_stand_in_their_cells(tmp_path: Path, name: str) -> None:
 NAME = r"a|b&c_d$e%f#g{h}i\j^k~l<m>n`o*p[q]" + "\nr\x00\u2028"
 
 
-def test_names_of_others_mean_nothing_to_latex(tmp_path: Path) -> None:
+def test_names_are_escaped_in_latex(tmp_path: Path) -> None:
     write_run(tmp_path / "runs", "hybrid", {"toy": samples([1])}, hybrid_without=[NAME])
     write_run(tmp_path / "runs", "hybrid", {"toy": samples([1])}, hybrid_bundle=NAME)
     text = written(tmp_path, "table.tex")
@@ -84,7 +84,7 @@ def test_names_of_others_mean_nothing_to_latex(tmp_path: Path) -> None:
     assert len(comments) == 1 and comments[0].startswith("% bundle: a|b&c")
 
 
-def test_names_of_others_mean_nothing_to_markdown(tmp_path: Path) -> None:
+def test_names_are_escaped_in_markdown(tmp_path: Path) -> None:
     write_run(tmp_path / "runs", "hybrid", {"toy": samples([1])}, hybrid_without=[NAME])
     write_run(tmp_path / "runs", "hybrid", {"toy": samples([1])})
     row = next(line for line in written(tmp_path, "table.md").split("\n") if line.startswith("| without"))
