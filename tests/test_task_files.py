@@ -17,7 +17,7 @@ from lm_eval_hybrid import autoload
 from lm_eval_hybrid.common import paths
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.harness.hybrid_lm import HybridLM
-from lm_eval_hybrid.scoring import exemplars
+from lm_eval_hybrid.scoring import data
 from tests.tiny_system import write_system
 
 STOCK = Path(stock_init).parent
@@ -150,15 +150,15 @@ def test_few_shots_are_those_of_the_stock_task(
 def test_examples_that_are_gone_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lm_eval.tasks.__file__", str(tmp_path / "__init__.py"))
     for name, path, unsound in (
-        ("gsm8k", "gsm8k/gsm8k-cot.yaml", "fewshot_config: null\n"),
-        ("math", "minerva_math/utils.py", "def list_fewshot_samples():\n    return load()\n"),
+        ("gsm8k_shots", "gsm8k/gsm8k-cot.yaml", "fewshot_config: null\n"),
+        ("math_shots", "minerva_math/utils.py", "def list_fewshot_samples():\n    return load()\n"),
     ):
         for text in (None, unsound, ""):
             if text is not None:
                 (tmp_path / path).parent.mkdir(exist_ok=True)
                 (tmp_path / path).write_text(text)
-            with pytest.raises(HybridError, match=rf"the harness's tasks/{path}; .*; install lm_eval 0.4.12"):
-                getattr(exemplars, name)()
+            with pytest.raises(HybridError, match=rf"the harness's tasks/{path} .*; install lm_eval 0.4.12"):
+                getattr(data, name)()
 
 
 @pytest.mark.parametrize(

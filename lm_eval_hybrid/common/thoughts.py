@@ -1,4 +1,4 @@
-"""The reasoning in what a model wrote: what stands between the marks of a thought, or all of it."""
+"""The thought in a generated text: the reasoning between markers such as `<think>` and `</think>`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,17 +14,17 @@ MARKS = (
     ("<|start_thought|>", "<|end_thought|>"),
     ("<|thought_start|>", "<|thought_end|>"),
 )
-# What opens the answer ends a thought that was never closed, as Open-Reasoner-Zero leaves it at times.
+# A marker of the answer also ends a thought that was never closed; Open-Reasoner-Zero leaves some open.
 ANSWERS = ("<answer>", "<|begin_of_solution|>", "<solution>")
 Unmarked = Literal["whole", "none"]
 
 
 @dataclass(frozen=True)
 class Thought:
-    """The span `text[begin:end]` of the reasoning in a text, without the marks around it.
+    """The span `text[begin:end]` of the reasoning in a text, without its markers.
 
     Attributes:
-        finished: whether the model ended it; False where the text breaks off inside.
+        finished: whether the model ended the thought; False where the text breaks off inside it.
     """
 
     begin: int
@@ -33,7 +33,7 @@ class Thought:
 
 
 def thought_is_open(text: str) -> bool:
-    """Whether `text` ends inside a `<think>` section: its last mark of a thought opens one."""
+    """Whether `text` ends inside a thought: its last `<think>` comes after its last `</think>`."""
     return text.rfind(THOUGHT_START) > text.rfind(THOUGHT_END)
 
 
@@ -43,16 +43,16 @@ def after_thought(text: str) -> str:
 
 
 def thought(text: str, prompt: str = "", unmarked: Unmarked = "whole") -> Thought | None:
-    """The first thought in a model's answer; it may be blank, as where a model was told not to think.
+    """The first thought in a generated text; it may be blank, as where a model was asked not to think.
 
-    A thought begins after the mark that opens it, or with the text where the prompt ends in an open thought, or where
-    the first mark in the text is one that closes (the prompt opened it, as R1's chat template does). It ends before
-    the first mark that closes it, else before the mark that opens the answer, else with the text.
+    A thought begins after its opening marker. It begins with the text where the prompt left a thought open, or where
+    the first marker in the text is a closing one (R1's chat template opens the thought). It ends before the first
+    closing marker, else before a marker of the answer, else with the text.
 
     Args:
-        text: what the model wrote.
-        prompt: what it wrote it after; needed only to know an unfinished thought that the prompt opened.
-        unmarked: what the thought of a text without any such mark is: the `whole` text up to the answer, or `none`.
+        text: what the model generated.
+        prompt: the prompt before it; needed only to recognize an unfinished thought that the prompt opened.
+        unmarked: for a text without any marker, whether the `whole` text up to the answer is the thought, or `none`.
     """
     opened = _opening(text, prompt)
     if opened is None:
@@ -68,7 +68,7 @@ def thought(text: str, prompt: str = "", unmarked: Unmarked = "whole") -> Though
 
 
 def _opening(text: str, prompt: str) -> tuple[int, str] | None:
-    """Where the thought begins, and the mark that closes it; None where there is no mark."""
+    """Where the thought begins, and its closing marker; None without markers."""
     for opening, closing in MARKS:
         if prompt.rfind(opening) > prompt.rfind(closing):
             repeated = text.lstrip().startswith(opening)
@@ -80,6 +80,6 @@ def _opening(text: str, prompt: str) -> tuple[int, str] | None:
     return min(found)[1:] if found else None
 
 
-def _answer(text: str, begin: int, otherwise: int) -> int:
-    """Where the answer's mark stands first, after `begin`."""
-    return min((at for mark in ANSWERS if (at := text.find(mark, begin)) >= 0), default=otherwise)
+def _answer(text: str, begin: int, default: int) -> int:
+    """Where the first marker of the answer stands after `begin`."""
+    return min((at for mark in ANSWERS if (at := text.find(mark, begin)) >= 0), default=default)

@@ -26,6 +26,7 @@ class Labelled:
         answer: what the model wrote.
         note: where a careful reader would hesitate.
         finish, opened_by_prompt: see `metrics.is_right`.
+        held_out: whether the scorer was written without this answer.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Labelled:
     note: str = ""
     finish: Finish | None = None
     opened_by_prompt: bool = False
+    held_out: bool = False
 
 
 def load() -> list[Labelled]:
@@ -61,16 +63,20 @@ def math_verify_alone(item: Labelled) -> bool:
 def main() -> None:
     """Print a Markdown table of precision and recall, each with Wilson's 95% interval."""
     items = load()
-    right = sum(item.right for item in items)
-    print(f"{len(items)} answers of {len({item.kind for item in items})} kinds, {right} of them right\n")
-    print("| scorer | precision | recall | wrong verdicts |\n|---|---|---|---|")
-    scorers: dict[str, Callable[[Labelled], bool]] = {"this package": ours, "math-verify alone": math_verify_alone}
-    for name, scorer in scorers.items():
-        verdicts = [(scorer(item), item.right) for item in items]
-        precision = accuracy([int(its) for mine, its in verdicts if mine])
-        recall = accuracy([int(mine) for mine, its in verdicts if its])
-        cells = [f"{each.value:.1%} [{each.low:.1%}, {each.high:.1%}]" for each in (precision, recall)]
-        print(f"| {name} | {cells[0]} | {cells[1]} | {sum(mine != its for mine, its in verdicts)} |")
+    held_out = [item for item in items if item.held_out]
+    print("| answers | of them right | scorer | precision | recall | wrong verdicts |\n|---|---|---|---|---|---|")
+    for name, part in (("all", items), ("held out", held_out)):
+        start = f"| {name}: {len(part)} | {sum(item.right for item in part)} "
+        print(f"{start}| this package | {_row(ours, part)} |")
+        print(f"{start}| math-verify alone | {_row(math_verify_alone, part)} |")
+
+
+def _row(scorer: Callable[[Labelled], bool], items: list[Labelled]) -> str:
+    verdicts = [(scorer(item), item.right) for item in items]
+    precision = accuracy([int(right) for verdict, right in verdicts if verdict])
+    recall = accuracy([int(verdict) for verdict, right in verdicts if right])
+    cells = [f"{each.value:.1%} [{each.low:.1%}, {each.high:.1%}]" for each in (precision, recall)]
+    return f"{cells[0]} | {cells[1]} | {sum(verdict != right for verdict, right in verdicts)}"
 
 
 if __name__ == "__main__":

@@ -24,6 +24,10 @@ MISSES = {
     "negative-number-07": "`minus 10` is read as 10",
     "run-on-04": "a further question without a header is not noticed where no answer is marked before it",
     "answer-first-then-reasons-03": "an answer without a verb, as in `**4 rides.**`, loses to the sentences after it",
+    "complex-number-08": "`$i(7 + 2i) = 7i + 2i^2 = -2 + 7i$` begins with a product that is taken for an unsolved side",
+    "letter-of-a-choice-23": "`which is choice C` does not count as a marked letter after a value",
+    "word-13": "a question for `even or odd` is not known to ask for a word",
+    "inequality-07": "an inequality at the end of a sentence counts less than the equation or inequality before it",
 }
 
 
