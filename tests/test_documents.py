@@ -73,7 +73,7 @@ NODES = [c for c in SHOWN if "--nnodes" in c]  # tests/test_data_parallel.py run
 TWO = "torchrun --nproc-per-node 2 -m"
 SLOW = (
     *("lm_eval", "lm-eval-hybrid run", "lm-eval-hybrid rerun", "lm-eval-hybrid plan", "accelerate"),
-    *(f"{TWO} lm_eval ", f"{TWO} lm_eval_hybrid.commands.main run"),
+    *(f"{TWO} lm_eval ", f"{TWO} lm_eval_hybrid run"),
 )
 RUNS = [
     pytest.param(c, marks=pytest.mark.slow if c.startswith(SLOW) else ())

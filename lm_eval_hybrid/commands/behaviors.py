@@ -13,10 +13,6 @@ from typing import TYPE_CHECKING
 from lm_eval_hybrid.bundles.versions import STEPS, is_version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from rich.console import Console
-
     from lm_eval_hybrid.bundles.bundle import Bundle
 
 NAME = "NAME, NAME@VERSION, a folder, or hub:ORG/REPO@REVISION"
@@ -36,35 +32,40 @@ examples:
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser, console: Callable[[], Console]) -> None:
-    """Declare the actions; `console` makes the console that they print to."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the actions."""
     parser.epilog = EXAMPLES
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    _add_views(actions, console)
-    _add_makers(actions, console)
+    _add_views(actions)
+    _add_makers(actions)
     _add_exchange(actions)
     _add_conversions(actions)
 
 
-def _add_views(actions: argparse._SubParsersAction, console: Callable[[], Console]) -> None:
+def run(args: argparse.Namespace) -> int | None:
+    """Run the chosen action. Returns its exit status."""
+    status: int | None = args.action(args)
+    return status
+
+
+def _add_views(actions: argparse._SubParsersAction) -> None:
     listing = actions.add_parser("list", help="list the bundles that have a name")
-    listing.set_defaults(run=lambda args: _list(console()))
+    listing.set_defaults(action=_list)
     show = actions.add_parser("show", help="show a bundle: models, behaviors, results")
     show.add_argument("bundle", metavar="BUNDLE", help=NAME)
-    show.set_defaults(run=lambda args: _show(args, console()))
+    show.set_defaults(action=_show)
     validate = actions.add_parser("validate", help="check manifest, digests and tensors; exit status 1 for a fault")
     validate.add_argument("bundles", metavar="BUNDLE", nargs="+", help=NAME)
-    validate.set_defaults(run=_validate)
+    validate.set_defaults(action=_validate)
     diff = actions.add_parser("diff", help="compare two bundles, and print the version step that the changes call for")
     diff.add_argument("before", metavar="A", help=NAME)
     diff.add_argument("after", metavar="B", help="another bundle")
-    diff.set_defaults(run=lambda args: _diff(args, console()))
+    diff.set_defaults(action=_diff)
     schema = actions.add_parser("schema", help="print the JSON schema of behavior.yaml")
-    schema.set_defaults(run=_schema)
+    schema.set_defaults(action=_schema)
 
 
-def _add_makers(actions: argparse._SubParsersAction, console: Callable[[], Console]) -> None:
+def _add_makers(actions: argparse._SubParsersAction) -> None:
     renew = actions.add_parser(
         "new-version",
         help="make an edited copy of a bundle's folder its next version",
@@ -75,7 +76,7 @@ def _add_makers(actions: argparse._SubParsersAction, console: Callable[[], Conso
     renew.add_argument("edited", metavar="FOLDER", type=Path, help="the edited copy")
     renew.add_argument("--step", choices=STEPS, default="patch", help="the smallest step to take (default: patch)")
     _add_into(renew)
-    renew.set_defaults(run=lambda args: _new_version(args, console()))
+    renew.set_defaults(action=_new_version)
     record = actions.add_parser(
         "record",
         help="write the results of evaluations into their bundle",
@@ -85,7 +86,7 @@ def _add_makers(actions: argparse._SubParsersAction, console: Callable[[], Conso
     record.add_argument("bundle", metavar="BUNDLE", help="a writable folder, or a name")
     record.add_argument("runs", metavar="DIR", type=Path, help="folder to search for results_*.json, at any depth")
     record.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the bootstrap (default: 0)")
-    record.set_defaults(run=_record)
+    record.set_defaults(action=_record)
 
 
 def _add_exchange(actions: argparse._SubParsersAction) -> None:
@@ -93,25 +94,25 @@ def _add_exchange(actions: argparse._SubParsersAction) -> None:
     pack.add_argument("bundle", metavar="BUNDLE", help=NAME)
     pack.add_argument("target", metavar="FILE", type=Path, nargs="?", help="default: NAME-VERSION.zip")
     pack.add_argument("--overwrite", action="store_true", help="replace an existing file")
-    pack.set_defaults(run=_pack)
+    pack.set_defaults(action=_pack)
     unpack = actions.add_parser("unpack", help="check a packed bundle and add it to your folder of bundles")
     unpack.add_argument("archive", metavar="FILE", type=Path)
     _add_into(unpack)
     unpack.add_argument("--overwrite", action="store_true", help="replace the same version if it exists")
-    unpack.set_defaults(run=_unpack)
+    unpack.set_defaults(action=_unpack)
     push = actions.add_parser("push", help="upload a bundle to the Hugging Face hub, tagged with its version")
     push.add_argument("bundle", metavar="BUNDLE", help=NAME)
     push.add_argument("repo", metavar="ORG/REPO", help="repository; created if it does not exist")
     push.add_argument("--private", action="store_true", help="create it as one that only its owners can read")
-    push.set_defaults(run=_push)
+    push.set_defaults(action=_push)
     pull = actions.add_parser("pull", help="download a bundle from the hub into your folder of bundles")
     pull.add_argument("address", metavar="ADDRESS", help="hub:ORG/REPO@REVISION")
     _add_into(pull)
-    pull.set_defaults(run=_pull)
+    pull.set_defaults(action=_pull)
 
 
 def _add_conversions(actions: argparse._SubParsersAction) -> None:
-    from lm_eval_hybrid.bundles.formats.convert import READABLE, WRITABLE
+    from lm_eval_hybrid.bundles.formats import READABLE, WRITABLE
 
     take = actions.add_parser(
         "import",
@@ -132,7 +133,7 @@ def _add_conversions(actions: argparse._SubParsersAction) -> None:
     take.add_argument("--license", default="unknown", metavar="SPDX", help="licence of the source (default: unknown)")
     take.add_argument("--author", action="append", metavar="NAME", help="author of the source; may be repeated")
     take.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
-    take.set_defaults(run=_import)
+    take.set_defaults(action=_import)
     give = actions.add_parser(
         "export", help="write a behavior or the SAE in another program's format; print what is lost"
     )
@@ -141,7 +142,7 @@ def _add_conversions(actions: argparse._SubParsersAction) -> None:
     give.add_argument("--out", required=True, type=Path, metavar="PATH", help="a new file (saelens: folder)")
     give.add_argument("--behavior", metavar="KEY", help="behavior to export, for formats that hold one vector")
     give.add_argument("--coefficient", type=float, metavar="A", help="multiple of bias + vector (default: the largest)")
-    give.set_defaults(run=_export)
+    give.set_defaults(action=_export)
 
 
 def _add_into(parser: argparse.ArgumentParser) -> None:
@@ -150,21 +151,21 @@ def _add_into(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _list(console: Console) -> None:
+def _list(args: argparse.Namespace) -> None:
     from lm_eval_hybrid.bundles.store.resolve import listing
     from lm_eval_hybrid.report.bundles import print_listing
 
-    print_listing(console, listing())
+    print_listing(args.console(), listing())
 
 
-def _show(args: argparse.Namespace, console: Console) -> None:
+def _show(args: argparse.Namespace) -> None:
     from lm_eval_hybrid.bundles import contents
     from lm_eval_hybrid.bundles.store.resolve import ListedBundle, resolve
     from lm_eval_hybrid.report.bundles import print_bundle
 
     path = resolve(args.bundle)
     found = contents.read(path)
-    print_bundle(console, ListedBundle(found.manifest, path), found.tensors)
+    print_bundle(args.console(), ListedBundle(found.manifest, path), found.tensors)
 
 
 def _validate(args: argparse.Namespace) -> int:
@@ -181,11 +182,11 @@ def _validate(args: argparse.Namespace) -> int:
     return status
 
 
-def _diff(args: argparse.Namespace, console: Console) -> None:
+def _diff(args: argparse.Namespace) -> None:
     from lm_eval_hybrid.bundles.difference import compare
     from lm_eval_hybrid.report.bundles import print_difference
 
-    print_difference(console, compare(_load(args.before), _load(args.after)))
+    print_difference(args.console(), compare(_load(args.before), _load(args.after)))
 
 
 def _schema(args: argparse.Namespace) -> None:
@@ -194,12 +195,12 @@ def _schema(args: argparse.Namespace) -> None:
     print(json.dumps(json_schema(), indent=2))
 
 
-def _new_version(args: argparse.Namespace, console: Console) -> None:
+def _new_version(args: argparse.Namespace) -> None:
     from lm_eval_hybrid.bundles.difference import next_version
     from lm_eval_hybrid.report.bundles import print_difference
 
     difference = next_version(_load(args.former), args.edited, args.step)
-    print_difference(console, difference)
+    print_difference(args.console(), difference)
     manifest = difference.after.manifest
     saved = difference.after.save(_into(args) / manifest.name / manifest.version)
     print(f"{saved.identity} written to {saved.path}")

@@ -9,9 +9,6 @@ from typing import TYPE_CHECKING
 from lm_eval_hybrid.common.errors import HybridError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from rich.console import Console
     from transformers import PretrainedConfig
 
     from lm_eval_hybrid.common.distributed import Ranks
@@ -28,14 +25,12 @@ EXAMPLES = """examples:
   lm-eval-hybrid discover --recipe r1-qwen-1.5b --out ~/behaviors/r1-qwen-1.5b/0.1.0 --dry-run
   lm-eval-hybrid discover --recipe my.yaml --samples out/samples_gsm8k_*.jsonl --out ~/behaviors/mine/0.1.0
   lm-eval-hybrid discover --recipe my.yaml --base-backend remote --thinking-backend remote --out ~/behaviors/mine/0.1.0
-  torchrun --nproc-per-node 4 -m lm_eval_hybrid.commands.main discover --recipe my.yaml --out ~/behaviors/mine/0.1.0
+  torchrun --nproc-per-node 4 -m lm_eval_hybrid discover --recipe my.yaml --out ~/behaviors/mine/0.1.0
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser, console: "Callable[[], Console]") -> None:
-    """Declare the command's arguments; `console` makes the console for tables."""
-    parser.set_defaults(console=console)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     parser.epilog = EXAMPLES
     parser.add_argument(
         "--recipe", required=True, metavar="NAME|FILE", help="a recipe that comes with the package, or a YAML file"

@@ -2,18 +2,12 @@
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from lm_eval_hybrid.commands import experiment_args as arguments
-from lm_eval_hybrid.commands.experiment_args import experiment_of, harness_needed
+from lm_eval_hybrid.commands.arguments import add_experiment, experiment_of, harness_needed
 from lm_eval_hybrid.common.errors import HybridError
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-_EXAMPLES = """\
+EXAMPLES = """\
 examples:
   lm-eval-hybrid plan --tasks gsm8k_embedded,math500_embedded --limit 100 --batch_size 32 --measure 16
   lm-eval-hybrid plan --tasks gsm8k_embedded --arms all --batch_size 100 --from results
@@ -28,11 +22,11 @@ The exit status is 1 if the models do not fit.
 _DOCUMENTS = 16  # default of --measure
 
 
-def add_arguments(parser: argparse.ArgumentParser, make_console: "Callable[[], Console]") -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `run` that decide what is run, and where the figures come from."""
     parser.description = "Show what a run takes, without running it: memory, devices of the models, tokens, time."
-    parser.epilog, parser.formatter_class = _EXAMPLES, argparse.RawDescriptionHelpFormatter
-    arguments.add_arguments(parser)
+    parser.epilog = EXAMPLES
+    add_experiment(parser)
     add = parser.add_argument
     add("--machine", metavar="FILE", type=Path, help="plan for the machine in this YAML file (default: this machine)")
     source = parser.add_mutually_exclusive_group()
@@ -45,13 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser, make_console: "Callable[[], C
         const=_DOCUMENTS,
         help=f"answer N documents of each task with every arm, at least a batch (default: {_DOCUMENTS})",
     )
-    parser.set_defaults(run=lambda args: _run(args, make_console))
 
 
-def _run(args: argparse.Namespace, make_console: "Callable[[], Console]") -> int:
-    from lm_eval_hybrid import autoload
-
+def run(args: argparse.Namespace) -> int:
+    """Plan the experiment that the arguments describe. Returns 1 if the models do not fit."""
     with harness_needed("plan"):
+        from lm_eval_hybrid import autoload
+
         autoload.register()
     from lm_eval_hybrid.commands import plan_table as table
     from lm_eval_hybrid.experiment.estimate.plan import make
@@ -59,7 +53,7 @@ def _run(args: argparse.Namespace, make_console: "Callable[[], Console]") -> int
 
     if args.measure is not None and args.measure < 1:
         raise HybridError(f"--measure is {args.measure}; must be 1 or more; leave it out to measure nothing")
-    console = make_console()
+    console = args.console()
     machine = None if args.machine is None else Machine.read(args.machine)
     plan = make(experiment_of(args), machine, args.former, args.measure or 0, lambda line: print(line, file=sys.stderr))
     console.print(table.render(plan))

@@ -1,4 +1,4 @@
-"""Tables in the terminal: the comparison of arms, the agreement of a rule with a judge; helpers for other tables."""
+"""Tables in the terminal: the comparison of arms, rescored recordings, a judge's agreement; helpers for others."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -13,7 +13,9 @@ from lm_eval_hybrid.judging.verdicts import Agreement
 from lm_eval_hybrid.report import cells
 from lm_eval_hybrid.report.cells import ABSENT
 from lm_eval_hybrid.results.comparison import ArmFigures, TaskComparison
+from lm_eval_hybrid.results.recordings import Recording, Score
 from lm_eval_hybrid.results.runs import WITHOUT, Runs
+from lm_eval_hybrid.results.statistics import accuracy
 
 
 def plain(value: object, style: str = "") -> Text:
@@ -107,6 +109,23 @@ def _left_out(task: TaskComparison) -> Iterable[RenderableType]:
 
 def _list(title: str, items: Sequence[str]) -> Iterable[RenderableType]:
     return (plain(title, style="bold"), Columns(map(plain, items), padding=(0, 3)), Text()) if items else ()
+
+
+def recording_table(recording: Recording, scores: Sequence[Score]) -> Table:
+    """One row for each model: accuracy by our rule, the recorded one, answers that are unfinished or missing."""
+    numbers = ("answers", "accuracy [95%]", "recorded", "difference", "unfinished", "no answer")
+    table = make_table("model", numbers=numbers)
+    table.title, table.title_justify = plain(recording.path.name, style="bold"), "left"
+    for model in recording.models:
+        own = [score for score in scores if score.model == model]
+        right = accuracy([float(score.right) for score in own])
+        judged = recording.judged.get(model)
+        unfinished = sum(score.unfinished for score in own)
+        missing = sum(score.answer is None for score in own) - unfinished
+        change = ABSENT if judged is None else cells.points(right.value - judged)
+        row = (model, len(own), cells.accuracy(right), cells.percent(judged), change, unfinished, missing)
+        table.add_row(*map(plain, row))
+    return table
 
 
 def agreement_table(agreements: Mapping[str, Agreement], judge: str) -> Table:

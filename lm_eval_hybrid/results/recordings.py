@@ -6,7 +6,7 @@ with --log_samples, of any model, one JSON object a line.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.common.jsonl import question_of
 from lm_eval_hybrid.common.thoughts import THOUGHT_END, THOUGHT_START, thought_is_open
 from lm_eval_hybrid.results.runs import METRIC
+from lm_eval_hybrid.results.statistics import Gap, gap
 from lm_eval_hybrid.scoring.metrics import Grade, grade, truth_of
 from lm_eval_hybrid.scoring.reader.reading import marked_answer
 
 # A model that ends thoughts it did not begin was prompted with their beginning. This share of its answers is enough,
 # since a length limit may cut most of them.
 _PROMPTED = 0.1
+_ROLES = ("base_model", "hybrid_model", "thinking_model")  # models of the paper's own files
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,18 @@ def scores(recording: Recording) -> Iterator[Score]:
             unfinished = thought_is_open(text) or (prompted[model] and THOUGHT_END not in text)
             found = Grade(False, None) if unfinished else grade(text, task.truth, task.question)
             yield Score(index, model, found.right, found.answer, unfinished)
+
+
+def recorded_gap(scores: Sequence[Score], seed: int) -> Gap | None:
+    """The gap recovered on the tasks that base, hybrid and thinking model all answered; None without such tasks."""
+    by_task: dict[int, dict[str, float]] = {}
+    for score in scores:
+        by_task.setdefault(score.task, {})[score.model] = float(score.right)
+    paired = [models for models in by_task.values() if models.keys() >= set(_ROLES)]
+    if not paired:
+        return None
+    base, hybrid, thinking = ([models[name] for models in paired] for name in _ROLES)
+    return gap(base, hybrid, thinking, seed)
 
 
 def read(path: Path) -> Recording:

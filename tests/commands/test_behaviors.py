@@ -8,6 +8,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from lm_eval_hybrid.bundles.bundle import Bundle
+from lm_eval_hybrid.bundles.formats import READABLE, WRITABLE, convert
 from lm_eval_hybrid.commands.main import main
 from tests.results.outputs import PLAIN, STEERED, samples, write
 from tests.tiny_system import TinySystem, write_system
@@ -194,3 +195,7 @@ def test_every_action_has_help(capsys: pytest.CaptureFixture) -> None:
         with pytest.raises(SystemExit) as end:
             main(["behaviors", action, "--help"])
         assert end.value.code == 0
+
+
+def test_the_formats_that_can_be_named_are_those_that_can_be_converted() -> None:
+    assert tuple(convert._READERS) == READABLE and tuple(convert._WRITERS) == WRITABLE

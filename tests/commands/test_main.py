@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lm_eval_hybrid import __version__
-from lm_eval_hybrid.commands.main import main
+from lm_eval_hybrid.commands.main import COMMANDS, main
 from tests.results.outputs import PLAIN, STEERED, samples, write
 from tests.tiny_system import write_system
 
@@ -38,8 +38,15 @@ def test_help_imports_nothing_heavy(argv: list[str]) -> None:
 def test_help_has_examples(capsys: pytest.CaptureFixture) -> None:
     assert ends("--help") == 0
     shown = capsys.readouterr().out
-    assert "lm-eval-hybrid compare out --svg comparison.svg" in shown
-    assert all(command in shown for command in ("eval", "compare", "discover", "behaviors"))
+    assert "lm-eval-hybrid compare results --svg comparison.svg" in shown
+    assert all(command in shown for command in ("eval", *COMMANDS))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_examples(command: str, capsys: pytest.CaptureFixture) -> None:
+    assert ends(command, "--help") == 0
+    shown = capsys.readouterr().out
+    assert f"usage: lm-eval-hybrid {command}" in shown and f"\n  lm-eval-hybrid {command} " in shown
 
 
 def test_version(capsys: pytest.CaptureFixture) -> None:
@@ -54,7 +61,7 @@ def test_misuse_shows_usage(argv: list[str], capsys: pytest.CaptureFixture) -> N
 
 
 def test_a_mistake_is_one_line_and_status_2(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lm_eval_hybrid.commands.main", "compare", str(tmp_path)]
+    command = [sys.executable, "-m", "lm_eval_hybrid", "compare", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
@@ -97,12 +104,7 @@ def test_compare_draws_a_picture(outputs: Path, tmp_path: Path, capsys: pytest.C
     assert "[compute" not in text  # by colour, though the terminal had none
     assert "#e69f00" in picture.read_text().lower()
     assert main(["compare", str(outputs), "--svg", str(tmp_path / "no" / "folder.svg")]) == 2
-    assert "--svg needs a file that can be written" in capsys.readouterr().err
-
-
-def test_discover_has_its_own_arguments(capsys: pytest.CaptureFixture) -> None:
-    assert ends("discover", "--help") == 0
-    assert "usage: lm-eval-hybrid discover" in capsys.readouterr().out
+    assert "folder.svg cannot be written" in capsys.readouterr().err
 
 
 def test_eval_hands_its_arguments_to_the_harness(capsys: pytest.CaptureFixture) -> None:

@@ -25,7 +25,7 @@ def command(folder: Path, out: str = OUT, work: str = WORK, processes: int = 1) 
     launched = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
     return subprocess.Popen(
         [
-            sys.executable, *(launched if processes > 1 else ()), "-m", "lm_eval_hybrid.commands.main", "discover",
+            sys.executable, *(launched if processes > 1 else ()), "-m", "lm_eval_hybrid", "discover",
             "--recipe", DESCRIPTION, "--out", out, "--work", work,
         ],
         cwd=folder,

@@ -105,7 +105,7 @@ def test_models_on_a_server_take_nothing_here(capsys: pytest.CaptureFixture) -> 
         (["--batch_size", "many"], "batch_size='many' is not a batch size"),
         (["--model_args", "base=./nowhere"], "cannot load the base model and its tokenizer"),
         (["--model_args", "base_device=cuda:9"], "base_device='cuda:9' does not exist here"),
-        (["--metadata", "x"], "--metadata must be a JSON object"),
+        (["--metadata", "x"], "--metadata x is not JSON"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture) -> None:

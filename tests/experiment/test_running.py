@@ -261,7 +261,7 @@ def test_answers_of_another_run_are_refused(system: TinySystem, rows: Path, tmp_
 def test_killed_five_times_ends_as_if_undisturbed(
     finished: Path, system: TinySystem, rows: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "lm_eval_hybrid.commands.main", *arguments(system, rows, tmp_path / "out")]
+    command = [sys.executable, "-m", "lm_eval_hybrid", *arguments(system, rows, tmp_path / "out")]
     rng = random.Random(5)
     for _ in range(5):
         process = subprocess.Popen(
@@ -278,7 +278,7 @@ def test_killed_five_times_ends_as_if_undisturbed(
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(finished: Path, system: TinySystem, rows: Path, tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
-    command = [*launch, "-m", "lm_eval_hybrid.commands.main", *arguments(system, rows, tmp_path / "out")]
+    command = [*launch, "-m", "lm_eval_hybrid", *arguments(system, rows, tmp_path / "out")]
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]

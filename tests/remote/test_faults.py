@@ -54,7 +54,7 @@ def run(folder: Path, *model_args: str) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         "-m",
-        "lm_eval_hybrid.commands.main",
+        "lm_eval_hybrid",
         "run",
         *TASKS,
         "--model_args",

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from lm_eval_hybrid import __version__
 from lm_eval_hybrid.bundles.bundle import Bundle
 from lm_eval_hybrid.bundles.compatibility import card_by_id
-from lm_eval_hybrid.bundles.formats import gguf, lm_eval_steered, mapping, reference, saelens
+from lm_eval_hybrid.bundles.formats import READABLE, gguf, lm_eval_steered, mapping, reference, saelens
 from lm_eval_hybrid.bundles.manifest import Manifest, first_problem
 from lm_eval_hybrid.common.errors import HybridError
 
@@ -124,8 +124,6 @@ _WRITERS: dict[str, Callable[[Bundle, ExportOptions, Path], list[str]]] = {
     "repeng": gguf.write,
     "saelens": saelens.write,
 }
-READABLE = tuple(_READERS)
-WRITABLE = tuple(_WRITERS)
 
 
 def read(source: Path, options: ImportOptions, format: str | None = None) -> Bundle:
