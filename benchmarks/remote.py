@@ -37,8 +37,7 @@ from lm_eval_hybrid.decoding.request import Prompt, Request
 from lm_eval_hybrid.decoding.steering import Steering
 from lm_eval_hybrid.harness.arguments import HybridArguments
 from lm_eval_hybrid.models.local import LocalBackend
-from lm_eval_hybrid.models.ndif.client import Server
-from lm_eval_hybrid.models.ndif.model import NdifModel
+from lm_eval_hybrid.models.ndif.client import NdifModel, Server
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FLIGHTS = (1, 2, 4, 8)

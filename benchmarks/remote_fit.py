@@ -24,8 +24,12 @@ from benchmarks.remote import RESULTS, local, remote
 from benchmarks.report import circumstances
 from benchmarks.vectors import LATENTS, embedded_work, vectors_of
 from lm_eval_hybrid.discovery.vectors.segments import Segment
-from lm_eval_hybrid.discovery.vectors.steered_model import LocalSteeredModel, SteeredModel, SteeringVectors
-from lm_eval_hybrid.discovery.vectors.steered_model_remote import RemoteSteeredModel
+from lm_eval_hybrid.discovery.vectors.steered_model import (
+    LocalSteeredModel,
+    RemoteSteeredModel,
+    SteeredModel,
+    SteeringVectors,
+)
 from lm_eval_hybrid.models.ndif.client import Server
 
 LAYER = 1

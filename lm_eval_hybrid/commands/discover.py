@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lm_eval_hybrid.common.distributed import Ranks
     from lm_eval_hybrid.discovery.plan import DiscoveryPlan
     from lm_eval_hybrid.models.local import LocalBackend
-    from lm_eval_hybrid.models.ndif.model import NdifModel
+    from lm_eval_hybrid.models.ndif.client import NdifModel
     from lm_eval_hybrid.models.sources import ModelSource
 
 _CONFIGURATION = (".json", ".jinja", ".model", ".txt")  # suffixes of a model's files besides its weights

@@ -40,14 +40,14 @@ def run(args: argparse.Namespace) -> None:
         HybridError: the folder has no runs that can be compared, a file cannot be read, the table's ending is unknown,
             or --plots is given and vl-convert is not installed.
     """
-    from lm_eval_hybrid.report import arm_charts, comparison_page, table
+    from lm_eval_hybrid.report import cells, charts, comparison_page
     from lm_eval_hybrid.results import outputs
     from lm_eval_hybrid.results.comparison import compare
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # Mistakes in the arguments are reported before the long work.
     if args.table:
-        table.check(args.table)
+        cells.check(args.table)
     if args.plots and find_spec("vl_convert") is None:
         raise HybridError("vl-convert is not installed; --plots needs it; pip install 'lm-eval-hybrid[plots]'")
     runs = outputs.read(args.folder)
@@ -56,10 +56,10 @@ def run(args: argparse.Namespace) -> None:
     comparison_page.write(runs, comparison, args.seed, page, _gap_file(args.folder / "gap.json"))
     _log.info("%s written", page)
     if args.plots:
-        arm_charts.write_plots(comparison, args.plots)
+        charts.write_plots(comparison, args.plots)
         _log.info("plots written to %s", args.plots)
     if args.table:
-        table.write(runs, comparison, args.seed, args.table)
+        cells.write(runs, comparison, args.seed, args.table)
         _log.info("%s written", args.table)
 
 

@@ -20,8 +20,8 @@ from lm_eval_hybrid.bundles.manifest import (
 )
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.discovery.calibration import SteeringSetting
+from lm_eval_hybrid.discovery.pipeline import DiscoveryResult
 from lm_eval_hybrid.discovery.recipe import DiscoveryRecipe
-from lm_eval_hybrid.discovery.result import DiscoveryResult
 from lm_eval_hybrid.discovery.traces.pair import ModelPair
 from lm_eval_hybrid.discovery.traces.trace import digest
 from lm_eval_hybrid.models.protocol import LanguageModel

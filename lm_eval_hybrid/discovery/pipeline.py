@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -15,24 +16,65 @@ from lm_eval_hybrid.common.files import write_file
 from lm_eval_hybrid.decoding.steering import Steering
 from lm_eval_hybrid.discovery.activations import disagreements, store
 from lm_eval_hybrid.discovery.activations.disagreements import Disagreements
-from lm_eval_hybrid.discovery.activations.store import ActivationStore, Shards
+from lm_eval_hybrid.discovery.activations.store import ActivationRows, ActivationStore, Shards
 from lm_eval_hybrid.discovery.calibration import CalibrationResult, calibrate
 from lm_eval_hybrid.discovery.plan import DiscoveryPlan
-from lm_eval_hybrid.discovery.result import DiscoveryResult
 from lm_eval_hybrid.discovery.taxonomy import naming
 from lm_eval_hybrid.discovery.taxonomy.grading import GradingRecipe, TaxonomyGrades
 from lm_eval_hybrid.discovery.taxonomy.sweep import AutoencoderEntry, LayerSweep, Sweep, sweep_layer
 from lm_eval_hybrid.discovery.traces import sources
 from lm_eval_hybrid.discovery.traces.pair import EncodedTrace, ModelPair
 from lm_eval_hybrid.discovery.traces.trace import Trace
-from lm_eval_hybrid.discovery.vectors.fitted import FittedVectors, measure_effects
 from lm_eval_hybrid.discovery.vectors.fitting import FitData, fit
 from lm_eval_hybrid.discovery.vectors.segments import Segment
-from lm_eval_hybrid.discovery.vectors.steered_model_remote import steered_model
+from lm_eval_hybrid.discovery.vectors.steered_model import steered_model
+from lm_eval_hybrid.discovery.vectors.trainer import FittedVectors, VectorEffects, measure_effects
 
 log = logging.getLogger(__name__)
 BATCH = 8192  # sentences encoded at once
 TRACES_FILE, GRADES_FILE = "traces.jsonl", "grades.json"
+
+
+@dataclass(frozen=True)
+class DiscoveryResult:
+    """The result of one run.
+
+    Attributes:
+        trace_index: [sentences] int64, the trace of each sentence.
+        sentences: their text.
+        held_out_traces: [traces] bool.
+        activations: [sentences, d_thinking] float32, at the chosen layer.
+        codes: [sentences, latents] float32, of the chosen autoencoder.
+        fits: one for each seed; `fitted` and `effects` are of the chosen one.
+    """
+
+    traces: list[Trace]
+    trace_index: Tensor
+    sentences: list[str]
+    held_out_traces: Tensor
+    activations: ActivationRows
+    codes: Tensor
+    sweep: Sweep
+    chosen: AutoencoderEntry
+    grades: TaxonomyGrades | None
+    behaviors: tuple[Behavior, ...]
+    gates: Disagreements
+    fits: tuple[FittedVectors, ...]
+    calibration: CalibrationResult
+    effects: VectorEffects
+
+    @property
+    def held_out(self) -> Tensor:
+        """[sentences] bool."""
+        return self.held_out_traces[self.trace_index]
+
+    @property
+    def held_out_gates(self) -> Disagreements:
+        return self.gates.of(self.held_out_traces.nonzero()[:, 0])
+
+    @property
+    def fitted(self) -> FittedVectors:
+        return self.fits[self.calibration.fit]
 
 
 class DiscoveryRun:

@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lm_eval_hybrid.bundles.bundle import Bundle
-from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.common.text import clip
-from lm_eval_hybrid.discovery.result import DiscoveryResult
+from lm_eval_hybrid.common.errors import HybridError, clip
+from lm_eval_hybrid.discovery.pipeline import DiscoveryResult
 from lm_eval_hybrid.discovery.taxonomy import naming
 from lm_eval_hybrid.discovery.taxonomy.autoencoders import unit_rows
 from lm_eval_hybrid.report.findings import (

@@ -30,11 +30,10 @@ from lm_eval_hybrid.bundles.suite import Suite
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.common.thoughts import thought_is_open
 from lm_eval_hybrid.decoding.decoder import HybridDecoder
-from lm_eval_hybrid.decoding.prompts import require_chat_template
 from lm_eval_hybrid.decoding.records import Generation
-from lm_eval_hybrid.decoding.request import Prompt, Request
+from lm_eval_hybrid.decoding.request import Prompt, Request, require_chat_template
 from lm_eval_hybrid.decoding.steering import Steering
-from lm_eval_hybrid.harness import token_log
+from lm_eval_hybrid.harness import records
 from lm_eval_hybrid.harness.arguments import HybridArguments
 from lm_eval_hybrid.harness.generation import (
     GenerationSettings,
@@ -43,11 +42,17 @@ from lm_eval_hybrid.harness.generation import (
     check_not_empty,
 )
 from lm_eval_hybrid.harness.loading import REMOTE_BATCH, Loader, LocalModel
-from lm_eval_hybrid.harness.memory import check_batch_sizes, in_batches, largest_batch
-from lm_eval_hybrid.harness.process import enable_cpu_ranks, install_excepthook, processes
 from lm_eval_hybrid.harness.prompts import Templated, ThinkingReader
 from lm_eval_hybrid.harness.records import HybridAnswer, RunReport, ignore_padding
 from lm_eval_hybrid.harness.resuming import AnswersFile, guard_cache, request_key
+from lm_eval_hybrid.harness.runtime import (
+    check_batch_sizes,
+    enable_cpu_ranks,
+    in_batches,
+    install_excepthook,
+    largest_batch,
+    processes,
+)
 from lm_eval_hybrid.models.local import LocalBackend
 from lm_eval_hybrid.models.sources import ModelSource
 
@@ -88,7 +93,7 @@ class HybridLM(LocalModel):
 
     def __init__(self, **arguments: Any) -> None:
         install_excepthook()
-        token_log.install()
+        records.install_output_hooks()
         ours, theirs = HybridArguments.split(arguments)
         check_batch_sizes(theirs)
         theirs["device"] = theirs.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -13,10 +13,9 @@ from transformers import AutoTokenizer, BitsAndBytesConfig
 
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.harness.arguments import HybridArguments
-from lm_eval_hybrid.harness.process import local_rank, processes
+from lm_eval_hybrid.harness.runtime import local_rank, processes
 from lm_eval_hybrid.models import sizes
-from lm_eval_hybrid.models.ndif.client import Server
-from lm_eval_hybrid.models.ndif.model import NdifModel
+from lm_eval_hybrid.models.ndif.client import NdifModel, Server
 from lm_eval_hybrid.models.placement import Machine, ModelNeed, Placement, PlacementOptions, place_models
 from lm_eval_hybrid.models.sources import ModelSource
 

@@ -7,7 +7,7 @@ from typing import Any
 from lm_eval.models.huggingface import HFLM
 
 from lm_eval_hybrid.bundles.manifest import PromptSpec
-from lm_eval_hybrid.decoding.prompts import require_chat_template, thinking_text
+from lm_eval_hybrid.decoding.request import require_chat_template, thinking_text
 
 
 class Templated(str):

@@ -9,8 +9,7 @@ from rich.columns import Columns
 from rich.console import Group
 from rich.text import Text
 
-from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.common.text import printable
+from lm_eval_hybrid.common.errors import HybridError, printable
 from lm_eval_hybrid.decoding.records import TokenRecord
 from lm_eval_hybrid.results.runs import ArmRun, RecordedAnswer, Runs, ScoredDocument, TokenCounts
 

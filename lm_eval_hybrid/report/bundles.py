@@ -16,7 +16,7 @@ from lm_eval_hybrid.bundles import versions
 from lm_eval_hybrid.bundles.card import gap
 from lm_eval_hybrid.bundles.manifest import Manifest, ModelCard, Result
 from lm_eval_hybrid.bundles.store.resolve import ListedBundle
-from lm_eval_hybrid.common.text import clip
+from lm_eval_hybrid.common.errors import clip
 from lm_eval_hybrid.report.cells import ABSENT
 from lm_eval_hybrid.report.terminal import make_table, plain
 

@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from lm_eval_hybrid.common.files import write_file
-from lm_eval_hybrid.report import arm_charts, cells, charts, page
+from lm_eval_hybrid.report import cells, charts, page
 from lm_eval_hybrid.report.answer import PALETTE
 from lm_eval_hybrid.report.charts import Axis
 from lm_eval_hybrid.report.documents import CORE, DocumentPack, numbered, pack
@@ -66,9 +66,9 @@ def render(
 
 def _task(task: TaskComparison, runs: dict[str, ArmRun], held: DocumentPack) -> dict[str, Any]:
     ends = [arm for arm in task.arms if arm.arm not in ("base", "thinking")]
-    axis = arm_charts.gap_axis(ends)
+    axis = charts.gap_axis(ends)
     left_out = {f"{WITHOUT}{use.behavior}" for use in task.behaviors if use.left_out is not None}
-    gaps = [(arm.arm, arm_charts.gap_row(arm, axis), _short(arm.gap)) for arm in ends]
+    gaps = [(arm.arm, charts.gap_row(arm, axis), _short(arm.gap)) for arm in ends]
     return {
         "name": task.task,
         "figures": task,
@@ -77,7 +77,7 @@ def _task(task: TaskComparison, runs: dict[str, ArmRun], held: DocumentPack) -> 
         "notes": _notes(task, runs, held),
         "gaps": gaps if any(arm.gap is not None for arm in ends) else [],
         "gap_axis": charts.row_axis(axis),
-        "accuracy": arm_charts.accuracy_chart(task.arms),
+        "accuracy": charts.accuracy_chart(task.arms),
         "left_out": bool(left_out),
         "arms": ",".join(arm.arm for arm in task.arms if not arm.arm.startswith(WITHOUT)),
     }

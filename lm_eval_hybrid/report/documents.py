@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Any
 
+from lm_eval_hybrid.common.errors import writable
 from lm_eval_hybrid.common.jsonl import question_of
-from lm_eval_hybrid.common.text import writable
 from lm_eval_hybrid.decoding.records import TokenRecord
 from lm_eval_hybrid.results.comparison import TaskComparison
 from lm_eval_hybrid.results.runs import ArmRun, Runs, parsed_lines, token_lines

@@ -10,8 +10,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from lm_eval_hybrid.common.errors import clip
 from lm_eval_hybrid.common.files import write_file
-from lm_eval_hybrid.common.text import clip
 from lm_eval_hybrid.report import cells, charts, page
 from lm_eval_hybrid.report.charts import Axis, Line, tag
 from lm_eval_hybrid.report.findings import BehaviorRow, CalibrationRow, CurvePoint, Findings, SweepRow

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from lm_eval_hybrid.common.text import clip, writable
+from lm_eval_hybrid.common.errors import clip, writable
 from lm_eval_hybrid.report import cells, charts
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lm_eval_hybrid.common.text import printable
+from lm_eval_hybrid.common.errors import printable
 from lm_eval_hybrid.judging.verdicts import Agreement
 from lm_eval_hybrid.report import cells
 from lm_eval_hybrid.report.cells import ABSENT

@@ -15,8 +15,7 @@ from lm_eval_hybrid.decoding.records import Generation
 from lm_eval_hybrid.decoding.request import Prompt, Request
 from lm_eval_hybrid.decoding.steering import CoefficientNetwork, SparseEncoder, Steering
 from lm_eval_hybrid.models.local import LocalBackend
-from lm_eval_hybrid.models.ndif.client import Traffic
-from lm_eval_hybrid.models.ndif.model import NdifModel
+from lm_eval_hybrid.models.ndif.client import NdifModel, Traffic
 from tests.oracle.models import Pair, random_prompts, random_steering, tiny_pair
 from tests.oracle.naive import NaivePolicy, NaiveSteering, naive_generate, naive_score
 from tests.oracle.scoring import NaiveSampling

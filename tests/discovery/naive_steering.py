@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 
 from lm_eval_hybrid.decoding.steering import SparseEncoder
 from lm_eval_hybrid.discovery.activations import disagreements
-from lm_eval_hybrid.discovery.vectors.fitted import FittedVectors, VectorEffects, measure_effects
 from lm_eval_hybrid.discovery.vectors.fitting import FitData
 from lm_eval_hybrid.discovery.vectors.segments import Segment
 from lm_eval_hybrid.discovery.vectors.steered_model import LocalSteeredModel
+from lm_eval_hybrid.discovery.vectors.trainer import FittedVectors, VectorEffects, measure_effects
 from lm_eval_hybrid.models.local import LocalBackend
 from tests.discovery.conftest import Studied
 from tests.oracle import models

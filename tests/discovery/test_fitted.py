@@ -6,8 +6,8 @@ from torch import Tensor
 
 from lm_eval_hybrid.decoding.steering import CoefficientNetwork
 from lm_eval_hybrid.discovery.vectors import segments
-from lm_eval_hybrid.discovery.vectors.fitted import FittedVectors, VectorEffects
 from lm_eval_hybrid.discovery.vectors.fitting import FitData
+from lm_eval_hybrid.discovery.vectors.trainer import FittedVectors, VectorEffects
 from tests.discovery.conftest import Studied
 from tests.discovery.naive_steering import (
     LATENTS,

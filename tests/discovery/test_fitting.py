@@ -12,10 +12,10 @@ from lm_eval_hybrid.decoding.steering import CoefficientNetwork
 from lm_eval_hybrid.discovery.activations.disagreements import NONE, Disagreements
 from lm_eval_hybrid.discovery.activations.readers import TOP
 from lm_eval_hybrid.discovery.vectors import fitting as module
-from lm_eval_hybrid.discovery.vectors.fitted import FittedVectors
 from lm_eval_hybrid.discovery.vectors.fitting import DisagreementRecipe, FitData, LikelihoodRecipe, fit
 from lm_eval_hybrid.discovery.vectors.segments import Segment
 from lm_eval_hybrid.discovery.vectors.steered_model import LocalSteeredModel, SteeringVectors
+from lm_eval_hybrid.discovery.vectors.trainer import FittedVectors
 from lm_eval_hybrid.models.local import LocalBackend
 from tests.discovery.conftest import Studied
 from tests.discovery.naive_steering import (

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lm_eval_hybrid.bundles.manifest import PromptSpec
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.decoding.prompts import prompt_ids
+from lm_eval_hybrid.decoding.request import prompt_ids
 from lm_eval_hybrid.decoding.tokens.bridge import Bridge
 from lm_eval_hybrid.decoding.tokens.vocabulary import Vocabulary
 from lm_eval_hybrid.discovery.traces.pair import EncodedTrace, ModelPair, fingerprint

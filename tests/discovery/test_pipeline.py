@@ -14,10 +14,9 @@ from lm_eval_hybrid.commands.discover import STEPS
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.discovery import bundling
 from lm_eval_hybrid.discovery.calibration import SCORES_FILE
-from lm_eval_hybrid.discovery.pipeline import GRADES_FILE, TRACES_FILE, DiscoveryRun
+from lm_eval_hybrid.discovery.pipeline import GRADES_FILE, TRACES_FILE, DiscoveryResult, DiscoveryRun
 from lm_eval_hybrid.discovery.plan import DiscoveryPlan
 from lm_eval_hybrid.discovery.recipe import DiscoveryRecipe
-from lm_eval_hybrid.discovery.result import DiscoveryResult
 from lm_eval_hybrid.discovery.stages import DONE_FILE, WorkFolder
 from lm_eval_hybrid.discovery.traces.pair import ModelPair
 from lm_eval_hybrid.discovery.traces.trace import Trace, digest

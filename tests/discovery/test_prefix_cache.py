@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicCache
 
-from lm_eval_hybrid.discovery.vectors import prefix_cache as module
-from lm_eval_hybrid.discovery.vectors.prefix_cache import Prefix, PrefixCache
+from lm_eval_hybrid.discovery.vectors import segments
+from lm_eval_hybrid.discovery.vectors.segments import Prefix, PrefixCache
 from lm_eval_hybrid.models.local import LocalBackend
 from tests.discovery.naive_steering import backend_of, naive_residual, rows_of_tokens
 
@@ -55,7 +55,7 @@ def test_a_prefix_has_the_plain_models_activations_of_each_row(family: str) -> N
 def test_kept_and_recomputed_prefixes_have_the_same_bits_in_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     backend, rows = backend_of("llama"), rows_of_tokens()
     kept = PrefixCache(backend, rows, LAYER)
-    monkeypatch.setattr(module, "CACHE_BYTES", 0)
+    monkeypatch.setattr(segments, "CACHE_BYTES", 0)
     computed = PrefixCache(backend, rows, LAYER)
     kept.read([3, 1, 0, 2], 30)
     for some in ([0], [2, 1], [3, 0], [1, 1, 2], [0, 1, 2, 3]):
@@ -72,7 +72,7 @@ def test_kept_prefixes_stay_within_the_limit(monkeypatch: pytest.MonkeyPatch) ->
     # A row of 10 tokens, 32 numbers each in the residual and 16 in the keys and values of each of two layers.
     assert sizes[0] == 4 * 10 * (32 + 2 * 2 * 16)
     for room, kept in ((sizes[0] + sizes[1], {0, 1}), (sizes[0] + sizes[3], {0, 3}), (sizes[0] - 1, set())):
-        monkeypatch.setattr(module, "CACHE_BYTES", room)
+        monkeypatch.setattr(segments, "CACHE_BYTES", room)
         cache = PrefixCache(backend, rows, LAYER)
         for row in (0, 1, 2, 3):
             cache.read([row], 10)
@@ -83,7 +83,7 @@ def test_kept_prefixes_stay_within_the_limit(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_row_that_is_read_twice_in_a_row_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CACHE_BYTES", 0)
+    monkeypatch.setattr(segments, "CACHE_BYTES", 0)
     backend, rows = backend_of("llama"), rows_of_tokens()
     cache = PrefixCache(backend, rows, LAYER)
     with counted(backend) as widths:

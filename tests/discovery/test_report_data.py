@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from lm_eval_hybrid.bundles.bundle import Bundle
-from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.common.text import clip
+from lm_eval_hybrid.common.errors import HybridError, clip
 from lm_eval_hybrid.discovery import bundling, report_data
+from lm_eval_hybrid.discovery.pipeline import DiscoveryResult
 from lm_eval_hybrid.discovery.report_data import count_transitions, map_points
-from lm_eval_hybrid.discovery.result import DiscoveryResult
 from lm_eval_hybrid.report import findings
 from lm_eval_hybrid.report.findings import Findings
 from tests.discovery.conftest import Studied

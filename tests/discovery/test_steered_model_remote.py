@@ -9,10 +9,14 @@ from torch import Tensor
 
 from lm_eval_hybrid.decoding.steering import CoefficientNetwork
 from lm_eval_hybrid.discovery.vectors import segments as module
-from lm_eval_hybrid.discovery.vectors.fitted import FittedVectors
 from lm_eval_hybrid.discovery.vectors.fitting import DisagreementRecipe, FitData, LikelihoodRecipe, fit
-from lm_eval_hybrid.discovery.vectors.steered_model import LocalSteeredModel, SteeringVectors, TargetDistribution
-from lm_eval_hybrid.discovery.vectors.steered_model_remote import RemoteSteeredModel
+from lm_eval_hybrid.discovery.vectors.steered_model import (
+    LocalSteeredModel,
+    RemoteSteeredModel,
+    SteeringVectors,
+    TargetDistribution,
+)
+from lm_eval_hybrid.discovery.vectors.trainer import FittedVectors
 from lm_eval_hybrid.models.local import LocalBackend
 from tests.decoding.comparing import simulated
 from tests.discovery.conftest import Studied

@@ -127,7 +127,7 @@ def test_a_training_killed_several_times_ends_in_the_same_bits(tmp_path: Path) -
 
 def test_training_without_kept_prefixes_ends_in_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(tmp_path / "whole")
-    monkeypatch.setattr("lm_eval_hybrid.discovery.vectors.prefix_cache.CACHE_BYTES", 0)
+    monkeypatch.setattr("lm_eval_hybrid.discovery.vectors.segments.CACHE_BYTES", 0)
     assert_same(run(tmp_path / "bare"), whole)
 
 

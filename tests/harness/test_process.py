@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 SCRIPT = """
-from lm_eval_hybrid.harness.process import install_excepthook
+from lm_eval_hybrid.harness.runtime import install_excepthook
 install_excepthook()
 install_excepthook()
 raise {error}

@@ -9,7 +9,7 @@ from lm_eval.loggers import EvaluationTracker
 from lm_eval.utils import sanitize_model_name
 
 from lm_eval_hybrid.decoding.records import Generation, TokenRecord
-from lm_eval_hybrid.harness import token_log
+from lm_eval_hybrid.harness import records
 from lm_eval_hybrid.harness.records import HybridAnswer
 
 RECORD = TokenRecord(0, 5, "4", True, False, 1, "compute", 1.0, 0, -0.25, 5, -0.5, 5, -0.2)
@@ -30,8 +30,8 @@ def sample(doc_id: int, answer: str, filter_name: str = "none") -> dict[str, Any
 
 
 def save(path: Path, samples: list[dict[str, Any]]) -> None:
-    token_log.install()
-    token_log.install()
+    records.install_output_hooks()
+    records.install_output_hooks()
     tracker = EvaluationTracker(output_path=str(path))
     tracker.general_config_tracker.log_experiment_args("hybrid", {"model": "tiny"}, None, None, False)
     tracker.save_results_aggregated({}, {"sums": samples})
@@ -88,7 +88,7 @@ def test_a_file_that_cannot_be_written_does_not_lose_the_run(tmp_path: Path, cap
 )
 def test_the_folder_is_named_after_bundle_and_arm(model_args: Any, name: str) -> None:
     """The harness would give each run another random name."""
-    token_log.install()
+    records.install_output_hooks()
     tracker = EvaluationTracker(output_path="out").general_config_tracker
     tracker.log_experiment_args("hybrid", model_args, None, None, False)
     assert tracker.model_name == name

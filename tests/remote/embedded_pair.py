@@ -16,8 +16,7 @@ from lm_eval_hybrid.decoding.sampling import Sampling
 from lm_eval_hybrid.decoding.steering import Steering
 from lm_eval_hybrid.harness.arguments import HybridArguments
 from lm_eval_hybrid.models.local import LocalBackend
-from lm_eval_hybrid.models.ndif.client import Server
-from lm_eval_hybrid.models.ndif.model import NdifModel
+from lm_eval_hybrid.models.ndif.client import NdifModel, Server
 
 
 @cache

@@ -7,8 +7,7 @@ import pytest
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.policy import ARMS
 from lm_eval_hybrid.decoding.sampling import Sampling
-from lm_eval_hybrid.models.ndif.client import Server
-from lm_eval_hybrid.models.ndif.model import NdifModel
+from lm_eval_hybrid.models.ndif.client import NdifModel, Server
 from tests.remote.conftest import LocalNdif
 from tests.remote.embedded_pair import decode, decoder_of, here, requests, there
 

@@ -11,8 +11,7 @@ import pytest
 
 from lm_eval_hybrid.common import paths
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.models.ndif.client import Server
-from lm_eval_hybrid.models.ndif.model import NdifModel
+from lm_eval_hybrid.models.ndif.client import NdifModel, Server
 from tests.remote.conftest import LocalNdif
 from tests.remote.embedded_pair import decode, here, requests, there
 

@@ -8,7 +8,7 @@ import pytest
 
 from lm_eval_hybrid.report import comparison_page
 from lm_eval_hybrid.report.answer import PALETTE
-from lm_eval_hybrid.report.arm_charts import gap_axis, gap_row, spread
+from lm_eval_hybrid.report.charts import gap_axis, gap_row, spread
 from lm_eval_hybrid.report.comparison_page import INK, PAPER, STRENGTH, render, shade, write
 from lm_eval_hybrid.report.documents import pack
 from lm_eval_hybrid.report.page import digest

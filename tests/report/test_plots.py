@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lm_eval_hybrid.report.arm_charts import write_plots
+from lm_eval_hybrid.report.charts import write_plots
 from lm_eval_hybrid.results.comparison import TaskComparison, compare
 from lm_eval_hybrid.results.outputs import read
 from tests.results.outputs import PLAIN, STEERED, samples

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.report import cells, table
+from lm_eval_hybrid.report import cells
 from lm_eval_hybrid.results.comparison import compare
 from lm_eval_hybrid.results.outputs import read
 from tests.results.outputs import PLAIN, samples
@@ -20,7 +20,7 @@ SCORES = {
 
 def written(folder: Path, name: str, seed: int = 0) -> str:
     runs = read(folder / "runs")
-    table.write(runs, compare(runs, seed), seed, folder / "deep" / name)
+    cells.write(runs, compare(runs, seed), seed, folder / "deep" / name)
     return (folder / "deep" / name).read_text(encoding="utf-8")
 
 
@@ -98,4 +98,4 @@ def test_names_are_escaped_in_markdown(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["table.csv", "table", "table.MD"])
 def test_other_endings_are_refused(name: str) -> None:
     with pytest.raises(HybridError, match=re.escape(f"{name} has no known ending")):
-        table.check(Path(name))
+        cells.check(Path(name))

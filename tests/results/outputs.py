@@ -9,8 +9,7 @@ from lm_eval.loggers import EvaluationTracker
 from lm_eval.utils import hash_string
 
 from lm_eval_hybrid.decoding.records import Generation, TokenRecord
-from lm_eval_hybrid.harness import token_log
-from lm_eval_hybrid.harness.records import HybridAnswer
+from lm_eval_hybrid.harness.records import HybridAnswer, install_output_hooks
 
 BUNDLE = "embedded@1.0.0#0123456789ab"
 # Text, behavior where the token was steered, and whether that changed it.
@@ -105,7 +104,7 @@ def write(
         "transformers_version": "5.23.0",
         "lm_eval_version": "0.4.13",
     }
-    token_log.install()
+    install_output_hooks()
     tracker = EvaluationTracker(output_path=str(folder))
     tracker.general_config_tracker.log_experiment_args("hybrid", {"arm": arm}, None, None, False)
     logged = {task: [dict(sample) for sample in made] for task, made in tasks.items() if made is not None}

@@ -18,7 +18,7 @@ from lm_eval_hybrid.decoding.tokens.bridge import Bridge, Choices
 from lm_eval_hybrid.discovery.traces.pair import EncodedTrace, Model
 from lm_eval_hybrid.discovery.traces.trace import SentenceSpan
 from lm_eval_hybrid.models.local import LocalBackend
-from lm_eval_hybrid.models.ndif.model import NdifModel
+from lm_eval_hybrid.models.ndif.client import NdifModel
 from lm_eval_hybrid.models.protocol import ForwardOutput
 
 TOP = 8

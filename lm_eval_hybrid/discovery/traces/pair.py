@@ -15,12 +15,17 @@ from functools import cached_property, partial
 from lm_eval_hybrid.bundles.manifest import PromptSpec
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.common.thoughts import thought
-from lm_eval_hybrid.decoding.prompts import apply_chat_template, prompt_ids, require_chat_template, thinking_text
-from lm_eval_hybrid.decoding.request import Prompt
+from lm_eval_hybrid.decoding.request import (
+    Prompt,
+    apply_chat_template,
+    prompt_ids,
+    require_chat_template,
+    thinking_text,
+)
 from lm_eval_hybrid.decoding.tokens.bridge import Bridge
 from lm_eval_hybrid.discovery.traces.trace import SentenceSpan, Trace, split_sentences
 from lm_eval_hybrid.models.local import LocalBackend
-from lm_eval_hybrid.models.ndif.model import NdifModel
+from lm_eval_hybrid.models.ndif.client import NdifModel
 
 Model = LocalBackend | NdifModel
 

@@ -26,10 +26,16 @@ from lm_eval_hybrid.bundles.manifest import Count, Index
 from lm_eval_hybrid.decoding.steering import CoefficientNetwork
 from lm_eval_hybrid.discovery.activations.disagreements import NONE, Disagreements
 from lm_eval_hybrid.discovery.activations.readers import TOP
-from lm_eval_hybrid.discovery.vectors.fitted import FittedVectors
 from lm_eval_hybrid.discovery.vectors.segments import Segment
 from lm_eval_hybrid.discovery.vectors.steered_model import SteeredModel, SteeringVectors, TargetDistribution
-from lm_eval_hybrid.discovery.vectors.trainer import EpochMetrics, LossFunction, TrainConfig, TrainTask, VectorTrainer
+from lm_eval_hybrid.discovery.vectors.trainer import (
+    EpochMetrics,
+    FittedVectors,
+    LossFunction,
+    TrainConfig,
+    TrainTask,
+    VectorTrainer,
+)
 
 _CLOSED = pydantic.ConfigDict(extra="forbid")
 _ONE = math.log(math.e - 1)  # softplus(_ONE) = 1, so that the network's coefficients begin at 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.evaluator_utils import get_sample_size
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lm_eval_hybrid.decoding.prompts import require_chat_template
+from lm_eval_hybrid.decoding.request import require_chat_template
 from lm_eval_hybrid.experiment.definition import Experiment, check_tasks, loading_data
 from lm_eval_hybrid.harness.generation import GenerationSettings
 from lm_eval_hybrid.models.sources import ModelSource

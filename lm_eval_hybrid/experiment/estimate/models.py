@@ -9,7 +9,7 @@ from lm_eval_hybrid.experiment.definition import Experiment
 from lm_eval_hybrid.harness import loading
 from lm_eval_hybrid.harness.arguments import HybridArguments
 from lm_eval_hybrid.harness.loading import REMOTE_BATCH
-from lm_eval_hybrid.harness.memory import check_batch_sizes
+from lm_eval_hybrid.harness.runtime import check_batch_sizes
 from lm_eval_hybrid.models.placement import Machine, ModelNeed, Placement, PlacementOptions, place_models
 from lm_eval_hybrid.models.sizes import ModelFootprint, model_footprint
 from lm_eval_hybrid.models.sources import ModelSource

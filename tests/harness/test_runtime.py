@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.harness.memory import check_batch_sizes, largest_batch
+from lm_eval_hybrid.harness.runtime import check_batch_sizes, largest_batch
 from tests.oracle.models import tiny_model
 
 

@@ -1,9 +1,12 @@
-"""Batch sizes: checking those that are given, and finding one that fits into memory."""
+"""A run's place on the machine: batch sizes that fit memory, ranks of a launcher, and errors shown in one line."""
 
 import logging
+import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
 from typing import Any, TypeVar
 
 import psutil
@@ -12,7 +15,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from lm_eval.models.utils_hf import clear_torch_cache
 from transformers import PreTrainedModel
 
-from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.common.errors import HybridError, show_plainly
 from lm_eval_hybrid.models.sizes import cached_numbers
 
 _log = logging.getLogger(__name__)
@@ -89,3 +92,46 @@ def _device_shares(model: PreTrainedModel) -> dict[torch.device, float]:
 def _free_bytes(device: torch.device) -> int:
     cuda = device.type == "cuda"
     return torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
+
+
+# The harness's own message when a task has no documents (lm_eval/api/task.py).
+_NO_DOCUMENTS = "did not find any docs"
+
+
+def processes() -> int:
+    """How many processes the launcher (torchrun, accelerate) started; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """This process's number on its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def enable_cpu_ranks() -> None:
+    """Let accelerate form a process group without GPUs; by default it treats such processes as unrelated."""
+    os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+
+
+def install_excepthook() -> None:
+    """Show uncaught user errors in one line, including the harness's error for a run without documents.
+
+    Calling it again changes nothing.
+    """
+    show_plainly()
+    previous = sys.excepthook
+    if getattr(previous, "shows_empty_runs", False):
+        return
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, ValueError) and _NO_DOCUMENTS in str(error):
+            needed = processes()
+            each = "" if needed == 1 else f" for each of the {needed} processes"
+            error = HybridError(
+                f"the run has no documents (as with --limit 0); at least one is needed{each}; pass --limit {needed} "
+                "or more, or leave --limit out"
+            )
+        previous(type(error), error, trace)
+
+    hook.shows_hybrid_errors = hook.shows_empty_runs = True  # type: ignore[attr-defined]  # marks a function object
+    sys.excepthook = hook
