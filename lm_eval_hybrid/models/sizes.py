@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lm_eval.models.utils_hf import get_dtype
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -103,8 +102,9 @@ def model_footprint(source: ModelSource, theirs: Mapping[str, Any]) -> ModelFoot
     files = {name: theirs[name] for name in ("subfolder", "gguf_file") if theirs.get(name)}
     with source.loading(needs_tokenizer=False):
         config = AutoConfig.from_pretrained(source.name, revision=source.revision, trust_remote_code=trust, **files)
-        requested = get_dtype(theirs.get("dtype") or "auto")
-        dtype = requested if isinstance(requested, torch.dtype) else None
+        dtype = theirs.get("dtype") or "auto"
+        if isinstance(dtype, str):
+            dtype = None if dtype == "auto" else getattr(torch, dtype)
         return ModelFootprint.of(config, dtype, requested_bits(theirs), trust)
 
 
