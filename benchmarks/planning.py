@@ -116,7 +116,7 @@ def _actual(experiment: Experiment, folder: Path) -> Figures:
 
     import lm_eval_hybrid.harness.hybrid_lm  # noqa: F401
     from lm_eval_hybrid.experiment.estimate.documents import requests, tokenizer_of
-    from lm_eval_hybrid.experiment.estimate.models import Models
+    from lm_eval_hybrid.experiment.estimate.plan import Models
     from lm_eval_hybrid.models.placement import Machine
 
     _register()

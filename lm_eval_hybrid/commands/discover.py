@@ -107,8 +107,8 @@ def _discover(args: argparse.Namespace, out: Path, plan: "DiscoveryPlan", source
 
     from lm_eval_hybrid.common.distributed import Ranks
     from lm_eval_hybrid.discovery import bundling
+    from lm_eval_hybrid.discovery.bundling import make_findings
     from lm_eval_hybrid.discovery.pipeline import DiscoveryRun
-    from lm_eval_hybrid.discovery.report_data import make_findings
     from lm_eval_hybrid.discovery.traces.pair import ModelPair
     from lm_eval_hybrid.report import findings, findings_page
 

@@ -217,8 +217,7 @@ class DiscoveryRun:
 
     def _grade(self, recipe: GradingRecipe, folder: Path) -> None:
         from lm_eval_hybrid.discovery.taxonomy import grading
-        from lm_eval_hybrid.judging.cache import CachedJudge
-        from lm_eval_hybrid.judging.load import load
+        from lm_eval_hybrid.judging.load import CachedJudge, load
 
         # The cache lies beside the stages: another stage that asks the same questions gets the same replies.
         cached = CachedJudge(load(recipe), self._plan.work.folder)

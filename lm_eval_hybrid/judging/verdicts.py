@@ -15,8 +15,7 @@ from pathlib import Path
 
 from lm_eval_hybrid.common.errors import HybridError, one_line
 from lm_eval_hybrid.common.thoughts import after_thought, thought_is_open
-from lm_eval_hybrid.judging.cache import CachedJudge
-from lm_eval_hybrid.judging.load import load
+from lm_eval_hybrid.judging.load import CachedJudge, load
 from lm_eval_hybrid.judging.recipe import JudgeRecipe, cost
 from lm_eval_hybrid.judging.templates import rendered
 from lm_eval_hybrid.results.recordings import Recording, Score

@@ -9,8 +9,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
-from lm_eval_hybrid.scoring.notation import enclosed, parts, plain, tight
-from lm_eval_hybrid.scoring.quantities import clock, quantity, without_unit
+from lm_eval_hybrid.scoring.quantities import clock, enclosed, parts, plain, quantity, tight, without_unit
 from lm_eval_hybrid.scoring.verifier import verified
 
 Rule = Callable[[str, str], bool | None]

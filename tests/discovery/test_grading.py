@@ -10,8 +10,7 @@ import torch
 
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.discovery.taxonomy.grading import GradingRecipe, TaxonomyGrades, estimate, grade
-from lm_eval_hybrid.judging.cache import CachedJudge
-from lm_eval_hybrid.judging.load import load
+from lm_eval_hybrid.judging.load import CachedJudge, load
 from tests.judging.judge_server import RULES, Fault, JudgeServer, rule, says
 from tests.tiny_system import write_system
 

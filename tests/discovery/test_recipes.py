@@ -32,10 +32,10 @@ from lm_eval_hybrid.decoding.decoder import HybridDecoder
 from lm_eval_hybrid.decoding.policy import Policy
 from lm_eval_hybrid.decoding.steering import Steering
 from lm_eval_hybrid.discovery import bundling
+from lm_eval_hybrid.discovery.bundling import make_findings
 from lm_eval_hybrid.discovery.pipeline import DiscoveryRun
 from lm_eval_hybrid.discovery.plan import DiscoveryPlan
 from lm_eval_hybrid.discovery.recipe import DiscoveryRecipe, load
-from lm_eval_hybrid.discovery.report_data import make_findings
 from lm_eval_hybrid.discovery.stages import WorkFolder
 from lm_eval_hybrid.discovery.traces.pair import ModelPair
 from lm_eval_hybrid.models.local import LocalBackend

@@ -8,9 +8,9 @@ import torch
 
 from lm_eval_hybrid.bundles.bundle import Bundle
 from lm_eval_hybrid.common.errors import HybridError, clip
-from lm_eval_hybrid.discovery import bundling, report_data
+from lm_eval_hybrid.discovery import bundling
+from lm_eval_hybrid.discovery.bundling import count_transitions, map_points
 from lm_eval_hybrid.discovery.pipeline import DiscoveryResult
-from lm_eval_hybrid.discovery.report_data import count_transitions, map_points
 from lm_eval_hybrid.report import findings
 from lm_eval_hybrid.report.findings import Findings
 from tests.discovery.conftest import Studied
@@ -27,7 +27,7 @@ def made(studied: Studied, tmp_path_factory: pytest.TempPathFactory) -> tuple[Di
 
 @pytest.fixture(scope="module")
 def shown(made: tuple[DiscoveryResult, Bundle]) -> Findings:
-    return report_data.make_findings(*made)
+    return bundling.make_findings(*made)
 
 
 def behavior_of(made: tuple[DiscoveryResult, Bundle]) -> list[int | None]:
@@ -74,15 +74,15 @@ def test_points_are_sentences_with_their_behaviors(made: tuple[DiscoveryResult, 
 
 
 def test_the_map_has_a_maximum_of_points(made: tuple[DiscoveryResult, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report_data, "POINTS", 5)
-    assert len(report_data.make_findings(*made).points) == 5
+    monkeypatch.setattr(bundling, "POINTS", 5)
+    assert len(bundling.make_findings(*made).points) == 5
 
 
 def test_cosines_are_of_the_bias_and_the_vectors(made: tuple[DiscoveryResult, Bundle], shown: Findings) -> None:
     found, bundle = made
     some = {name: torch.randn(tensor.shape) for name, tensor in bundle.tensors.items() if name[0] in "bv"}
     noisy = replace(bundle, tensors={**bundle.tensors, **some})
-    cosines = torch.tensor(report_data.make_findings(found, noisy).cosines)
+    cosines = torch.tensor(bundling.make_findings(found, noisy).cosines)
     rows = [some["bias"], *(some[b.tensor] for b in bundle.manifest.behaviors)]
     for i, one in enumerate(rows):
         for j, other in enumerate(rows):
@@ -104,7 +104,7 @@ def test_every_fit_has_its_curves(made: tuple[DiscoveryResult, Bundle], shown: F
             steps = shown.curves[f"fit {number} {name}"]
             assert [(s.epoch, s.loss, s.held_out) for s in steps] == [(p.epoch, p.loss, p.held_out) for p in curve]
     alone = replace(made[0], fits=made[0].fits[:1], calibration=replace(made[0].calibration, fit=0))
-    assert set(report_data.make_findings(alone, made[1]).curves) == {"bias", "vectors"}
+    assert set(bundling.make_findings(alone, made[1]).curves) == {"bias", "vectors"}
 
 
 def test_one_trial_of_calibration_is_marked_as_chosen(made: tuple[DiscoveryResult, Bundle], shown: Findings) -> None:

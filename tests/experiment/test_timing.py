@@ -6,8 +6,7 @@ import pytest
 
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.experiment.estimate import timing
-from lm_eval_hybrid.experiment.estimate.measuring import read_former
-from lm_eval_hybrid.experiment.estimate.timing import Rate, Work
+from lm_eval_hybrid.experiment.estimate.timing import Rate, Work, read_former
 from tests.results.outputs import PLAIN, STEERED, samples, write
 
 

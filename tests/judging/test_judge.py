@@ -9,8 +9,7 @@ import pydantic
 import pytest
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.judging.cache import REPLIES_FILE, CachedJudge
-from lm_eval_hybrid.judging.load import load
+from lm_eval_hybrid.judging.load import REPLIES_FILE, CachedJudge, load
 from lm_eval_hybrid.judging.recipe import JudgeRecipe
 from tests.judging.judge_server import Fault, JudgeServer, completion, never_wait, says
 from tests.tiny_system import CHAT_TEMPLATE, write_system

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from lm_eval_hybrid.common.errors import HybridError
-from lm_eval_hybrid.judging.cache import CachedJudge
-from lm_eval_hybrid.judging.load import load
+from lm_eval_hybrid.judging.load import CachedJudge, load
 from lm_eval_hybrid.judging.recipe import JudgeRecipe, cost
 from lm_eval_hybrid.judging.verdicts import JudgedAnswer, Verdict, judge_answers
 from tests.judging.judge_server import Fault, JudgeServer, says

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from lm_eval_hybrid.scoring.notation import plain_digits
+from lm_eval_hybrid.scoring.quantities import plain_digits
 
 _TOKENS = re.compile(r"\w+")
 _STOP = frozenset(
