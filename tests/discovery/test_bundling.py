@@ -19,11 +19,11 @@ BOTH = {"settings": [{}, {"select": "fixed", "coefficients": [1.0, 2.0]}]}
         (("..", "1.0.0"), {}, "name: "),
         (("mine", "v1"), {}, "version: .*found 'v1'"),
         (("mine", "1.0"), {}, "version: "),
-        (("mine", "1.0.0"), {"vectors": {"layer": 4}}, "steering.layer must be below 4"),
-        (("mine", "1.0.0"), {"sae": {"layers": [1, 9]}}, "sae.layer must be below 4"),
-        (("mine", "1.0.0"), {"calibration": WIDE}, "windows must differ"),
-        (("mine", "1.0.0"), {"calibration": BOTH}, "select 'fixed' needs one coefficient"),
-        (("mine", "1.0.0"), {"calibration": {"settings": [{"select": "mlp", "windows": [1, 2]}]}}, "needs one window"),
+        (("mine", "1.0.0"), {"vectors": {"layer": 4}}, "steering.layer is 4; it must be below 4"),
+        (("mine", "1.0.0"), {"sae": {"layers": [1, 9]}}, "sae.layer is 9; it must be below 4"),
+        (("mine", "1.0.0"), {"calibration": WIDE}, "windows repeat a value"),
+        (("mine", "1.0.0"), {"calibration": BOTH}, "select 'fixed' needs exactly one"),
+        (("mine", "1.0.0"), {"calibration": {"settings": [{"select": "mlp", "windows": [1, 2]}]}}, "needs exactly one"),
     ],
 )
 def test_mistakes_are_refused_before_the_work(

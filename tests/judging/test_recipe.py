@@ -19,8 +19,8 @@ def test_a_judge_is_read_from_a_file_of_its_fields(tmp_path: Path) -> None:
         ("model: m\n", r"judge\.yaml: judge\.kind: "),
         ("kind: harness\nmodel: hf\nretries: -1\n", r"judge\.yaml: judge\.retries: "),
         ("kind: harness\nmodel: hf\nsentences: 5\n", r"judge\.yaml: judge\.sentences: "),
-        ("- kind\n", r"judge\.yaml: a judge must be a mapping; found list; fix it, such as kind: endpoint"),
-        ("a: *b\n", r"judge\.yaml: a judge must be plain YAML"),
+        ("- kind\n", r"judge\.yaml: a judge is of type list; it must be a mapping; fix it, such as kind: endpoint"),
+        ("a: *b\n", r"judge\.yaml: a judge is not plain YAML"),
     ],
 )
 def test_what_is_no_judge_is_one_line(text: str, said: str, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import re
 
 from lm_eval_hybrid.scoring.reader.question import Question
-from lm_eval_hybrid.scoring.reader.reading import boxes, clauses
+from lm_eval_hybrid.scoring.reader.sentences import boxes, clauses
 from lm_eval_hybrid.scoring.reader.stated_value import stated, value
 
 _EMPTY = re.compile(r"(?:\\text\s*\{)?\s*(?:final )?(?:answer)?[\s.}_?]*", re.IGNORECASE)

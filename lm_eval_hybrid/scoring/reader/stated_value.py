@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lm_eval_hybrid.scoring.quantities import NUMBER_WORDS
 from lm_eval_hybrid.scoring.reader.question import Question, stems
-from lm_eval_hybrid.scoring.reader.reading import clauses
+from lm_eval_hybrid.scoring.reader.sentences import clauses
 
 # What a value is worth because the question did not give it, or because it is a result, and what it costs that its
 # clause gives a reason; as shares of the asked words.
