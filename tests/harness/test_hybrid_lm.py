@@ -182,8 +182,8 @@ def test_bad_arguments_are_refused_in_one_line(system: TinySystem, tmp_path: Pat
         ({"base": str(mute)}, "the base model .* the folder has no tokenizer"),
         ({"thinking": str(mute)}, "the thinking model .* the folder has no tokenizer"),
         ({"base": str(tmp_path / "absent")}, "no such folder"),
-        ({"base": str(wide)}, "hidden size 32 .* found 64"),
-        ({"thinking": str(wide)}, "hidden size 32 .* found 64"),
+        ({"base": str(wide)}, "model has hidden size 64; the bundle, .* needs 32"),
+        ({"thinking": str(wide)}, "model has hidden size 64; the bundle, .* needs 32"),
         ({"thinking_prompt": "chat"}, "has no chat template, which a chat prompt needs"),
         ({"batch_size": 0}, "batch_size=0 is not a batch size"),
         ({"batch_size": "x"}, "batch_size='x' is not a batch size"),
@@ -272,7 +272,7 @@ def test_several_bundles_and_some_behaviors_reach_the_records(system: TinySystem
     scaled = load(system, scale=f"[{first.key}*0]")
     without = load(system, without=first.key)
     assert answers(scaled, *PROMPTS) == answers(without, *PROMPTS) != plain
-    with pytest.raises(HybridError, match="strict=exact requires"):
+    with pytest.raises(HybridError, match="strict=exact needs the same"):
         load(system, base=str(wider(tmp_path)), strict="exact")
 
 
