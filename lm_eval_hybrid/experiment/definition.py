@@ -29,7 +29,7 @@ PAPER = ("base", "hybrid", "thinking", "bias-only", "random-category", "random-v
 
 LEAVE_ONE_OUT = "leave-one-out"
 _GROUPS = {"paper": PAPER, "all": ARMS}
-# What two calls that fill one folder may differ in: none of it changes a token.
+# Fields in which two calls that fill one folder may differ: none changes a token.
 _FREE = ("arms", "tasks", "batch_size", "device", "use_cache")
 _FREE_ARGUMENTS = {"base_device", "thinking_device", "ndif_host", "ndif_timeout", "ndif_patience"}
 
@@ -88,7 +88,7 @@ def read(data: Mapping[str, Any], where: str) -> Experiment:
     """Make an experiment of JSON data; `where` begins the error.
 
     Raises:
-        HybridError: it is none.
+        HybridError: the data are not an experiment's.
     """
     try:
         return Experiment.model_validate(data)

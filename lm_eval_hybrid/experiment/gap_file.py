@@ -48,7 +48,7 @@ def load(path: Path) -> tuple[dict[str, Any], Experiment]:
     """The content of a gap.json, and its experiment.
 
     Raises:
-        HybridError: it is none, or another version's.
+        HybridError: the file is not a gap.json, or another version's.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

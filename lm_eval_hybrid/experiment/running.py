@@ -141,7 +141,7 @@ def _evaluate(
 
 
 def _write(experiment: Experiment, arm: str, tasks: Sequence[str], results: dict[str, Any], target: Path) -> None:
-    """Write a run's files elsewhere, then move them into `target`, the results file last, and mark its tasks done."""
+    """Write a run's files to a staging folder, move them into `target`, results file last, and mark its tasks done."""
     from lm_eval.loggers import EvaluationTracker
 
     samples = results.pop("samples")

@@ -1,1 +1,1 @@
-"""Arms compared: runs, statistics, intervals."""
+"""Arms compared: runs, figures, intervals and tests; recorded answers scored anew."""

@@ -1,5 +1,4 @@
 import json
-import resource
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -269,6 +268,7 @@ def test_replies_that_cannot_be_read_or_kept_are_one_line(tmp_path: Path) -> Non
 
 
 def test_a_full_disk_stops_the_judge_and_leaves_what_was_kept(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")  # not on Windows
     CachedJudge(Counting(), tmp_path).ask(["a"])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:

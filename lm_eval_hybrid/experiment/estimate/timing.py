@@ -57,7 +57,7 @@ class Measured:
     Attributes:
         lengths: tokens of answers by arm and task, longest prompts first.
         rates: by arm.
-        origin: what was measured, in words.
+        origin: a description of what was measured.
     """
 
     lengths: Mapping[tuple[str, str], tuple[int, ...]]
