@@ -34,7 +34,7 @@ class HybridDecoder:
         thinking: may be None where the policy does not read it.
         steering: may be None where the policy does not steer.
         longest_draft: the most tokens that the base drafts before the thinking model verifies; 1: token by token;
-            None: as suits where the base runs.
+            None: 16 for a local base, 48 for a remote one.
         overlap: whether the base drafts on while the thinking model verifies; None: if each has a device of its own.
 
     Raises:
@@ -102,7 +102,7 @@ class HybridDecoder:
         """Log-likelihood of given continuations under the hybrid, as one batch.
 
         At each position the distribution is the base's where the gate stays shut, the selected candidate's where it
-        opens, and the thinking model's where the policy emits that one's token.
+        opens, and the thinking model's where the policy emits its token.
 
         Args:
             continuations: token ids of the model that speaks, one list for each prompt.
@@ -122,7 +122,7 @@ class HybridDecoder:
     def _filled(self, batch: Batch | None, rows: list[Row], waiting: deque[Row], slots: int) -> Batch:
         """The batch of the next round: `rows` that are running, and as many of the waiting as there are slots for.
 
-        `rows` is changed in place and first, so that no row is lost whatever happens to the caches.
+        `rows` is changed in place before any cache is touched, so that no row is lost on an error.
         """
         if batch is None:
             while len(rows) > slots:

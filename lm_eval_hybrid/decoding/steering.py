@@ -107,7 +107,7 @@ class CoefficientNetwork:
 
     @property
     def tensors(self) -> Network:
-        """All four tensors, as `portable.coefficient` takes them."""
+        """All four tensors, as `portable.steering.coefficient` takes them."""
         return self.trunk_weight, self.trunk_bias, self.heads_weight, self.heads_bias
 
     def to(self, device: torch.device) -> CoefficientNetwork:

@@ -216,5 +216,5 @@ def _scales(given: Names | Mapping[str, float]) -> dict[str, float]:
         return {str(name): float(factor) for name, factor in pairs}
     except (TypeError, ValueError) as error:
         raise HybridError(
-            f"scale={given!r} does not give behaviors factors; write for example scale=[check*0.5,restate*2]"
+            f"scale={given!r} is not a list of BEHAVIOR*FACTOR; write for example scale=[check*0.5,restate*2]"
         ) from error

@@ -1,7 +1,7 @@
-"""Prompts from jinja2 templates into which foreign text goes as data.
+"""Renders prompt templates (jinja2) with untrusted text quoted.
 
-The filter `quoted` makes a value one line, a JSON string or object, so it cannot end its place in the prompt, pass for
-a line of ours, or hold a chat template's markers.
+The filter `quoted` makes a value one line, a JSON string or object, so that it cannot break out of its slot, imitate
+our instructions, or contain a chat template's markers.
 """
 
 import functools
@@ -20,7 +20,7 @@ def rendered(template: Path, **values: Any) -> str:
 
 
 def quoted(value: Any) -> str:
-    """JSON in one line that neither a terminal nor a tokenizer obeys: `<` opens a chat template's markers."""
+    """JSON in one line, without control characters and without the `<` that opens a chat template's markers."""
     text = json.dumps(value, ensure_ascii=False)
     text = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
     return re.sub(r"<(?![\s=\d])", r"\\u003c", text)

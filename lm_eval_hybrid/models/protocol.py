@@ -112,4 +112,4 @@ class RemoteBackend(LanguageModel, Protocol):
         """See `portable.programs.sentences`."""
 
     def fit(self, given: dict[str, Any]) -> dict[str, Any]:
-        """See `portable.fitting.fit`."""
+        """See `portable.programs.fit`."""

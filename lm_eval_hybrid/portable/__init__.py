@@ -7,5 +7,5 @@ The room's rules, so that a server needs neither this package nor the same versi
 - Nothing is imported but the standard library, torch, transformers, nnsight, and this room itself.
 - A function keeps nothing between requests, so that a request can be sent again.
 
-`ndif.model` registers the room as a whole: whatever a program calls here is sent along with it.
+`models.ndif.client` registers the room as a whole: whatever a program calls here is sent along with it.
 """

@@ -20,7 +20,7 @@ from lm_eval_hybrid.results.runs import WITHOUT, ArmRun, Runs
 from lm_eval_hybrid.results.statistics import Gap
 
 INK, PAPER = ("#1b1f24", "#e7eaee"), ("#ffffff", "#15181d")  # of the light and the dark theme
-STRENGTH = (0.62, 0.40)  # of a behavior's colour in the ground of its words
+STRENGTH = (0.62, 0.40)  # share of a behavior's colour in the background of its tokens (light, dark theme)
 _SHARES = Axis("", (0.0, 1.0))
 
 
@@ -122,9 +122,9 @@ def _notes(task: TaskComparison, runs: dict[str, ArmRun], held: DocumentPack) ->
     """What is missing, or needed to read the figures."""
     notes = []
     if task.missing:
-        notes.append(f"Not run: {cells.listed(task.missing)}. Without it the gap is undefined.")
+        notes.append(f"Not run: {cells.listed(task.missing)}. Without these the gap is undefined.")
     if "hybrid" not in runs:
-        notes.append("Not run: hybrid. The other arms are compared with nothing.")
+        notes.append("Not run: hybrid. So no arm is compared with it.")
     if bare := [arm for arm, run in runs.items() if run.sidecar is None]:
         notes.append(
             f"No token records (tokens_*.jsonl) of {cells.listed(bare)}: lengths are unknown, and no tokens are marked."
@@ -137,18 +137,20 @@ def _notes(task: TaskComparison, runs: dict[str, ArmRun], held: DocumentPack) ->
         parts = [f"{arm} ({count:,} of {task.documents:,} documents)" for arm, count in held.left_out]
         notes.append(
             f"Answers of {cells.listed(parts)} are left out to keep the page small; "
-            "lm-eval-hybrid compare --document shows any of the hybrid's."
+            "lm-eval-hybrid compare DIR --document ID shows any one answer of the hybrid."
         )
     return notes
 
 
 def _blocks(held: DocumentPack) -> list[dict[str, Any]]:
     parts = [(held.index, True), *((block, False) for block in held.blocks)]
-    return [{"name": block.name, "text": Markup(block.text), "index": index} for block, index in parts]  # base64
+    return [
+        {"name": block.name, "text": Markup(block.text), "index": index} for block, index in parts
+    ]  # safe as markup: base64 only
 
 
 def shade(colour: str, paper: str, strength: float) -> str:
-    """A colour (`#rrggbb`) mixed with a paper's: the paper's at strength 0, the colour itself at 1."""
+    """A colour (`#rrggbb`) mixed with a page's background: the background at strength 0, the colour itself at 1."""
     parts = [(int(colour[i : i + 2], 16), int(paper[i : i + 2], 16)) for i in (1, 3, 5)]
     return "#" + "".join(f"{round(strength * a + (1 - strength) * b):02x}" for a, b in parts)
 

@@ -77,7 +77,7 @@ class Quantity:
 
 
 def quantity(answer: str) -> Quantity | None:
-    """The number, with or without a unit, that a plain text (see `notation.plain`) consists of; None for other texts.
+    """The number, with or without a unit, that a plain text (see `plain`) consists of; None for other texts.
 
     `31 crates of 12`, `1\\frac{4}{5}` and `5.4 \\times 10^3` are numbers; `5x`, `x = 31` and `3 or 4` are not.
     """

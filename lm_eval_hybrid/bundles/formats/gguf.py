@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from lm_eval_hybrid.bundles.formats.convert import ExportOptions, ImportOptions
 
 ARCHITECTURE = "controlvector"
-_MAX_BYTES = 1 << 26  # directions for every layer of the largest models take a tenth
-_MAX_READS = 1 << 16  # by the reader: a tensor takes about eight
+_MAX_BYTES = 1 << 26  # 64 MiB; vectors for all layers of the largest models need a tenth of it
+_MAX_READS = 1 << 16  # values that the GGUF reader may read; one tensor needs about eight
 _NAME = re.compile(r"direction\.(0|[1-9][0-9]{0,5})")
 
 
 def read(source: Path, options: ImportOptions) -> Bundle:
     """The bundle of one direction, the one for `options.layer` if there are several.
 
-    It steers always, at all positions, with coefficient 1: the file leaves the strength to its user. Raises HybridError
-    if the file is unsound, or no direction fits.
+    The gate is `always`, with all positions and coefficient 1: the file states no strength. Raises HybridError if the
+    file is unsound, or no direction fits.
     """
     import torch
 
@@ -61,7 +61,7 @@ def write(bundle: Bundle, options: ExportOptions, target: Path) -> list[str]:
     direction.check_new(target)
     chosen = direction.choose(bundle, options)
     if chosen.layer == 0:
-        raise HybridError("the bundle steers after layer 0, which llama.cpp refuses; export a steered file instead")
+        raise HybridError("the bundle steers after layer 0, which llama.cpp refuses; use --format steered instead")
     hint = model_type(bundle.manifest.base.architecture)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, target.name)
@@ -77,7 +77,7 @@ def write(bundle: Bundle, options: ExportOptions, target: Path) -> list[str]:
     lost = direction.lost(bundle, chosen)
     lost.append(f"the coefficient {chosen.coefficient:g} as a number: it is multiplied in, so use scale 1")
     if hint is None:
-        lost.append("the base's type, which repeng compares when it combines vectors: the hint is unknown")
+        lost.append("the base model's type, which is written as `unknown`; repeng compares it when it combines vectors")
     return lost
 
 
@@ -86,7 +86,7 @@ def model_type(architecture: str | None) -> str | None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if architecture is None or architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return architecture  # a model built in code is known by its type
+        return architecture  # such a bundle stores the model type instead of the class name
     types = [type for type, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if name == architecture]
     # Some types share a class: gpt-sw3 and gpt2.
     own = [type for type in types if architecture.lower().startswith(type.replace("_", ""))]

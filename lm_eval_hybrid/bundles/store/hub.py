@@ -107,7 +107,7 @@ def push(folder: Path, repo: str, private: bool = False) -> str:
 
 
 def _cached(repo: str, revision: str) -> Path | None:
-    """The revision's folder in the hub's cache, if it has a manifest and every file that this lists."""
+    """The revision's folder in the hub's cache, if it has a manifest and every file that the manifest lists."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -134,10 +134,10 @@ def _download(repo: str, revision: str, digest: str | None) -> Path:
         raise HybridError(f"{name} is {found}; a bundle needs it, of at most {limit:,} bytes; ask its authors")
 
     check_size(MANIFEST_FILE, strict_yaml.MAX_BYTES)
-    # Under the revision's own name, by which the cache finds it offline.
+    # By branch or tag name, so that the cache can resolve that name offline.
     folder = Path(snapshot_download(repo, revision=revision, allow_patterns=MANIFEST_FILE))
     if folder.name != commit:
-        raise HybridError(f"the revision has moved from commit {commit} to {folder.name}; it must not; try again")
+        raise HybridError(f"the revision moved from commit {commit} to {folder.name} during the download; try again")
     manifest, data = read(folder)
     _check_digest(digest, contents.sha256(data))
     left = contents.MAX_BYTES
@@ -156,7 +156,7 @@ def _api() -> HfApi:
     from huggingface_hub import HfApi, constants
 
     if constants.HF_HUB_OFFLINE:
-        raise HybridError("not in the hub's cache; the hub is needed; unset HF_HUB_OFFLINE where there is a network")
+        raise HybridError("not in the hub's cache, and HF_HUB_OFFLINE is set; unset it to download the bundle")
     return HfApi()
 
 

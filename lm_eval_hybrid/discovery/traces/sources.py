@@ -6,7 +6,7 @@ A file has one of three formats, which each line itself shows:
   same response under several filters counts once; repeats are separate traces;
 - plain lines have a question (the first of QUESTIONS present) and a response (`response` or `text`), and may have more.
   `answer` is never read: in most data sets it is the correct answer;
-- a file that `generate` wrote begins with a line about the model and its settings, and may end in a torn line.
+- a file that `generate` wrote begins with a line about the model and its settings, and may end in an incomplete line.
 """
 
 import json
@@ -69,7 +69,7 @@ def generate(path: Path, pair: ModelPair, prompts: Sequence[str], max_new_tokens
                 f"context of {context} tokens; leave it out"
             )
     jsonl.cut_torn(path)
-    # Nothing is steered: the thinking model takes the base's part.
+    # The thinking model is passed as `base` with gate `never`, so that it decodes plainly.
     decoder = HybridDecoder(pair.thinking, None, None, Policy(gate="never", coefficients=(1.0,), windows=(1,)))
     with path.open("a") as file, tqdm(total=len(prompts), initial=len(traces), desc="traces") as bar:
         for first in range(len(traces), len(prompts), BATCH):
@@ -152,7 +152,7 @@ def _sample(row: dict[str, Any], where: str) -> Iterator[tuple[Any, str]]:
             f"{_FIX_SAMPLES}"
         ) from None
     for prompt, settings, text in pairs:
-        # The second argument of a log-likelihood is its continuation; a rolling one has none.
+        # The second argument of a log-likelihood is its continuation; a rolling log-likelihood has no second argument.
         if not isinstance(text, str) or not isinstance(settings, dict):
             raise HybridError(f"{where}: found {text!r:.60} as the response of a sample, not text; {_FIX_SAMPLES}")
         yield prompt, text
@@ -162,7 +162,11 @@ def _plain(row: dict[str, Any], where: str) -> Iterator[tuple[Any, str]]:
     question = next((key for key in QUESTIONS if key in row), None)
     response = next((key for key in RESPONSES if key in row), None)
     if question is None or response is None:
-        gold = " (`answer` is not read: it may be the correct one)" if response is None and "answer" in row else ""
+        gold = (
+            " (`answer` is not read as a response: it is usually the reference answer)"
+            if response is None and "answer" in row
+            else ""
+        )
         raise HybridError(f"{where}: found {list(row)!r:.80}{gold}; a trace must have {_ACCEPTED}; rename its keys")
     if not isinstance(row[response], str):
         raise HybridError(f"{where}: `{response}` is {row[response]!r:.60}, not text; {_FIX_LINE}")

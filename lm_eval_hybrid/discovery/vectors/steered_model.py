@@ -267,7 +267,7 @@ class RemoteSteeredModel:
         gradient: list[str],
         targets: TargetDistribution | None,
     ) -> dict[str, Any]:
-        """The answer of `portable.fitting.fit`."""
+        """The answer of `portable.programs.fit`."""
         tokens, logprobs = target_tokens(batch, targets)
         return self._base.fit(
             {

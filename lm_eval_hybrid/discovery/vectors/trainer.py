@@ -130,7 +130,7 @@ class VectorTrainer:
         return [[s for row in rows[i : i + size] for s in by_row[row]] for i in range(0, len(rows), size)]
 
     def _train_epoch(self, epoch: int) -> float:
-        """One pass over the training data. Returns the mean loss per token on the way."""
+        """One pass over the training data. Returns the mean loss per token during the pass."""
         batches = self._batches(epoch)
         total = count = 0.0
         for number, batch in enumerate(batches):
@@ -278,7 +278,7 @@ class VectorEffects:
         return int(self.bias_hits.sum()) / int(self.gates.sum())
 
     def by_category(self) -> list[float | None]:
-        """For each latent, the share of its disagreements that its vector gains over the bias; None without any."""
+        """For each latent, the hit rate with bias and vector minus that with the bias alone, if any."""
         gained = (self.hits - self.bias_hits).tolist()
         return [hits / count if count else None for hits, count in zip(gained, self.gates.tolist(), strict=True)]
 

@@ -27,9 +27,9 @@ class ExperimentPlan:
 
     Attributes:
         names: of the models, by role.
-        needs: memory of those that are loaded here.
+        needs: memory needed by the models loaded on this machine.
         places: where they go; empty if they do not fit.
-        complaint: why they do not fit.
+        complaint: why they do not fit; empty if they do.
     """
 
     names: Mapping[str, str]
@@ -52,8 +52,8 @@ def make(
 
     Args:
         machine: to plan for; None for this one.
-        former: a folder of results to take rates from.
-        documents: of each task, to be measured now; 0 for none.
+        former: the folder of an earlier run, whose speed and answer lengths are used.
+        documents: how many documents per task to run now, to measure speed; 0 for none.
         report: called with a line about the progress.
 
     Raises:

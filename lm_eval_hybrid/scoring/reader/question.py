@@ -70,13 +70,13 @@ class Question:
     tight: str = ""
 
     def match(self, clause: str) -> float:
-        """Share of the asked words that a clause has, in [0, 1]."""
+        """Share of `words` that occur in a clause, in [0, 1]."""
         return len(self.words & stems(clause)) / len(self.words) if self.words else 0.0
 
 
 @lru_cache(maxsize=2048)
 def parse(text: str | None) -> Question:
-    """What the last asking sentence of a question asks; nothing, where there is no question."""
+    """Parse the last sentence that asks something; an empty `Question` if there is no text."""
     if not text:
         return Question()
     flat = " ".join(plain_digits(_DRAWING.sub(" ", text)).split())
