@@ -140,7 +140,7 @@ def test_empty_responses_are_left_out_and_counted(rows: Writer, caplog: pytest.L
         ({}, "found \\[\\]; a trace must have one of .*; rename its keys"),
         (
             {"prompt": "Q", "answer": "4"},
-            "found \\['prompt', 'answer'\\] .`answer` is not read as a response: it is usually the reference answer.; a trace must",
+            "found \\['prompt', 'answer'\\] .*usually the reference answer.; a trace must",
         ),
         ({"instruction": "Q", "response": "R"}, "found \\['instruction', 'response'\\]; .*; rename its keys"),
         ({"question": "Q", "response": None}, "`response` is None, not text"),
