@@ -1,5 +1,6 @@
 """Folders that ship with the package: harness tasks, behavior bundles, the embedded pair."""
 
+import os
 from pathlib import Path
 
 EMBEDDED = "embedded:"  # how the embedded pair's models are named: embedded:base, embedded:thinking
@@ -26,7 +27,7 @@ def model_path(id: str) -> str:
     """What transformers loads a model by: the folder of an `embedded:` one, any other id with `~` expanded."""
     if id.startswith(EMBEDDED):
         return str(embedded_dir() / id.removeprefix(EMBEDDED))
-    return str(Path(id).expanduser())
+    return os.path.expanduser(id)  # not by Path, which would turn the slash of a hub id on Windows
 
 
 def _shipped(name: str) -> Path:

@@ -16,7 +16,7 @@ from lm_eval_hybrid.common.files import write_file
 from lm_eval_hybrid.decoding.steering import Steering
 from lm_eval_hybrid.discovery.activations import disagreements, store
 from lm_eval_hybrid.discovery.activations.disagreements import Disagreements
-from lm_eval_hybrid.discovery.activations.store import ActivationRows, ActivationStore, Shards
+from lm_eval_hybrid.discovery.activations.store import ActivationRows, ActivationStore
 from lm_eval_hybrid.discovery.calibration import CalibrationResult, calibrate
 from lm_eval_hybrid.discovery.plan import DiscoveryPlan
 from lm_eval_hybrid.discovery.taxonomy import naming
@@ -156,7 +156,7 @@ class DiscoveryRun:
             store.collect(folder, self.pair, self.traces, self._recipe.sae.layers, self._ranks)
             self._ranks.wait()
 
-        return ActivationStore(Shards(self._plan.activations.run(collect), len(self.traces)))
+        return ActivationStore(self._plan.activations.run(collect), len(self.traces))
 
     @cached_property
     def trace_index(self) -> Tensor:

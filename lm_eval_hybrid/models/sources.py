@@ -13,7 +13,6 @@ from lm_eval_hybrid.bundles.manifest import ModelCard
 from lm_eval_hybrid.common import paths
 from lm_eval_hybrid.common.errors import HybridError
 
-_EMBEDDED = "embedded:"
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
 _BLOCK = 1 << 20  # bytes
 _BLOCKS = 256  # per file of weights in its digest: all of a small file, evenly spread over a large one
@@ -39,9 +38,7 @@ class ModelSource:
     @classmethod
     def named(cls, role: str, name: str, revision: str | None = None) -> "ModelSource":
         """The model in a folder, on the hub, or, as `embedded:NAME`, in this package."""
-        if name.startswith(_EMBEDDED):
-            name = str(paths.embedded_dir() / name.removeprefix(_EMBEDDED))
-        return cls(role, name, revision or "main")
+        return cls(role, paths.model_path(name), revision or "main")
 
     def identity(self, config: object) -> str:
         """Equal for two runs if they used the same model: `NAME@COMMIT`, or `FOLDER@DIGEST` of the weights.
@@ -52,7 +49,7 @@ class ModelSource:
         folder = Path(self.name).expanduser()
         if not folder.is_dir():
             return f"{self.name}@{getattr(config, '_commit_hash', None) or self.revision}"
-        return f"{_EMBEDDED + folder.name if self.embedded else folder.resolve()}@{_digest(folder)}"
+        return f"{paths.EMBEDDED + folder.name if self.embedded else folder.resolve()}@{_digest(folder)}"
 
     @property
     def embedded(self) -> bool:

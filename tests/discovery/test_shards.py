@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lm_eval_hybrid.common.distributed import Ranks
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.discovery.activations import store as module
 from lm_eval_hybrid.discovery.activations.store import Shards
@@ -30,7 +31,7 @@ def read(some: range) -> Mapping[str, Tensor]:
 
 def fill(folder: Path, read: Callable[[range], Mapping[str, Tensor]] = read, rank: int = 0, world: int = 1) -> Shards:
     shards = Shards(folder, COUNT)
-    shards.fill(MADE_OF, read, "test", rank, world)
+    shards.fill(MADE_OF, read, "test", Ranks(rank, world))
     return shards
 
 
@@ -44,8 +45,8 @@ def test_tensors_are_joined_in_the_order_of_traces(tmp_path: Path) -> None:
     rows = torch.cat([rows_of(i) for i in range(COUNT)])
     assert torch.equal(shards.tensor("rows"), rows)
     assert shards.tensor("number").tolist() == list(range(COUNT))
-    assert torch.equal(shards.rows("rows")[:], rows)
-    assert torch.equal(shards.rows("rows", torch.tensor([0, 4, 17]))[:], rows[[0, 4, 17]])
+    assert torch.equal(shards.joined_rows("rows")[:], rows)
+    assert torch.equal(shards.joined_rows("rows", torch.tensor([0, 4, 17]))[:], rows[[0, 4, 17]])
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
@@ -141,7 +142,7 @@ def test_shards_without_their_index_are_refused(tmp_path: Path) -> None:
 def test_a_shard_that_was_damaged_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     shards = fill(tmp_path)
     shards.path(1).write_bytes(damage(shards.path(1).read_bytes()))
-    for use in (shards.tensor, shards.rows):
+    for use in (shards.tensor, shards.joined_rows):
         with pytest.raises(HybridError, match=r"shard-00001\.safetensors: is damaged"):
             use("rows")
     shards.path(1).unlink()
@@ -171,4 +172,4 @@ def test_no_traces_are_no_shards(tmp_path: Path) -> None:
     with pytest.raises(HybridError, match="covers no traces; at least one is needed"):
         shards.tensor("rows")
     with pytest.raises(HybridError, match="covers no traces; at least one is needed"):
-        shards.rows("rows")
+        shards.joined_rows("rows")

@@ -71,7 +71,7 @@ def test_rows_are_those_of_each_trace_read_alone(studied: Studied, tmp_path: Pat
     store = collect(tmp_path / "a", studied.pair, studied.traces, (0, 1, 2, 3))
     encoded = [studied.pair.encode(trace) for trace in studied.traces]
     check(studied.pair, encoded, store, range(4), 1e-4)
-    assert store.shards.count == 3 == len(list((tmp_path / "a").glob("shard-*")))
+    assert store.count == 3 == len(list((tmp_path / "a").glob("shard-*")))
     assert not torch.allclose(store.rows("onset", 0)[:], store.rows("onset", 1)[:])
     some = torch.tensor([0, 3, 7])
     assert torch.equal(store.rows("mean", 2, some)[:], store.rows("mean", 2)[some])
@@ -137,7 +137,7 @@ def test_nothing_is_read_beyond_the_last_sentence(studied: Studied, tmp_path: Pa
 def test_two_processes_write_what_one_does(studied: Studied, tmp_path: Path) -> None:
     collect(tmp_path / "one", studied.pair, studied.traces, LAYERS)
     first = collect(tmp_path / "two", studied.pair, studied.traces, LAYERS, Ranks(1, 2))
-    assert first.shards.missing() == [0, 2]
+    assert first.missing() == [0, 2]
     with pytest.raises(HybridError, match="2 of 3 shards are missing; run the same command again"):
         first.rows("onset", 0)
     collect(tmp_path / "two", studied.pair, studied.traces, LAYERS, Ranks(0, 2))
@@ -149,12 +149,12 @@ def test_a_lost_shard_is_made_again_alone_and_the_same(studied: Studied, tmp_pat
     store = collect(tmp_path, studied.pair, studied.traces, LAYERS)
     whole = bytes_of(tmp_path)
     times = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    store.shards.path(lost).unlink()
-    (tmp_path / f".shard-{lost:05d}.safetensors.0badcafe.new").write_bytes(whole[store.shards.path(lost).name][:99])
+    store.path(lost).unlink()
+    (tmp_path / f".shard-{lost:05d}.safetensors.0badcafe.new").write_bytes(whole[store.path(lost).name][:99])
     collect(tmp_path, studied.pair, studied.traces, LAYERS)
     assert bytes_of(tmp_path) == whole
     changed = {path for path, then in times.items() if path.stat().st_mtime_ns != then}
-    assert changed == {store.shards.path(lost)}
+    assert changed == {store.path(lost)}
 
 
 def test_a_folder_is_of_one_kind(studied: Studied, tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_a_full_disk_is_said_in_one_line_and_finished_shards_stay(
     monkeypatch.setattr(module, "SHARD_TRACES", 1)
     traces = [*studied.traces[:2], replace(studied.traces[2], text="One a. Two b. " * 50), studied.traces[3]]
     whole = collect(tmp_path / "whole", studied.pair, traces, LAYERS)
-    limit = whole.shards.path(2).stat().st_size - 1
+    limit = whole.path(2).stat().st_size - 1
     command = apart(written(tmp_path / "traces.jsonl", traces), tmp_path / "full")
 
     def full() -> None:

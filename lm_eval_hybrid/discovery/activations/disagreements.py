@@ -78,7 +78,7 @@ def fill(
     def read(shard: range) -> Mapping[str, Tensor]:
         return _read(pair, [pair.encode(traces[i]) for i in shard], encoder, layer, shard.start)
 
-    Shards(folder, len(traces)).fill(made_of | pair.identity(), read, "disagreements", ranks.rank, ranks.world)
+    Shards(folder, len(traces)).fill(made_of | pair.identity(), read, "disagreements", ranks)
 
 
 def load(folder: Path, traces: int) -> Disagreements:
@@ -102,7 +102,7 @@ def _read(
     found: dict[int, dict[str, Tensor]] = {}
     for batch in readers.in_batches(order, lengths, readers.LOGIT_BYTES // (4 * vocabulary)):
         some = [encoded[i] for i in batch]
-        choices = thinking.thinking_choices(some, base.base_choices(some, pair.bridge), pair.bridge, encoder, layer)
+        choices = thinking.thinking_choices(some, pair.bridge, base.base_choices(some, pair.bridge), encoder, layer)
         for i, chosen in zip(batch, choices, strict=True):
             columns = torch.tensor(encoded[i].compared_columns, dtype=torch.int64)
             found[i] = {

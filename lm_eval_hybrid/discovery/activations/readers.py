@@ -4,14 +4,13 @@
 network: residuals at the onsets of sentences, their means, residuals where the models disagree, and chosen tokens.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import nnsight
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from lm_eval_hybrid.decoding.steering import SparseEncoder
 from lm_eval_hybrid.decoding.tokens.bridge import Bridge, Choices
@@ -20,6 +19,7 @@ from lm_eval_hybrid.discovery.traces.trace import SentenceSpan
 from lm_eval_hybrid.models.local import LocalBackend
 from lm_eval_hybrid.models.ndif.client import NdifModel
 from lm_eval_hybrid.models.protocol import ForwardOutput
+from lm_eval_hybrid.portable.attention_masks import pad_rows
 
 TOP = 8
 """How many of the thinking model's likeliest tokens are kept where the models disagree."""
@@ -34,8 +34,7 @@ class ThinkingChoices:
     Attributes:
         steps: [g] int64, indices into `EncodedTrace.compared_columns`.
         choice: [g] int64, the thinking model's likeliest token.
-        top: [g, TOP] int64, its likeliest tokens, in order.
-        top_logprob: [g, TOP] float32.
+        top, top_logprob: [g, TOP] int64 and float32, its likeliest tokens, in order.
         category: [g] int64, the strongest latent.
     """
 
@@ -46,9 +45,13 @@ class ThinkingChoices:
     category: Tensor
 
 
-class TraceReader(Protocol):
-    """One model, run over encoded traces in passes that the caller keeps small."""
+class LocalTraceReader:
+    """A model in this process, run over encoded traces in passes that the caller keeps small."""
 
+    def __init__(self, model: LocalBackend) -> None:
+        self._model = model
+
+    @torch.no_grad()
     def sentence_residuals(
         self, rows: Sequence[Sequence[int]], sentences: Sequence[Sequence[SentenceSpan]], layers: Sequence[int]
     ) -> dict[str, tuple[Tensor, ...]]:
@@ -58,15 +61,45 @@ class TraceReader(Protocol):
             [sentences, d] float32 for each row, under `onset.LAYER` (before a sentence's first token) and `mean.LAYER`
             (over its tokens).
         """
+        ascending = sorted(layers)
+        hooks = [self._model.layers[layer] for layer in ascending]
+        with self._model.model.trace(
+            **padded_inputs(rows, self._model.device), use_cache=False, logits_to_keep=1
+        ) as tracer:
+            saved = nnsight.save([hook.output for hook in hooks])
+            tracer.stop()  # the layers above are not needed
+        residuals = dict(zip(ascending, saved, strict=True))
+        spans = [
+            (row * residuals[layers[0]].shape[1] + s.begin, s.end - s.begin)
+            for row, some in enumerate(sentences)
+            for s in some
+        ]
+        begins, lengths = torch.tensor(spans, dtype=torch.int64).reshape(-1, 2).T.contiguous()
+        # The tokens of all sentences, one after the other, so that one reduction serves the whole pass.
+        tokens = (begins - lengths.cumsum(0) + lengths).repeat_interleave(lengths) + torch.arange(int(lengths.sum()))
+        counts = [len(some) for some in sentences]
+        found: dict[str, tuple[Tensor, ...]] = {}
+        for layer in layers:
+            flat, device = residuals[layer].flatten(0, 1), residuals[layer].device
+            onsets = flat[(begins - 1).to(device)].float()
+            # `unsafe` skips checks of the lengths, which fail if there are none.
+            means = torch.segment_reduce(
+                flat[tokens.to(device)].float(), "mean", lengths=lengths.to(device), axis=0, unsafe=True
+            )
+            found[f"onset.{layer}"], found[f"mean.{layer}"] = (part.cpu().split(counts) for part in (onsets, means))
+        return found
 
     def base_choices(self, encoded: Sequence[EncodedTrace], bridge: Bridge) -> list[Tensor]:
         """The base model's likeliest token at each compared position: int64 on the CPU, one tensor for each trace."""
+        outputs = self._passes([one.base_ids for one in encoded], len(self._model.layers) - 1)
+        choices = torch.cat([bridge.base_logits(output.logits).argmax(-1).cpu() for output in outputs], 1)
+        return [row[one.compared_columns] for row, one in zip(choices, encoded, strict=True)]
 
     def thinking_choices(
         self,
         encoded: Sequence[EncodedTrace],
-        base_choices: Sequence[Tensor],
         bridge: Bridge,
+        base_choices: Sequence[Tensor],
         encoder: SparseEncoder,
         layer: int,
     ) -> Iterator[ThinkingChoices]:
@@ -75,44 +108,6 @@ class TraceReader(Protocol):
         Args:
             encoder: gives the category, of the residual after `layer`.
         """
-
-
-def reader_of(model: Model) -> TraceReader:
-    return RemoteReader(model) if isinstance(model, NdifModel) else LocalReader(model)
-
-
-class LocalReader:
-    """Implements `TraceReader` in this process."""
-
-    def __init__(self, model: LocalBackend) -> None:
-        self._model = model
-
-    @torch.no_grad()
-    def sentence_residuals(
-        self, rows: Sequence[Sequence[int]], sentences: Sequence[Sequence[SentenceSpan]], layers: Sequence[int]
-    ) -> dict[str, tuple[Tensor, ...]]:
-        ascending = sorted(layers)
-        hooks = [self._model.layers[layer] for layer in ascending]
-        arguments = padded_inputs(rows, self._model.device)
-        with self._model.model.trace(**arguments, use_cache=False, logits_to_keep=1) as tracer:
-            saved = nnsight.save([hook.output for hook in hooks])
-            tracer.stop()  # the layers above are not needed
-        residuals = dict(zip(ascending, saved, strict=True))
-        return _at_sentences({layer: residuals[layer] for layer in layers}, sentences)
-
-    def base_choices(self, encoded: Sequence[EncodedTrace], bridge: Bridge) -> list[Tensor]:
-        outputs = self._passes([one.base_ids for one in encoded], len(self._model.layers) - 1)
-        choices = torch.cat([bridge.base_logits(output.logits).argmax(-1).cpu() for output in outputs], 1)
-        return [row[one.compared_columns] for row, one in zip(choices, encoded, strict=True)]
-
-    def thinking_choices(
-        self,
-        encoded: Sequence[EncodedTrace],
-        base_choices: Sequence[Tensor],
-        bridge: Bridge,
-        encoder: SparseEncoder,
-        layer: int,
-    ) -> Iterator[ThinkingChoices]:
         parts = []
         for output in self._passes([one.thinking_ids for one in encoded], layer):
             logits = bridge.thinking_logits(output.logits)
@@ -129,14 +124,13 @@ class LocalReader:
     def _passes(self, rows: Sequence[Sequence[int]], layer: int) -> Iterator[ForwardOutput]:
         """Read rows side by side, a few columns at a time, so that their logits stay within LOGIT_BYTES."""
         room = LOGIT_BYTES // (4 * self._model.config.get_text_config().vocab_size)
-        ids = _padded(rows)
         sequences = self._model.open(len(rows), layer, reach=None, ahead=0)
-        for columns in ids.split(max(1, room // len(rows)), dim=1):
+        for columns in pad_rows(rows).split(max(1, room // len(rows)), dim=1):
             yield sequences.read(columns)
 
 
-class RemoteReader:
-    """Implements `TraceReader` on a server."""
+class RemoteTraceReader:
+    """A model on a server, run over encoded traces; the methods are those of `LocalTraceReader`."""
 
     def __init__(self, model: NdifModel) -> None:
         self._model = model
@@ -155,41 +149,48 @@ class RemoteReader:
 
     def base_choices(self, encoded: Sequence[EncodedTrace], bridge: Bridge) -> list[Tensor]:
         positions = [one.compared_columns for one in encoded]
-        request = {
-            **_request([one.base_ids for one in encoded], positions, bridge.base_choices),
+        own = {
             "accepted": [[[]] * len(row) for row in positions],
             "opens": [[0] * len(row) for row in positions],
             "top": 1,
             "layer": 0,
             "residual": False,
         }
-        choices = self._model.read(request)["choice"]
+        rows = [one.base_ids for one in encoded]
+        choices = self._model.read(_request(rows, positions, bridge.base_choices) | own)["choice"]
         return [row[: len(some)] for row, some in zip(choices, positions, strict=True)]
 
     def thinking_choices(
         self,
         encoded: Sequence[EncodedTrace],
-        base_choices: Sequence[Tensor],
         bridge: Bridge,
+        base_choices: Sequence[Tensor],
         encoder: SparseEncoder,
         layer: int,
     ) -> Iterator[ThinkingChoices]:
         positions = [list(range(one.begin - 1, one.begin - 1 + len(one.compared_columns))) for one in encoded]
-        request = {
-            **_request([one.thinking_ids for one in encoded], positions, bridge.thinking_choices),
+        own = {
             "accepted": [[bridge.agreeing(choice) for choice in row.tolist()] for row in base_choices],
             "opens": [[-1] * len(row) for row in positions],
             "top": TOP,
             "layer": layer,
             "residual": True,
         }
-        found = self._model.read(request)
+        rows = [one.thinking_ids for one in encoded]
+        found = self._model.read(_request(rows, positions, bridge.thinking_choices) | own)
         category = encoder.category(found["residual"])
         for row in range(len(encoded)):
-            own = found["rows"] == row
-            steps = found["steps"][own]
-            top, logprobs = found["top_tokens"][own], found["top_logprobs"][own]
-            yield ThinkingChoices(steps, found["choice"][row, steps], top, logprobs, category[own])
+            of_row = found["rows"] == row
+            steps = found["steps"][of_row]
+            top, logprobs = found["top_tokens"][of_row], found["top_logprobs"][of_row]
+            yield ThinkingChoices(steps, found["choice"][row, steps], top, logprobs, category[of_row])
+
+
+TraceReader = LocalTraceReader | RemoteTraceReader
+
+
+def reader_of(model: Model) -> TraceReader:
+    return RemoteTraceReader(model) if model.is_remote else LocalTraceReader(model)
 
 
 def _request(rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], allowed: Choices) -> dict[str, Any]:
@@ -208,36 +209,9 @@ def _request(rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], 
     }
 
 
-def _at_sentences(
-    residuals: Mapping[int, Tensor], sentences: Sequence[Sequence[SentenceSpan]]
-) -> dict[str, tuple[Tensor, ...]]:
-    """See `TraceReader.sentence_residuals`; residuals: [rows, width, d], by layer."""
-    width = next(iter(residuals.values())).shape[1]
-    spans = [(row * width + s.begin, s.end - s.begin) for row, some in enumerate(sentences) for s in some]
-    begins, lengths = torch.tensor(spans, dtype=torch.int64).reshape(-1, 2).T.contiguous()
-    # The tokens of all sentences, one after the other, so that one reduction serves the whole pass.
-    tokens = (begins - lengths.cumsum(0) + lengths).repeat_interleave(lengths) + torch.arange(int(lengths.sum()))
-    counts = [len(some) for some in sentences]
-    found: dict[str, tuple[Tensor, ...]] = {}
-    for layer, residual in residuals.items():
-        rows, device = residual.flatten(0, 1), residual.device
-        onsets = rows[(begins - 1).to(device)].float()
-        # `unsafe` skips checks of the lengths, which fail if there are none.
-        means = torch.segment_reduce(
-            rows[tokens.to(device)].float(), "mean", lengths=lengths.to(device), axis=0, unsafe=True
-        )
-        found[f"onset.{layer}"], found[f"mean.{layer}"] = (part.cpu().split(counts) for part in (onsets, means))
-    return found
-
-
-def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
-    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
-
-
 def padded_inputs(rows: Sequence[Sequence[int]], device: torch.device) -> dict[str, Tensor]:
     """Input ids and mask of rows, padded on the right, where causal attention never looks."""
-    mask = _padded([[1] * len(row) for row in rows])
-    return {"input_ids": _padded(rows).to(device), "attention_mask": mask.to(device)}
+    return {"input_ids": pad_rows(rows, device), "attention_mask": pad_rows([[1] * len(row) for row in rows], device)}
 
 
 def in_batches(order: Sequence[int], lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:

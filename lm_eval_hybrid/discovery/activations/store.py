@@ -104,8 +104,7 @@ class Shards:
         made_of: Mapping[str, Any],
         read: Callable[[range], Mapping[str, Tensor]],
         name: str,
-        rank: int = 0,
-        world: int = 1,
+        ranks: Ranks = Ranks(),  # noqa: B008  (frozen)
     ) -> None:
         """Write this process's share of the missing shards. All exist once all processes have finished.
 
@@ -113,18 +112,16 @@ class Shards:
             made_of: what determines the content of the shards, as plain data.
             read: makes the tensors of a range of traces, by name; the same traces must give the same tensors.
             name: label of the progress bar.
-            rank, world: number of this process, and of processes.
 
         Raises:
             HybridError: the folder contains shards of something else, or cannot be written.
         """
         self._claim(json.loads(json.dumps({**made_of, "traces_a_shard": SHARD_TRACES})))
-        own = [shard for shard in self.missing() if shard % world == rank]
-        done = self.count - len(self.missing())
-        if done:
+        own = [shard for shard in self.missing() if shard % ranks.world == ranks.rank]
+        if done := self.count - len(self.missing()):
             log.info("%s: %d of %d shards exist already", self.folder, done, self.count)
         total = sum(len(self._range(shard)) for shard in own)
-        with tqdm(total=total, desc=name, unit="trace", disable=rank != 0 or not own) as bar:
+        with tqdm(total=total, desc=name, unit="trace", disable=not ranks.first or not own) as bar:
             for shard in own:
                 traces = self._range(shard)
                 tensors = {key: tensor.contiguous() for key, tensor in read(traces).items()}
@@ -145,7 +142,7 @@ class Shards:
         """
         return torch.cat(list(self._parts(name)))
 
-    def rows(self, name: str, indices: Tensor | None = None) -> JoinedRows:
+    def joined_rows(self, name: str, indices: Tensor | None = None) -> JoinedRows:
         """The rows of `tensor`, or those of ascending `indices` [m] int64, read when they are indexed."""
         return JoinedRows(list(self._parts(name)), indices)
 
@@ -193,8 +190,7 @@ class Shards:
             raise HybridError(f"{self.folder}: cannot be written ({error.strerror}); name a folder that can") from None
 
 
-@dataclass(frozen=True)
-class ActivationStore:
+class ActivationStore(Shards):
     """Activations at sentences, in shards.
 
     - `onset`: the residual just before a sentence's first token. There a behavior is chosen, and there decoding asks
@@ -203,22 +199,13 @@ class ActivationStore:
     - `mean`: the mean residual over a sentence's tokens.
     """
 
-    shards: Shards
-
     def sentences(self) -> Tensor:
         """[sentences, 3] int64: each sentence's trace, and the begin and end of its tokens in the trace's ids."""
-        return self.shards.tensor("sentence")
+        return self.tensor("sentence")
 
     def rows(self, kind: Literal["onset", "mean"], layer: int, indices: Tensor | None = None) -> JoinedRows:
-        """[sentences, d] float32, in the order of traces, read when they are indexed.
-
-        Args:
-            indices: ascending int64 [m], the sentences to include; None: all.
-
-        Raises:
-            HybridError: a shard is missing or damaged.
-        """
-        return self.shards.rows(f"{kind}.{layer}", indices)
+        """[sentences, d] float32, in the order of traces: of all sentences, or of ascending `indices` [m] int64."""
+        return self.joined_rows(f"{kind}.{layer}", indices)
 
 
 def collect(
@@ -240,15 +227,15 @@ def collect(
     count = len(pair.thinking.layers)
     if not layers or not all(0 <= layer < count for layer in layers):
         raise HybridError(f"layers {list(layers)} are not all among the thinking model's {count}, from 0; name others")
-    shards = Shards(folder, len(traces))
+    store = ActivationStore(folder, len(traces))
     made_of = {"schema": SCHEMA, "traces": digest(traces), "layers": list(layers)} | pair.identity()
     reader = reader_of(pair.thinking)
 
     def read(shard: range) -> Mapping[str, Tensor]:
         return _read(reader, [pair.encode(traces[i]) for i in shard], layers, shard.start)
 
-    shards.fill(made_of, read, "activations", ranks.rank, ranks.world)
-    return ActivationStore(shards)
+    store.fill(made_of, read, "activations", ranks)
+    return store
 
 
 def _read(

@@ -159,7 +159,7 @@ def fingerprint(model: Model) -> str:
     """
     tokenizer = model.tokenizer
     content = hashlib.sha256(json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]).encode())
-    if isinstance(model, NdifModel):
+    if model.is_remote:
         content.update(f"remote {model.weights}".encode())
         return content.hexdigest()
     for name, weight in model.model._module.named_parameters():
