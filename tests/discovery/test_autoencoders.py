@@ -50,7 +50,7 @@ def test_latents_find_the_directions_without_labels() -> None:
 def test_every_size_has_its_seeds_in_order() -> None:
     points, _ = clusters(100)
     found = train_many(points, recipe(sizes=(7, 4), steps=3), seed=0)
-    assert [(one.size, one.seed, one.steps) for one in found] == [(7, 0, 3), (7, 1, 3), (4, 0, 3), (4, 1, 3)]
+    assert [(one.sae.size, one.steps) for one in found] == [(7, 3), (7, 3), (4, 3), (4, 3)]
     assert [tuple(one.sae.encoder.weight.shape) for one in found] == [(7, 24), (7, 24), (4, 24), (4, 24)]
     assert torch.equal(found[0].sae.encoder.mean, points.double().mean(0).float())
 
@@ -76,7 +76,7 @@ def test_an_autoencoder_is_the_same_in_any_company() -> None:
     points, _ = clusters(200, noise=0.5)
     alone = train_many(points, recipe(seeds=1, batch=64), seed=3)
     among = train_many(points, recipe(seeds=1, batch=64, sizes=(8, 5)), seed=3)
-    assert [one.size for one in among] == [8, 5]
+    assert [one.sae.size for one in among] == [8, 5]
     torch.testing.assert_close(weights(among[1:]), weights(alone), rtol=1e-3, atol=1e-3)
 
 

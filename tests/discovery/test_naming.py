@@ -49,7 +49,7 @@ def test_a_latent_without_sentences_gets_no_behavior_and_a_warning(caplog: pytes
 
 def test_keywords_are_weighed_by_class_tf_idf() -> None:
     sentences = ["the sum the sum the", "the check check the", "the \\frac{x}{y} sum"]
-    found = keywords(sentences, torch.tensor([0, 1, 0]))
+    found = keywords(sentences, torch.tensor([0, 1, 0]), 5)
     # In category 0: 4 of 6 `the` of all, 3 of 3 `sum`, x and y, of 13 words; categories have 6.5 in the mean.
     weights = {"the": 2 * math.log(1 + 6.5 / 6), "sum": math.sqrt(3) * math.log(1 + 6.5 / 3), "x": math.log(7.5)}
     assert sorted(weights, key=weights.get, reverse=True) == ["x", "sum", "the"]
@@ -59,8 +59,8 @@ def test_keywords_are_weighed_by_class_tf_idf() -> None:
 
 
 def test_keywords_of_one_category_are_its_words_and_of_no_words_none() -> None:
-    assert keywords(["It is.", "It was."], torch.tensor([4, 4]))[4] == ("is", "was", "it")
-    assert keywords(["1 + 1", ""], torch.tensor([0, 1])) == {0: (), 1: ()}
+    assert keywords(["It is.", "It was."], torch.tensor([4, 4]), 5)[4] == ("is", "was", "it")
+    assert keywords(["1 + 1", ""], torch.tensor([0, 1]), 5) == {0: (), 1: ()}
 
 
 def test_exemplars_are_different_and_strongest_first() -> None:

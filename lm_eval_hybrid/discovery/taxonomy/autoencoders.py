@@ -109,6 +109,11 @@ class TopKAutoencoder:
     decoder: Tensor
     k: int
 
+    @property
+    def size(self) -> int:
+        """Number of latents."""
+        return len(self.encoder.weight)
+
     def codes(self, activations: Tensor) -> Tensor:
         """The strength of each latent: activations [n, d] -> [n, latents]."""
         return self.encoder.codes(activations)
@@ -128,18 +133,9 @@ class TopKAutoencoder:
 
 @dataclass(frozen=True)
 class TrainedAutoencoder:
-    """One autoencoder of `train_many`.
-
-    Attributes:
-        size: number of latents.
-        seed: number of its start, from 0.
-        revived: how often one of its latents was restarted.
-        steps: of its training.
-    """
+    """One autoencoder of `train_many`: how often one of its latents was restarted, and the steps of its training."""
 
     sae: TopKAutoencoder
-    size: int
-    seed: int
     revived: int
     steps: int
 
@@ -197,12 +193,8 @@ def train_many(activations: ActivationRows, recipe: SaeRecipe, seed: int) -> tup
             if run.steps == run.last:
                 break
             bar.total = run.last
-    return tuple(
-        TrainedAutoencoder(sae, size, number % recipe.seeds, revived, run.steps)
-        for number, (sae, size, revived) in enumerate(
-            zip(stack.separate(mean), stack.sizes, run.revived.tolist(), strict=True)
-        )
-    )
+    pairs = zip(stack.separate(mean), run.revived.tolist(), strict=True)
+    return tuple(TrainedAutoencoder(sae, revived, run.steps) for sae, revived in pairs)
 
 
 class _TrainingRun:
@@ -293,12 +285,7 @@ class _Stack:
 
     @torch.no_grad()
     def revive(
-        self,
-        dead: Tensor,
-        unit: Tensor,
-        errors: Tensor,
-        optimizer: torch.optim.Optimizer,
-        generator: torch.Generator,
+        self, dead: Tensor, unit: Tensor, errors: Tensor, optimizer: torch.optim.Optimizer, generator: torch.Generator
     ) -> Tensor:
         """Restart dead latents at points that are badly explained; returns how many of each autoencoder.
 

@@ -141,12 +141,7 @@ class TaxonomyGrades:
 
 
 def estimate(categories: int, recipe: GradingRecipe, characters: int = 120) -> JudgeCost:
-    """The most that grading costs, before anything is asked or even found.
-
-    Args:
-        categories: number of categories.
-        characters: mean length of a sentence.
-    """
+    """The most that grading so many categories costs, with sentences of a mean length in characters."""
     sentence = "x" * min(characters, SENTENCE_CHARACTERS)
     words = ("x" * TITLE_CHARACTERS, "x" * DESCRIPTION_CHARACTERS)
     described = [words] * categories
@@ -196,7 +191,10 @@ def grade(
     session = _JudgeSession(judge)
     titles = _titles(session, shown)
     graded = [
-        (sentence, n) for n in numbers if n in kept for sentence in _drawn(kept[n], recipe.sentences, f"{seed}:{n}")
+        (sentence, n)
+        for n in numbers
+        if n in kept
+        for sentence in random.Random(f"{seed}:{n}").sample(kept[n], min(recipe.sentences, len(kept[n])))
     ]
     grades = _grades(session, numbers, titles, graded)
     session.report()
@@ -293,10 +291,6 @@ def _examples(exemplars: Sequence[str], members: Sequence[str], count: int, seed
     others = sorted({text for sentence in members if (text := sentence.strip())})
     half = best[: ceil(count / 2)]
     return list(dict.fromkeys([*half, *random.Random(seed).sample(others, len(others)), *best]))[:count]
-
-
-def _drawn(sentences: Sequence[str], count: int, seed: str) -> list[str]:
-    return random.Random(seed).sample(sentences, min(count, len(sentences)))
 
 
 def _mean(values: Sequence[float]) -> float:

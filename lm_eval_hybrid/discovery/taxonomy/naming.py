@@ -11,7 +11,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from lm_eval_hybrid.common.thoughts import MARKS, thought
 from lm_eval_hybrid.judging.templates import rendered
 
 EXAMPLES = 3  # of each behavior
-KEYWORDS = 5
 TITLE_KEYWORDS = 3
 KEY_CHARACTERS = 60
 WORD_CHARACTERS = 24
@@ -90,7 +89,7 @@ def exemplars(sentences: Sequence[str], codes: Tensor, latent: int, count: int) 
     return tuple(dict.fromkeys(sentences[i].strip() for i in order))[:count]
 
 
-def keywords(sentences: Sequence[str], categories: Tensor, count: int = KEYWORDS) -> dict[int, tuple[str, ...]]:
+def keywords(sentences: Sequence[str], categories: Tensor, count: int) -> dict[int, tuple[str, ...]]:
     """The words that tell a category's sentences from the others', by class TF-IDF, the best first.
 
     A word's weight in a category is sqrt(tf) log(1 + a / f), where tf is how often it occurs there, f how often in all,
@@ -150,14 +149,9 @@ def _key(title: str, latent: int, taken: set[str]) -> str:
     key = re.sub(r"[^a-z0-9]+", "-", plain)[:KEY_CHARACTERS].strip("-")
     if not key or re.fullmatch(r"latent-[0-9]+", key):  # a key reserved for the latent of that number
         key = f"latent-{latent}"
-    return next(other for other in _variants(key, latent) if other not in taken)
-
-
-def _variants(key: str, latent: int) -> Iterator[str]:
-    yield key
-    while True:
+    while key in taken:
         key = f"{key}-{latent}"
-        yield key
+    return key
 
 
 def title_prompt(sentences: Sequence[str]) -> str:

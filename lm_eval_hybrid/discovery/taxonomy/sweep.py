@@ -229,12 +229,12 @@ def _autoencoder_entries(
         # The rows of `data` are centred and scaled already.
         encoders = [dataclasses.replace(one.sae.encoder, unit=False) for one in starts]
         assignments = [(encoder.category(data.learned), encoder.category(data.held_out)) for encoder in encoders]
-        metrics = data.measure(assignments, starts[0].size)
+        metrics = data.measure(assignments, starts[0].sae.size)
         chosen = starts[metrics.start]
         yield AutoencoderEntry(
             layer=layer,
             method="sae",
-            size=chosen.size,
+            size=chosen.sae.size,
             seeds=seeds,
             metrics=metrics,
             reconstructed=chosen.sae.explained(held_out),

@@ -106,8 +106,7 @@ class ModelPair:
     def prompts(self, prompt: str) -> Prompt:
         """A prompt in the tokens of each model."""
         return Prompt(
-            prompt_ids(self.base.tokenizer, prompt),
-            prompt_ids(self.thinking.tokenizer, self.thinking_text(prompt)),
+            prompt_ids(self.base.tokenizer, prompt), prompt_ids(self.thinking.tokenizer, self.thinking_text(prompt))
         )
 
     def encode(self, trace: Trace) -> EncodedTrace:

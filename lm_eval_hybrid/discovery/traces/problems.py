@@ -2,10 +2,10 @@
 
 import json
 import random
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import islice, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,22 +98,16 @@ def draw(
     if not count:
         return []
     streams = [_shuffled(source, seed) for source in sources]
-    turns = (problem for turn in zip_longest(*streams) for problem in turn if problem is not None)
-    drawn = list(islice((problem for problem in _distinct(turns) if problem.prompt not in without), count))
-    if len(drawn) < count:
-        raise HybridError(
-            f"the sources have {len(drawn)} different problems; traces and calibration need {count}; lower "
-            "traces.count or calibration.problems, or add a source"
-        )
-    return drawn
-
-
-def _distinct(problems: Iterator[PromptedProblem]) -> Iterator[PromptedProblem]:
-    seen = set()
-    for problem in problems:
-        if problem.prompt not in seen:
-            seen.add(problem.prompt)
-            yield problem
+    drawn: dict[str, PromptedProblem] = {}
+    for problem in (problem for turn in zip_longest(*streams) for problem in turn if problem is not None):
+        if problem.prompt not in without:
+            drawn.setdefault(problem.prompt, problem)
+        if len(drawn) == count:
+            return list(drawn.values())
+    raise HybridError(
+        f"the sources have {len(drawn)} different problems; traces and calibration need {count}; lower traces.count or "
+        "calibration.problems, or add a source"
+    )
 
 
 def _shuffled(source: ProblemSource, seed: int) -> Iterator[PromptedProblem]:
@@ -122,28 +116,25 @@ def _shuffled(source: ProblemSource, seed: int) -> Iterator[PromptedProblem]:
 
         stream = unseen(random.Random(f"discover:{seed}"))
         return (PromptedProblem(prompt(problem), str(problem.answer), question=problem.text) for problem in stream)
-    rows = _file_rows(Path(source.data)) if source.data.endswith(_FILES) else _hub_rows(source)
-    problems = [_problem(source, where, row) for where, row in rows]
+    if source.data.endswith(_FILES):
+        problems = [_problem(source, f"{source.data}:{line}", row) for line, row in jsonl.rows(Path(source.data))]
+    else:
+        problems = [_problem(source, f"{source.data}, row {i}", row) for i, row in enumerate(_hub_rows(source))]
     random.Random(seed).shuffle(problems)
     return iter(problems)
 
 
-def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    return ((f"{path}:{number}", row) for number, row in jsonl.rows(path))
-
-
-def _hub_rows(source: ProblemSource) -> Iterator[tuple[str, Any]]:
+def _hub_rows(source: ProblemSource) -> Iterable[Any]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     try:
-        rows = load_dataset(source.data, source.config, split=source.split)
+        return load_dataset(source.data, source.config, split=source.split)
     except (OSError, ValueError, DatasetsError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise HybridError(
             f"{source.data} cannot be loaded from the hub or its cache ({first}); go online, or name a jsonl file"
         ) from None
-    return ((f"{source.data}, row {number}", row) for number, row in enumerate(rows))
 
 
 def _problem(source: ProblemSource, where: str, row: Any) -> PromptedProblem:
