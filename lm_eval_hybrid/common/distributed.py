@@ -1,4 +1,8 @@
-"""Processes that work side by side on one folder, as torchrun or accelerate start them."""
+"""Processes that share the work in one folder, as torchrun or accelerate start them.
+
+Not accelerate's PartialState: it would use NCCL where there are GPUs, whose barriers end after minutes, while a stage
+that one process makes alone may take days.
+"""
 
 import os
 from dataclasses import dataclass
@@ -8,7 +12,7 @@ _VARIABLES = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's number, from 0, how many there are, and its number on its machine."""
+    """This process's number, from 0, the number of processes, and this process's number on its machine."""
 
     rank: int = 0
     world: int = 1
@@ -16,16 +20,16 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> "Ranks":
-        """As torchrun and accelerate tell by environment variables; one where nobody does."""
+        """The numbers in the variables that torchrun and accelerate set; a single process if there are none."""
         return cls(*(int(os.environ.get(name, value)) for name, value in _VARIABLES))
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that does what one alone does."""
+        """Whether this process does the work that is not shared."""
         return self.rank == 0
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes have called this."""
         if self.world == 1:
             return
         from datetime import timedelta
@@ -33,6 +37,5 @@ class Ranks:
         from torch import distributed
 
         if not distributed.is_initialized():
-            # A stage that one process makes alone may take days.
             distributed.init_process_group("gloo", timeout=timedelta(days=7))
         distributed.barrier()

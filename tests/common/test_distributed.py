@@ -14,7 +14,7 @@ from tests.shared_data import ROOT
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
-def test_processes_are_told_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
     assert Ranks.from_environment() == Ranks() == Ranks(0, 1, 0)
@@ -43,7 +43,9 @@ def test_two_processes_write_what_one_does_and_wait_for_each_other(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     store.collect(tmp_path / "one" / "store", studied.pair, studied.traces, LAYERS)
-    disagreements.fill(tmp_path / "one" / "gates", studied.pair, studied.traces, random_encoder(), SAE_LAYER, "told")
+    disagreements.fill(
+        tmp_path / "one" / "gates", studied.pair, studied.traces, random_encoder(), SAE_LAYER, "encoder-1"
+    )
     for name in ("store", "gates"):
         one, two = (
             {path.name: path.read_bytes() for path in (tmp_path / world / name).iterdir()} for world in ("one", "two")

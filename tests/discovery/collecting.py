@@ -1,4 +1,4 @@
-"""What `studied` is, and activations and gates collected in a process of its own:
+"""The pair of the fixture `studied`, and activations and disagreements collected in a separate process:
 `python -m tests.discovery.collecting TRACES FOLDER`."""
 
 import sys
@@ -44,7 +44,7 @@ def main(traces: str, folder: str) -> None:
     read = sources.read([Path(traces)])
     try:
         store.collect(Path(folder) / "store", pair, read, LAYERS, ranks)
-        disagreements.fill(Path(folder) / "gates", pair, read, random_encoder(), SAE_LAYER, "told", ranks)
+        disagreements.fill(Path(folder) / "gates", pair, read, random_encoder(), SAE_LAYER, "encoder-1", ranks)
     except HybridError as error:
         raise SystemExit(f"error: {error}") from None
     ranks.wait()

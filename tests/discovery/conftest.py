@@ -32,7 +32,7 @@ class Studied:
 
 
 def bos_tokenizer() -> PreTrainedTokenizerFast:
-    """The tiny tokenizer, but it begins each text with a token, as Llama's does."""
+    """The tiny tokenizer with a BOS token, as Llama's has."""
     tokenizer = tiny_tokenizer()
     tokenizer.bos_token = "<pad>"
     tokenizer._tokenizer.post_processor = TemplateProcessing(single="<pad> $A", special_tokens=[("<pad>", 0)])

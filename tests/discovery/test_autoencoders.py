@@ -55,7 +55,7 @@ def test_every_size_has_its_seeds_in_order() -> None:
     assert torch.equal(found[0].sae.encoder.mean, points.double().mean(0).float())
 
 
-def test_errors_are_those_of_reconstructions_written_down() -> None:
+def test_errors_equal_those_of_explicit_reconstructions() -> None:
     points, _ = clusters(60, noise=1.0)
     mean = mean_of(points)
     stack = module._start(points, mean, recipe(sizes=(4, 6), k=2, seeds=2), 0)
@@ -72,7 +72,7 @@ def test_errors_are_those_of_reconstructions_written_down() -> None:
         assert torch.equal(active[:, stack.owner == number], kept > 0)
 
 
-def test_an_autoencoder_is_the_same_in_any_company() -> None:
+def test_an_autoencoder_does_not_depend_on_the_others_in_the_stack() -> None:
     points, _ = clusters(200, noise=0.5)
     alone = train_many(points, recipe(seeds=1, batch=64), seed=3)
     among = train_many(points, recipe(seeds=1, batch=64, sizes=(8, 5)), seed=3)
@@ -88,7 +88,7 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
 
 
 @pytest.mark.usefixtures("threads")
-def test_more_threads_give_the_same_but_for_rounding() -> None:
+def test_more_threads_change_only_the_rounding() -> None:
     points, _ = clusters(1000, width=64, noise=0.5)
     shares = []
     for threads in (1, 2):
@@ -109,12 +109,12 @@ def test_decoder_columns_have_norm_one() -> None:
         assert torch.allclose(one.sae.decoder.norm(dim=0), torch.ones(5), atol=1e-5)
 
 
-def test_a_dead_latent_starts_anew_and_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_latent_is_restarted_and_used(monkeypatch: pytest.MonkeyPatch) -> None:
     points, _ = clusters()
     start = module._start
 
     def two_dead(*args: object) -> module._Stack:
-        """Two of five latents answer to no point, so that no gradient ever reaches them."""
+        """Two of five latents are never active, so no gradient reaches them."""
         stack = start(*args)
         with torch.no_grad():
             stack.bias[3:] = -10.0
@@ -131,21 +131,21 @@ def test_a_dead_latent_starts_anew_and_is_used(monkeypatch: pytest.MonkeyPatch) 
     assert healed.sae.explained(points) > left.sae.explained(points) + 0.05
 
 
-def test_a_direction_of_no_length_does_not_spread() -> None:
-    """Points whose mean is one of them: as a first direction it has none."""
+def test_a_start_without_direction_causes_no_nan() -> None:
+    """The mean is one of the points, and has no direction as a start."""
     points = torch.cat([torch.eye(4), -torch.eye(4), torch.zeros(1, 4)])
     for one in train_many(points, recipe(sizes=(9,), steps=60), seed=0):
         assert one.sae.encoder.weight.isfinite().all() and one.sae.decoder.isfinite().all()
 
 
-def test_training_ends_early_where_nothing_gets_better() -> None:
+def test_training_ends_early_without_progress() -> None:
     points, _ = clusters()
     (early,) = train_many(points, recipe(seeds=1, steps=2000, tolerance=0.01), seed=0)
     assert early.steps < 1000
     assert early.sae.explained(points) > 0.95
 
 
-def test_no_more_rows_are_read_at_once_than_the_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_read_in_bounded_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "READ_ROWS", 50)
     monkeypatch.setattr(module, "START_ROWS", 40)
     points, _ = clusters(1000)
@@ -166,7 +166,7 @@ def test_no_more_rows_are_read_at_once_than_the_bounds(monkeypatch: pytest.Monke
     assert torch.equal(weights(found), weights(train_many(points, recipe(steps=20, batch=30), seed=0)))
 
 
-def test_each_row_comes_once_before_any_comes_again() -> None:
+def test_each_epoch_has_every_row_once() -> None:
     points = torch.arange(1.0, 13.0)[:, None] * torch.eye(12)  # a direction a row
     batches = module._minibatches(points, torch.zeros(12), 4, seed=0)
     for _ in range(3):
@@ -196,7 +196,7 @@ def drawn(latents: int = 6, width: int = 10, k: int = 2) -> TopKAutoencoder:
     )
 
 
-def test_the_explained_share_is_that_of_a_plain_loop() -> None:
+def test_explained_equals_a_plain_loop() -> None:
     found, points = drawn(), torch.randn(50, 10, generator=torch.Generator().manual_seed(1)).double()
     encoder = found.encoder
     error, units = 0.0, []
@@ -211,13 +211,13 @@ def test_the_explained_share_is_that_of_a_plain_loop() -> None:
     assert found.explained(points.float()) == pytest.approx(1 - error / variance, abs=1e-5)
 
 
-def test_points_that_do_not_vary_have_nothing_to_explain() -> None:
+def test_constant_points_have_no_variance_to_explain() -> None:
     found = drawn()
     assert found.explained(torch.ones(3, 10)) == 0.0
     assert found.explained(found.encoder.mean.repeat(3, 1)) == 0.0
 
 
-def test_the_mean_is_that_of_all_rows_read_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mean_read_in_parts_is_that_of_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "READ_ROWS", 7)
     rows = torch.randn(100, 5).half()
     assert torch.equal(mean_of(rows), rows.double().mean(0).float())
@@ -229,7 +229,7 @@ def test_a_row_that_is_the_mean_has_no_direction() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_rows_that_are_no_numbers_are_counted(value: float) -> None:
+def test_rows_that_are_not_finite_are_counted(value: float) -> None:
     rows = torch.randn(20, 5)
     rows[3, 1] = rows[4, 0] = rows[4, 4] = value
     with pytest.raises(HybridError, match="2 of 20 rows of activations are not finite; collect them again"):
@@ -264,6 +264,6 @@ def test_no_rows_are_refused() -> None:
         ({"latents": 8}, "latents"),
     ],
 )
-def test_a_recipe_that_cannot_be_is_refused(fields: dict[str, object], said: str) -> None:
+def test_an_invalid_recipe_is_refused(fields: dict[str, object], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         SaeRecipe(**{"layers": (0,)} | fields)

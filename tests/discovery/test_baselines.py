@@ -40,7 +40,7 @@ def test_categories_are_those_of_the_clusters(method: str) -> None:
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("method", ["k-means", "gmm"])
-def test_the_same_seed_gives_the_same_with_any_threads(method: str) -> None:
+def test_results_do_not_depend_on_the_number_of_threads(method: str) -> None:
     some, _ = points(noise=2.0)
     found = []
     for threads in (1, 2):
@@ -53,7 +53,7 @@ def test_the_same_seed_gives_the_same_with_any_threads(method: str) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_fewer_distinct_points_than_categories_are_no_trouble() -> None:
+def test_fewer_distinct_points_than_categories_are_allowed() -> None:
     unit = unit_rows(clusters(4)[0].repeat(10, 1), torch.zeros(24))
     few = EvaluationSet(unit, unit[:4], (torch.zeros(40, 0), torch.zeros(4, 0)))
     for method in ("k-means", "gmm"):

@@ -40,7 +40,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass(frozen=True)
 class Naive:
-    """One place at which the models differ, as a loop over places finds it."""
+    """One position at which the models differ, as a loop over positions finds it."""
 
     trace: int
     column: int
@@ -63,7 +63,7 @@ def naive_category(encoder: SparseEncoder, residual: Tensor) -> int:
 
 
 def naive(pair: ModelPair, encoded: Sequence[EncodedTrace], bridge: OneVocabulary) -> tuple[list[Naive], list[int]]:
-    """All gates, and in how many places of each trace the models were compared."""
+    """All disagreements, and how many positions of each trace were compared."""
     found, places = [], []
     for index, one in enumerate(encoded):
         said, residual = plain(pair.thinking, one.thinking_ids, SAE_LAYER)
@@ -98,8 +98,8 @@ def check(found: Disagreements, wanted: list[Naive], places: list[int]) -> None:
     assert found.rate == len(wanted) / sum(places)
 
 
-def test_gates_of_one_vocabulary_are_those_of_a_loop_over_places(studied: Studied, tmp_path: Path) -> None:
-    fill(tmp_path, studied.pair, studied.traces, random_encoder(), SAE_LAYER, "told")
+def test_disagreements_equal_those_of_a_loop_over_positions(studied: Studied, tmp_path: Path) -> None:
+    fill(tmp_path, studied.pair, studied.traces, random_encoder(), SAE_LAYER, "encoder-1")
     wanted, places = naive(studied.pair, [studied.pair.encode(trace) for trace in studied.traces], OneVocabulary())
     found = load(tmp_path, len(studied.traces))
     check(found, wanted, places)
@@ -119,7 +119,7 @@ def test_gates_of_one_vocabulary_are_those_of_a_loop_over_places(studied: Studie
         (byte_level_tokenizer(40), byte_level_tokenizer(200)),
     ],
 )
-def test_gates_across_vocabularies_are_those_of_a_loop_over_places(
+def test_disagreements_across_vocabularies_equal_those_of_a_loop(
     tmp_path: Path, tokenizers: tuple, padding: int
 ) -> None:
     models = crossed_pair(*tokenizers, padding=padding)
@@ -127,7 +127,7 @@ def test_gates_across_vocabularies_are_those_of_a_loop_over_places(
         *(LocalBackend(m, t) for m, t in zip((models.base, models.thinking), tokenizers, strict=True)), RAW
     )
     traces = [Trace(f"Question {i}: what?", text) for i, text in enumerate(TEXTS)]
-    fill(tmp_path, pair, traces, random_encoder(), SAE_LAYER, "told")
+    fill(tmp_path, pair, traces, random_encoder(), SAE_LAYER, "encoder-1")
     encoded = [pair.encode(trace) for trace in traces]
     wanted, places = naive(pair, encoded, bridge_of(tokenizers))
     check(load(tmp_path, len(traces)), wanted, places)
@@ -135,7 +135,7 @@ def test_gates_across_vocabularies_are_those_of_a_loop_over_places(
     assert places == [len(one.thinking_ids) - one.begin for one in encoded] and places[3] == 1
 
 
-def test_an_id_that_only_padding_stands_for_is_never_chosen_nor_kept(tmp_path: Path) -> None:
+def test_padding_rows_of_an_embedding_are_never_chosen(tmp_path: Path) -> None:
     tokenizers = (byte_level_tokenizer(100), metaspace_tokenizer())
     models = crossed_pair(*tokenizers, padding=7)
     with torch.no_grad():
@@ -149,25 +149,25 @@ def test_an_id_that_only_padding_stands_for_is_never_chosen_nor_kept(tmp_path: P
     [encoded] = [pair.encode(trace) for trace in traces]
     said, _ = plain(pair.thinking, encoded.thinking_ids, 0)
     assert (said.argmax(-1) >= len(tokenizers[1])).float().mean() > 0.5
-    fill(tmp_path, pair, traces, random_encoder(), SAE_LAYER, "told")
+    fill(tmp_path, pair, traces, random_encoder(), SAE_LAYER, "encoder-1")
     found = load(tmp_path, 1)
     check(found, *naive(pair, [encoded], bridge_of(tokenizers)))
     assert found.top.max() < len(tokenizers[0]) and found.top.min() > NONE
 
 
-def test_logits_are_taken_in_bounded_parts_without_a_difference(
+def test_logits_in_bounded_parts_make_no_difference(
     studied: Studied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     traces = [*studied.traces[:3], replace(studied.traces[3], text="One a. Two b. " * 30)]
     monkeypatch.setattr(readers, "LOGIT_BYTES", 2**28)
-    fill(tmp_path / "at once", studied.pair, traces, random_encoder(), SAE_LAYER, "told")
+    fill(tmp_path / "at once", studied.pair, traces, random_encoder(), SAE_LAYER, "encoder-1")
     limit = 4 * 258 * 50  # fifty tokens at once
     monkeypatch.setattr(readers, "LOGIT_BYTES", limit)
     sizes: list[int] = []
     heads = [backend.model._module.lm_head for backend in (studied.base, studied.thinking)]
     handles = [head.register_forward_hook(lambda module, i, output: sizes.append(4 * output.numel())) for head in heads]
     try:
-        fill(tmp_path / "parts", studied.pair, traces, random_encoder(), SAE_LAYER, "told")
+        fill(tmp_path / "parts", studied.pair, traces, random_encoder(), SAE_LAYER, "encoder-1")
     finally:
         for handle in handles:
             handle.remove()
@@ -180,7 +180,7 @@ def test_logits_are_taken_in_bounded_parts_without_a_difference(
 
 def test_models_that_agree_everywhere_leave_empty_tensors(studied: Studied, tmp_path: Path) -> None:
     same = replace(studied.pair, base=studied.thinking)
-    fill(tmp_path, same, studied.traces, random_encoder(), SAE_LAYER, "told")
+    fill(tmp_path, same, studied.traces, random_encoder(), SAE_LAYER, "encoder-1")
     found = load(tmp_path, len(studied.traces))
     for name in ("trace", "column", "target", "category"):
         assert getattr(found, name).shape == (0,)
@@ -190,28 +190,28 @@ def test_models_that_agree_everywhere_leave_empty_tensors(studied: Studied, tmp_
 
 
 @pytest.mark.parametrize("text", ["", " ", "a"])
-def test_the_shortest_traces_are_compared_at_each_place(studied: Studied, tmp_path: Path, text: str) -> None:
+def test_the_shortest_traces_are_compared(studied: Studied, tmp_path: Path, text: str) -> None:
     traces = [Trace(f"Q{i}", text) for i in range(7)]
-    fill(tmp_path, studied.pair, traces, random_encoder(), SAE_LAYER, "told")
+    fill(tmp_path, studied.pair, traces, random_encoder(), SAE_LAYER, "encoder-1")
     found = load(tmp_path, 7)
     check(found, *naive(studied.pair, [studied.pair.encode(trace) for trace in traces], OneVocabulary()))
     assert found.places.tolist() == [len(text) + 1] * 7
 
 
-def test_a_prompt_beyond_the_context_has_no_places(studied: Studied, tmp_path: Path) -> None:
+def test_a_prompt_longer_than_the_context_is_not_compared(studied: Studied, tmp_path: Path) -> None:
     small = LocalBackend(studied.base.model._module, studied.base.tokenizer)
     small.context_length = 30
     pair = replace(studied.pair, base=small)
     traces = [Trace("x" * 40, "One a. Two b."), Trace("x" * 20, "One a. Two b."), Trace("x" * 30, "One a.")]
-    fill(tmp_path, pair, traces, random_encoder(), SAE_LAYER, "told")
+    fill(tmp_path, pair, traces, random_encoder(), SAE_LAYER, "encoder-1")
     found = load(tmp_path, 3)
     # The last token that is read is after the last place.
     assert found.places.tolist() == [0, 10, 0]
     check(found, *naive(pair, [pair.encode(trace) for trace in traces], OneVocabulary()))
 
 
-def test_some_traces_gates_are_theirs(studied: Studied, tmp_path: Path) -> None:
-    fill(tmp_path, studied.pair, studied.traces, random_encoder(), SAE_LAYER, "told")
+def test_disagreements_of_some_traces(studied: Studied, tmp_path: Path) -> None:
+    fill(tmp_path, studied.pair, studied.traces, random_encoder(), SAE_LAYER, "encoder-1")
     found = load(tmp_path, len(studied.traces))
     some = found.of(torch.tensor([2, 5, 11]))
     kept = [i for i, trace in enumerate(found.trace.tolist()) if trace in (2, 5, 11)]
@@ -221,28 +221,28 @@ def test_some_traces_gates_are_theirs(studied: Studied, tmp_path: Path) -> None:
     assert found.of(torch.tensor([], dtype=torch.int64)).rate == 0
 
 
-def test_processes_share_a_folder_of_one_kind(studied: Studied, tmp_path: Path) -> None:
-    fill(tmp_path / "one", studied.pair, studied.traces, random_encoder(), SAE_LAYER, "told")
-    fill(tmp_path / "two", studied.pair, studied.traces, random_encoder(), SAE_LAYER, "told", Ranks(1, 2))
+def test_processes_share_a_folder(studied: Studied, tmp_path: Path) -> None:
+    fill(tmp_path / "one", studied.pair, studied.traces, random_encoder(), SAE_LAYER, "encoder-1")
+    fill(tmp_path / "two", studied.pair, studied.traces, random_encoder(), SAE_LAYER, "encoder-1", Ranks(1, 2))
     with pytest.raises(HybridError, match="2 of 3 shards are missing"):
         load(tmp_path / "two", len(studied.traces))
-    fill(tmp_path / "two", studied.pair, studied.traces, random_encoder(), SAE_LAYER, "told", Ranks(0, 2))
+    fill(tmp_path / "two", studied.pair, studied.traces, random_encoder(), SAE_LAYER, "encoder-1", Ranks(0, 2))
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert len(files) == 4
     for name in files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     for pair, traces, layer, told, said in (
         (studied.pair, studied.traces, SAE_LAYER, "other", "encoder"),
-        (studied.pair, studied.traces, 0, "told", "layer"),
-        (studied.pair, studied.traces[1:], SAE_LAYER, "told", "traces"),
-        (replace(studied.pair, base=studied.thinking), studied.traces, SAE_LAYER, "told", "base"),
+        (studied.pair, studied.traces, 0, "encoder-1", "layer"),
+        (studied.pair, studied.traces[1:], SAE_LAYER, "encoder-1", "traces"),
+        (replace(studied.pair, base=studied.thinking), studied.traces, SAE_LAYER, "encoder-1", "base"),
     ):
         with pytest.raises(HybridError, match=f"shards from different {said}"):
             fill(tmp_path / "one", pair, traces, random_encoder(), layer, told)
 
 
-def test_decoding_opens_its_gate_where_these_are(studied: Studied, tmp_path: Path) -> None:
-    fill(tmp_path, studied.pair, studied.traces, random_encoder(), SAE_LAYER, "told")
+def test_decoding_opens_its_gate_at_disagreements(studied: Studied, tmp_path: Path) -> None:
+    fill(tmp_path, studied.pair, studied.traces, random_encoder(), SAE_LAYER, "encoder-1")
     found = load(tmp_path, len(studied.traces))
     # What is emitted where the gate opens is the thinking model's own, so decoding stays on its trace.
     decoder = HybridDecoder(studied.base, studied.thinking, None, Policy((1.0,), (1,), emit="thinking"))

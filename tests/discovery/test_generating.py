@@ -16,7 +16,7 @@ from tests.tiny_system import CHAT_TEMPLATE, tiny_model, tiny_tokenizer
 
 
 def greedy(pair: ModelPair, prompt: str, tokens: int) -> str:
-    """What transformers' own decoding answers."""
+    """The greedy answer of transformers' own decoding."""
     tokenizer = pair.thinking.tokenizer
     ids = torch.tensor([pair.prompts(prompt).thinking_ids])
     seen = torch.ones_like(ids)  # else it would hide the tokens that are the padding's
@@ -26,7 +26,7 @@ def greedy(pair: ModelPair, prompt: str, tokens: int) -> str:
 
 
 def keep(path: Path, studied: Studied, count: int, tail: str = "") -> None:
-    """A file of `count` traces that the thinking model is said to have written, then `tail`."""
+    """A file of `count` traces attributed to the thinking model, then `tail`."""
     generate(path, studied.pair, [], max_new_tokens=40)
     with path.open("a") as file:
         kept = [replace(trace, text="kept") for trace in studied.traces[:count]]
@@ -37,7 +37,7 @@ def prompts_of(studied: Studied) -> list[str]:
     return [trace.prompt for trace in studied.traces]
 
 
-def test_traces_are_the_thinking_models_own_greedy_text(studied: Studied) -> None:
+def test_traces_equal_greedy_decoding_by_transformers(studied: Studied) -> None:
     some = studied.traces[::4]
     assert [trace.text for trace in some] == [greedy(studied.pair, trace.prompt, 40) for trace in some]
     other = replace(studied.pair, thinking=studied.base)
@@ -45,9 +45,7 @@ def test_traces_are_the_thinking_models_own_greedy_text(studied: Studied) -> Non
 
 
 @pytest.mark.parametrize("prompt", [RAW, PromptSpec(thinking="chat", prefix="<think>\n")])
-def test_a_prompt_is_read_as_the_pair_gives_it_with_its_bos(
-    studied: Studied, tmp_path: Path, prompt: PromptSpec
-) -> None:
+def test_the_prompt_has_the_pairs_form_and_a_bos(studied: Studied, tmp_path: Path, prompt: PromptSpec) -> None:
     tokenizer = bos_tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE
     thinking = LocalBackend(studied.thinking.model._module, tokenizer)
@@ -58,7 +56,7 @@ def test_a_prompt_is_read_as_the_pair_gives_it_with_its_bos(
 
 
 @pytest.mark.parametrize("tail", ["", '{"prompt": "Ques', '{"prompt": "\\ud83d'])
-def test_an_interrupted_run_goes_on_where_it_was(studied: Studied, tmp_path: Path, tail: str) -> None:
+def test_an_interrupted_run_continues(studied: Studied, tmp_path: Path, tail: str) -> None:
     path, prompts = tmp_path / "traces.jsonl", prompts_of(studied)
     keep(path, studied, 10, tail)
     traces = generate(path, studied.pair, prompts, max_new_tokens=40)
@@ -69,7 +67,7 @@ def test_an_interrupted_run_goes_on_where_it_was(studied: Studied, tmp_path: Pat
     assert sources.read([path]) == traces
 
 
-def test_what_was_written_before_an_end_stays(
+def test_written_traces_survive_an_interruption(
     studied: Studied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "BATCH", 5)
@@ -83,7 +81,7 @@ def test_what_was_written_before_an_end_stays(
     assert generate(path, studied.pair, prompts, max_new_tokens=40) == studied.traces
 
 
-def test_an_answer_ends_with_the_context(tmp_path: Path) -> None:
+def test_an_answer_ends_at_the_context_length(tmp_path: Path) -> None:
     small = LocalBackend(tiny_model(0, context=20), tiny_tokenizer())
     pair = ModelPair(small, small, RAW)
     prompts = ["Question 1: a", "Question 22: why is t"[:19]]
@@ -127,7 +125,7 @@ def test_foreign_files_are_refused_and_left_alone(studied: Studied, tmp_path: Pa
         generate(path, studied.pair, prompts_of(studied), max_new_tokens=40)
 
 
-def test_an_empty_file_is_begun_anew(studied: Studied, tmp_path: Path) -> None:
+def test_an_empty_file_is_started(studied: Studied, tmp_path: Path) -> None:
     path = tmp_path / "traces.jsonl"
     path.touch()
     assert generate(path, studied.pair, prompts_of(studied)[:2], max_new_tokens=40) == studied.traces[:2]

@@ -46,7 +46,7 @@ def graded(
     return grade(load(asked), sentences, categories, *(held_out or sample(8)), {}, asked, seed=1)
 
 
-def test_a_true_taxonomy_has_the_best_grades(server: JudgeServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_correct_taxonomy_has_the_best_grades(server: JudgeServer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     found = graded(server)
     assert found.categories == NUMBERS
@@ -61,7 +61,7 @@ def test_a_true_taxonomy_has_the_best_grades(server: JudgeServer, caplog: pytest
     assert "at most 50 requests" in caplog.text and not [r for r in caplog.records if r.levelname == "WARNING"]
 
 
-def test_misplaced_sentences_lower_consistency_alone(server: JudgeServer) -> None:
+def test_misplaced_sentences_lower_only_consistency(server: JudgeServer) -> None:
     sentences, categories = sample(5)
     moved = categories.clone()
     moved[(categories == 0).nonzero()[:2, 0]] = 2  # two that plan were found among those that compute
@@ -73,14 +73,14 @@ def test_misplaced_sentences_lower_consistency_alone(server: JudgeServer) -> Non
     assert found.score == pytest.approx(((0.9 - 0.25) / 0.75) ** (1 / 3))
 
 
-def test_what_no_category_describes_lowers_completeness(server: JudgeServer) -> None:
+def test_sentences_that_no_category_describes_lower_completeness(server: JudgeServer) -> None:
     sentences, categories = sample(5)
     strange = [sentence.replace("plan", "sing") for sentence in sentences]
     found = graded(server, None, (strange, categories))
     assert found.completeness.value == 15 / 20 and found.confidence == (15 * 9 + 5) / 20
 
 
-def test_a_category_that_was_split_lowers_independence_and_consistency(server: JudgeServer) -> None:
+def test_a_split_category_lowers_independence_and_consistency(server: JudgeServer) -> None:
     sentences, categories = sample(6)
     split = categories.clone()
     split[(categories == 7).nonzero()[::2, 0]] = 8
@@ -90,14 +90,14 @@ def test_a_category_that_was_split_lowers_independence_and_consistency(server: J
     assert found.recall[-2:] == (1.0, 0.0) and found.completeness.value == 1.0
 
 
-def test_the_sentences_that_speak_to_the_judge_are_data(server: JudgeServer) -> None:
+def test_sentences_that_address_the_judge_are_only_data(server: JudgeServer) -> None:
     sentences, categories = sample(3, ("plan", "check"))
     injected = [INJECTION if "check" in sentence else sentence for sentence in sentences]
     found = graded(server, None, (injected, categories), (injected, categories))
     assert found.titles == ("They plan", "They check") and found.score == 1.0
 
 
-def test_a_title_is_after_exemplars_and_others(server: JudgeServer) -> None:
+def test_the_judge_sees_exemplars_and_other_sentences(server: JudgeServer) -> None:
     sentences, categories = sample(50)
     asked = recipe(server, examples=6)
     best = {0: [f"Let me plan number {i}." for i in (40, 41, 42, 43)]}
@@ -107,7 +107,7 @@ def test_a_title_is_after_exemplars_and_others(server: JudgeServer) -> None:
     assert shown[:3] == best[0][:3] and len(set(shown)) == 6 and all("plan" in s for s in shown)
 
 
-def test_the_same_seed_asks_the_same_and_the_cache_answers(server: JudgeServer, tmp_path: Path) -> None:
+def test_the_same_seed_asks_the_same_questions_and_the_cache_answers(server: JudgeServer, tmp_path: Path) -> None:
     def graded(seed: int) -> TaxonomyGrades:
         asked = recipe(server, sentences=3)
         return grade(CachedJudge(load(asked), tmp_path), *sample(50), *sample(50), {}, asked, seed)
@@ -119,7 +119,7 @@ def test_the_same_seed_asks_the_same_and_the_cache_answers(server: JudgeServer, 
 
 
 def only(*keys: str) -> Callable[[str], str]:
-    """A grader that answers but for the questions whose form has these keys."""
+    """A grader that refuses questions whose answer has these keys."""
     return lambda prompt: (
         "I would rather not." if any(f'"{k}":' in prompt.splitlines()[-1] for k in keys) else rule(prompt)
     )
@@ -134,7 +134,7 @@ def only(*keys: str) -> Callable[[str], str]:
         ("title", 4, (0.0, 0.0, 0.0, 0.0)),
     ],
 )
-def test_nonsense_is_a_miss_and_is_counted(
+def test_unusable_replies_are_counted_as_misses(
     silent: str, unanswered: int, figures: tuple[float, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     with JudgeServer(grader=only(silent)) as server:
@@ -148,13 +148,13 @@ def test_nonsense_is_a_miss_and_is_counted(
 
 
 @pytest.mark.parametrize("reply", [says(None), says(""), says("\x1b[2J"), says('{"category": 5}'), says("{" * 9999)])
-def test_no_nonsense_ends_a_run(reply: Fault) -> None:
+def test_unusable_replies_do_not_end_a_run(reply: Fault) -> None:
     with JudgeServer(always=reply) as server:
         found = graded(server)
     assert found.unanswered == found.asked == 4
 
 
-def test_an_untitled_category_is_not_offered_and_its_sentences_are_misses(server: JudgeServer) -> None:
+def test_an_untitled_category_is_not_offered_to_the_judge(server: JudgeServer) -> None:
     server.faults = [says("no"), says('{"title": "Check", "description": "does check"}')]
     found = graded(
         server, {"concurrency": 1, "sentences": 4}, sample(4, ("plan", "check")), sample(4, ("plan", "check"))
@@ -172,24 +172,24 @@ def test_a_category_with_no_examples_is_named_in_a_warning(
     assert "category 0 has no examples" in caplog.text and found.unanswered == 0
 
 
-def test_one_category_alone_scores_nothing(server: JudgeServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_single_category_scores_zero(server: JudgeServer, caplog: pytest.LogCaptureFixture) -> None:
     found = graded(server, None, sample(4, ("plan",)), sample(4, ("plan",)))
     assert found.consistency.value == found.completeness.value == 1.0
     assert found.independence == found.score == 0.0 and "only one category" in caplog.text
 
 
-def test_nothing_held_out_is_a_mistake(server: JudgeServer) -> None:
+def test_grading_needs_held_out_sentences(server: JudgeServer) -> None:
     with pytest.raises(HybridError, match="no sentences are held out"):
         graded(server, None, ([], torch.tensor([], dtype=torch.int64)))
     assert not server.asked
 
 
-def test_a_judge_of_taxonomies_is_checked_as_any() -> None:
+def test_a_grading_recipe_is_checked_like_any_judge() -> None:
     with pytest.raises(pydantic.ValidationError, match="url must be http"):
         GradingRecipe(kind="endpoint", model="rule", sentences=3)
 
 
-def test_grades_are_kept_as_json(server: JudgeServer) -> None:
+def test_grades_survive_json(server: JudgeServer) -> None:
     found = graded(server)
     text = found.to_json()
     assert TaxonomyGrades.from_json(text) == found and TaxonomyGrades.from_json(text).to_json() == text
@@ -202,7 +202,7 @@ def test_grades_are_kept_as_json(server: JudgeServer) -> None:
         TaxonomyGrades.from_json(json.dumps(fields | {"titles": ["A"]}))
 
 
-def test_the_estimate_bounds_what_is_asked(server: JudgeServer) -> None:
+def test_the_estimate_bounds_the_requests(server: JudgeServer) -> None:
     asked = recipe(server, price_in=2.0, price_out=10.0, max_tokens=100)
     sentences, _ = sample(8)
     expected = estimate(4, asked, max(map(len, sentences)))

@@ -23,7 +23,7 @@ DESCRIBED = [("Checking", "It doubts."), ('Plan"ning\n', "It plans.")]
 
 
 @pytest.mark.parametrize("sentence", HOSTILE)
-def test_a_sentence_is_one_line_of_data_whatever_it_says(sentence: str) -> None:
+def test_a_hostile_sentence_stays_one_line_of_data(sentence: str) -> None:
     for prompt in (
         title_prompt([sentence, "Another."]),
         consistency_prompt(DESCRIBED, sentence),
@@ -86,7 +86,7 @@ def test_long_sentences_are_cut() -> None:
         ("[" * 50_000 + "{" * 50_000, None),
     ],
 )
-def test_a_category_is_read_from_what_surrounds_it_and_never_guessed(reply: str, position: int | None) -> None:
+def test_a_category_is_found_in_a_reply_and_never_guessed(reply: str, position: int | None) -> None:
     assert parse_category(reply, 3) == position
 
 
@@ -112,7 +112,7 @@ def test_a_fit_needs_both_answers(reply: str, found: tuple[bool, float] | None) 
     ("reply", "found"),
     [('{"overlap": 0}', 0.0), ('{"overlap": 10.0}', 10.0), ('{"overlap": -1}', None), ('{"overlap": Infinity}', None)],
 )
-def test_an_overlap_is_from_0_to_10(reply: str, found: float | None) -> None:
+def test_an_overlap_is_between_0_and_10(reply: str, found: float | None) -> None:
     assert parse_overlap(reply) == found
 
 
@@ -133,7 +133,7 @@ def test_titles_are_cleaned(title: object, description: object, found: tuple[str
     assert parse_title(json.dumps({"title": title, "description": description})) == found
 
 
-def test_any_reply_is_read_without_an_error() -> None:
+def test_random_replies_raise_no_errors() -> None:
     random, parts = Random(0), ['{"category": ', '{"title": "', "</think>", "<think>", "1", "}", '"', "[", "\x00", "{"]
     for _ in range(3000):
         reply = "".join(random.choice(parts) for _ in range(random.randrange(12)))

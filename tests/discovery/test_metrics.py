@@ -23,7 +23,7 @@ SIZE = 4
 
 @pytest.fixture
 def drawn() -> tuple[EvaluationSet, list[tuple[Tensor, Tensor]]]:
-    """EvaluationSet in loose groups, words that go with them, and three assignments that partly agree."""
+    """Points in loose groups, words that depend on the groups, and three assignments that partly agree."""
     generator = torch.Generator().manual_seed(0)
 
     def rand(*shape: int) -> Tensor:
@@ -48,7 +48,7 @@ def test_stability_is_the_mean_over_pairs(drawn: tuple[EvaluationSet, list[tuple
     assert points.measure(starts, SIZE).stability == pytest.approx(sum(indices) / 3)
 
 
-def test_stability_does_not_ask_for_the_same_numbers() -> None:
+def test_stability_ignores_how_categories_are_numbered() -> None:
     one = torch.tensor([0, 0, 1, 1, 2, 2])
     assert stability([one, (one + 1) % 3]) == pytest.approx(1.0)
     assert stability([one]) is None
@@ -70,7 +70,7 @@ def test_silhouette_of_one_category_is_0(drawn: tuple[EvaluationSet, list[tuple[
     assert silhouette(points.held_out, torch.zeros(60, dtype=torch.int64), SIZE) == 0.0
 
 
-def test_confidence_is_that_of_a_plain_loop(drawn: tuple[EvaluationSet, list[tuple[Tensor, Tensor]]]) -> None:
+def test_confidence_equals_a_plain_loop(drawn: tuple[EvaluationSet, list[tuple[Tensor, Tensor]]]) -> None:
     points, starts = drawn
     ours, others = starts[0]
     centres, total = means(points, ours), 0.0
@@ -81,7 +81,7 @@ def test_confidence_is_that_of_a_plain_loop(drawn: tuple[EvaluationSet, list[tup
     assert points.confidence(ours, others, SIZE) == pytest.approx(total / 60, abs=1e-5)
 
 
-def test_explained_is_that_of_a_plain_loop(drawn: tuple[EvaluationSet, list[tuple[Tensor, Tensor]]]) -> None:
+def test_explained_equals_a_plain_loop(drawn: tuple[EvaluationSet, list[tuple[Tensor, Tensor]]]) -> None:
     points, starts = drawn
     ours, others = starts[0]
     centres, centre = means(points, ours), points.learned.mean(0)
@@ -90,7 +90,7 @@ def test_explained_is_that_of_a_plain_loop(drawn: tuple[EvaluationSet, list[tupl
     assert points.explained(ours, others, SIZE, points.held_out) == pytest.approx(1 - left / total, abs=1e-5)
 
 
-def test_word_information_is_that_of_a_plain_loop(
+def test_word_information_equals_a_plain_loop(
     drawn: tuple[EvaluationSet, list[tuple[Tensor, Tensor]]],
 ) -> None:
     points, starts = drawn
@@ -107,7 +107,7 @@ def test_word_information_is_that_of_a_plain_loop(
     assert 0.02 < 1 - knowing / blind < 0.9
 
 
-def test_word_information_is_a_number_however_common_a_word_is() -> None:
+def test_word_information_is_finite_for_a_word_that_all_sentences_have() -> None:
     """In float32 the frequency of the first word among 5,000 would be 1, and that of its absence 0."""
     learned, ours = torch.ones(5000, 2), torch.zeros(5000, dtype=torch.int64)
     learned[::2, 1] = 0
@@ -123,7 +123,7 @@ def test_word_information_is_0_without_words() -> None:
     assert word_information(torch.zeros(2, 0), torch.zeros(2, 0), category, category, 2) == 0.0
 
 
-def test_metrics_are_of_the_start_that_explains_most(drawn: tuple[EvaluationSet, list[tuple[Tensor, Tensor]]]) -> None:
+def test_the_start_that_explains_most_is_measured(drawn: tuple[EvaluationSet, list[tuple[Tensor, Tensor]]]) -> None:
     points, starts = drawn
     shuffled = tuple(side[torch.randperm(len(side))] for side in starts[0])
     found = points.measure([shuffled, starts[1]], SIZE)
@@ -155,7 +155,7 @@ def test_the_score_is_a_geometric_mean() -> None:
     assert worst.score == pytest.approx(LEAST)
 
 
-def test_words_signs_and_numbers_are_predicted() -> None:
+def test_words_punctuation_and_numbers_are_predicted() -> None:
     learned, held_out = word_tables(["So 3 + 4.", "So 17!", "Wait"], ["so, 5", "never"])
     # Twice or more: so, number.
     assert learned.tolist() == [[1, 1], [1, 1], [0, 0]]
@@ -173,8 +173,8 @@ def test_no_frequent_words_make_an_empty_table() -> None:
     assert learned.shape == (2, 0) and held_out.shape == (1, 0)
 
 
-def test_of_equally_frequent_words_the_first_met_comes_first() -> None:
-    """Whatever a run's hashes are."""
+def test_equally_frequent_words_keep_their_order() -> None:
+    """The order does not depend on the hash seed."""
     asked = list("kigecaljhfdb")
     _, held_out = word_tables([" ".join(asked)] * 2, asked)
     assert held_out.argmax(-1).tolist() == list(range(12))

@@ -11,7 +11,7 @@ def one_hot(*latents: int, of: int) -> torch.Tensor:
 
 
 def titles(**titles: str) -> dict[int, tuple[str, str]]:
-    """A judge's titles of the latents in the keywords' names (l0, l1, ...), and descriptions of them."""
+    """A judge's title and description of each latent; keywords l0, l1, ... name the latents."""
     return {int(key[1:]): (title, f"Of {title}.") for key, title in titles.items()}
 
 
@@ -58,7 +58,7 @@ def test_keywords_are_weighed_by_class_tf_idf() -> None:
     assert keywords(sentences, torch.tensor([0, 1, 0]), 1) == {0: ("x",), 1: ("check",)}
 
 
-def test_keywords_of_one_category_are_its_words_and_of_no_words_none() -> None:
+def test_keywords_of_a_single_category_and_of_no_words() -> None:
     assert keywords(["It is.", "It was."], torch.tensor([4, 4]), 5)[4] == ("is", "was", "it")
     assert keywords(["1 + 1", ""], torch.tensor([0, 1]), 5) == {0: (), 1: ()}
 
@@ -71,7 +71,7 @@ def test_exemplars_are_different_and_strongest_first() -> None:
     assert exemplars(sentences, torch.zeros(5, 3), 2, 2) == ()
 
 
-def test_a_judges_titles_come_first_where_it_gave_them() -> None:
+def test_a_judges_titles_are_preferred() -> None:
     sentences = ["So it is.", "Check this.", "Check that.", "1 + 1"]
     judged = titles(l0="Stating a result", l3="Of nobody")
     first, second, third = name(sentences, one_hot(0, 1, 1, 2, of=4), judged)
@@ -101,12 +101,12 @@ def test_keys_are_made_from_titles_and_kept_distinct(given: tuple[str, ...], key
     assert [behavior.title for behavior in behaviors] == list(given)
 
 
-def test_words_without_end_make_no_key_without_end() -> None:
+def test_long_words_make_bounded_keys() -> None:
     (behavior,) = name(["A" * 5000 + " " + "b" * 5000], one_hot(0, of=1))
     assert len(behavior.key) <= 60 and len(behavior.title) <= 80
 
 
-def test_titles_that_are_another_latents_name_are_not_its_key() -> None:
+def test_a_title_that_names_another_latent_is_no_key() -> None:
     judged = titles(l0="latent 3")
     (behavior,) = name(["So."], one_hot(0, of=1), judged)
     assert (behavior.key, behavior.title) == ("latent-0", "latent 3")

@@ -35,7 +35,7 @@ crossed = pytest.mark.parametrize("tokenizers", CROSSED.values(), ids=CROSSED.ke
 
 
 def backend(tokenizer: PreTrainedTokenizerBase, context: int = 4096) -> LocalBackend:
-    """Its model is never run here."""
+    """A backend whose model is never run."""
     return LocalBackend(tiny_model(0, context=context), tokenizer)
 
 
@@ -55,7 +55,7 @@ def written(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> bytes:
     return b"".join(vocabulary.content(name) for name in tokenizer.convert_ids_to_tokens(ids))
 
 
-def test_one_vocabulary_gives_both_models_the_same(studied: Studied) -> None:
+def test_models_with_one_vocabulary_read_the_same_ids(studied: Studied) -> None:
     tokenizer = studied.base.tokenizer
     for trace in studied.traces:
         encoded = studied.pair.encode(trace)
@@ -69,7 +69,7 @@ def test_one_vocabulary_gives_both_models_the_same(studied: Studied) -> None:
 
 
 @crossed
-def test_the_base_reads_token_by_token_what_decoding_would_hand_over(
+def test_the_base_reads_the_tokens_that_decoding_would_align(
     tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase],
 ) -> None:
     base, thinking = tokenizers
@@ -85,7 +85,7 @@ def test_the_base_reads_token_by_token_what_decoding_would_hand_over(
 
 
 @crossed
-def test_a_token_goes_back_as_the_naive_bridge_takes_it(
+def test_tokens_are_aligned_as_by_the_naive_bridge(
     tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase],
 ) -> None:
     naive, bridge = NaiveBridge(*tokenizers), Bridge(*tokenizers)
@@ -97,7 +97,7 @@ def test_a_token_goes_back_as_the_naive_bridge_takes_it(
 @crossed
 @settings(max_examples=20, deadline=None)
 @given(text=st.text("ab Z.!?\n $\\é😀—3", max_size=60))
-def test_sentences_lie_in_the_trace_apart_and_the_base_reads_each_whole(
+def test_sentences_do_not_overlap_and_the_base_reads_each_whole(
     tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase], text: str
 ) -> None:
     base, thinking = tokenizers
@@ -118,7 +118,7 @@ PAIRS: dict[int, ModelPair] = {}
 
 @settings(max_examples=40, deadline=None)
 @given(text=st.text("ab Z.!?\n $\\é😀—3", max_size=80))
-def test_in_bytes_a_sentences_tokens_are_its_text(text: str) -> None:
+def test_byte_tokens_of_a_sentence_spell_its_text(text: str) -> None:
     pair = PAIRS.setdefault(0, pair_of(tiny_tokenizer(), tiny_tokenizer()))
     encoded = pair.encode(Trace("Q", text))
     for sentence in encoded.sentences:
@@ -166,7 +166,7 @@ def test_real_traces_of_a_distilled_model(distilled: ModelPair) -> None:
     assert 0 < cut < len(rows)
 
 
-def test_a_prompt_is_raw_or_a_turn_of_a_chat_with_a_prefix_that_is_not_repeated() -> None:
+def test_a_prompt_is_raw_or_a_chat_turn_and_its_prefix_is_not_repeated() -> None:
     tokenizer = tiny_tokenizer(CHAT_TEMPLATE)
     assert pair_of(tokenizer, tokenizer).thinking_text("Q") == "Q"
     chat = pair_of(tiny_tokenizer(), tokenizer, PromptSpec(thinking="chat", prefix="<think>\n"))
@@ -189,7 +189,7 @@ def test_a_thought_that_the_prompt_opened_ends_where_it_is_closed() -> None:
     assert blank.sentences == () and not blank.truncated
 
 
-def test_prompts_begin_as_the_tokenizer_begins_texts_but_not_twice() -> None:
+def test_prompts_have_one_bos() -> None:
     plain = tiny_tokenizer()("Q").input_ids
     assert prompt_ids(bos_tokenizer(), "Q") == prompt_ids(bos_tokenizer(), "<pad>Q") == [0, *plain]
     assert prompt_ids(tiny_tokenizer(), "Q") == plain
@@ -199,7 +199,7 @@ def test_prompts_begin_as_the_tokenizer_begins_texts_but_not_twice() -> None:
 
 @pytest.mark.parametrize("room", [0, 1, 4, 9, 10, 11, 12, 200])
 @pytest.mark.parametrize("narrow", ["base", "thinking"])
-def test_what_is_beyond_a_context_is_cut(narrow: str, room: int) -> None:
+def test_a_trace_is_cut_at_either_context(narrow: str, room: int) -> None:
     # Twelve bytes and an end, after a prompt of two; the second sentence ends with the twelfth byte.
     contexts = {"base": 4096, "thinking": 4096, narrow: 2 + room}
     pair = ModelPair(*(backend(tiny_tokenizer(), contexts[role]) for role in ("base", "thinking")), RAW)
@@ -212,7 +212,7 @@ def test_what_is_beyond_a_context_is_cut(narrow: str, room: int) -> None:
     assert [s.text for s in encoded.sentences] == ["One a.", " Two b"][: 0 if room < 6 else 1 if room < 12 else 2]
 
 
-def test_the_base_may_need_more_room_for_the_same() -> None:
+def test_the_base_may_need_more_tokens_for_the_same_text() -> None:
     pair = ModelPair(backend(tiny_tokenizer(), 30), backend(metaspace_tokenizer(), 30), RAW)
     encoded = pair.encode(Trace("Q", TEXT))
     assert encoded.truncated and len(encoded.base_ids) <= 30 and len(encoded.thinking_ids) < 30
@@ -225,7 +225,7 @@ def test_the_base_may_need_more_room_for_the_same() -> None:
 
 
 @pytest.mark.parametrize("narrow", ["base", "thinking"])
-def test_of_a_prompt_beyond_a_context_there_is_no_more_than_it_holds(narrow: str) -> None:
+def test_a_prompt_longer_than_a_context_is_cut_to_it(narrow: str) -> None:
     contexts = {"base": 4096, "thinking": 4096, narrow: 5}
     pair = ModelPair(*(backend(tiny_tokenizer(), contexts[role]) for role in ("base", "thinking")), RAW)
     encoded = pair.encode(Trace("A long prompt", "One a. Two b"))
@@ -239,7 +239,7 @@ def test_a_prompt_without_tokens_is_refused(studied: Studied) -> None:
         studied.pair.encode(Trace("", "a"))
 
 
-def test_tokenizers_that_will_not_do_are_refused_in_one_line() -> None:
+def test_unsuitable_tokenizers_are_refused_in_one_line() -> None:
     plain, endless = tiny_tokenizer(), tiny_tokenizer()
     endless.eos_token = None
 
@@ -262,7 +262,7 @@ def test_tokenizers_that_will_not_do_are_refused_in_one_line() -> None:
 
 
 def without_bytes(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The same, but it cannot write what it has no piece for."""
+    """The same tokenizer without byte fallback."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     vocabulary = state["model"]["vocab"]
     kept = [name for name in vocabulary if not name.startswith("<0x")]
@@ -274,7 +274,7 @@ def without_bytes(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase
     )
 
 
-def test_the_fingerprint_is_of_weights_vocabulary_and_template(studied: Studied) -> None:
+def test_the_fingerprint_depends_on_weights_vocabulary_and_template(studied: Studied) -> None:
     model = tiny_model(0)
     told = fingerprint(LocalBackend(model, tiny_tokenizer()))
     assert told == fingerprint(LocalBackend(tiny_model(0), tiny_tokenizer())) == fingerprint(studied.base)
@@ -291,7 +291,7 @@ def test_the_fingerprint_is_of_weights_vocabulary_and_template(studied: Studied)
     assert json.loads(json.dumps(studied.pair.identity())) == studied.pair.identity()
 
 
-def test_the_digest_tells_traces_apart() -> None:
+def test_different_traces_have_different_digests() -> None:
     assert digest([Trace("a", "b")]) == digest([Trace("a", "b")])
     others = [[Trace("a", "c")], [Trace("ab", "")], [Trace("a", "b")] * 2, [], [Trace("b", "a")]]
     assert len({digest(traces) for traces in [*others, [Trace("a", "b")]]}) == 6

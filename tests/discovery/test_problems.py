@@ -41,7 +41,7 @@ def test_a_file_gives_its_prompts_and_answers_shuffled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "embedded", "both"])
-def test_the_first_problems_are_the_same_whatever_the_count(tmp_path: Path, kind: str) -> None:
+def test_the_first_problems_do_not_depend_on_the_count(tmp_path: Path, kind: str) -> None:
     file, embedded = numbered(tmp_path / "a.jsonl", 30), ProblemSource(data="embedded")
     sources = {"file": [file], "embedded": [embedded], "both": [embedded, file]}[kind]
     whole = draw(sources, 30, 3)
@@ -56,7 +56,7 @@ def test_sources_take_turns_and_make_up_for_one_another(tmp_path: Path) -> None:
     assert "".join(kinds) == "ababab" + "b" * 7
 
 
-def test_a_problem_is_drawn_once(tmp_path: Path) -> None:
+def test_duplicate_problems_are_drawn_once(tmp_path: Path) -> None:
     source = numbered(tmp_path / "a.jsonl", 5)
     write(tmp_path / "a.jsonl", 3 * [{"question": f"q{n}", "answer": n} for n in range(5)])
     found = draw([source, source], 5, 0)
@@ -65,7 +65,7 @@ def test_a_problem_is_drawn_once(tmp_path: Path) -> None:
         draw([source, source], 6, 0)
 
 
-def test_some_prompts_can_be_left_out(tmp_path: Path) -> None:
+def test_prompts_can_be_excluded(tmp_path: Path) -> None:
     source = numbered(tmp_path / "a.jsonl", 10)
     whole = prompts(draw([source], 10, 0))
     assert prompts(draw([source], 7, 0, set(whole[1:4]))) == [whole[0], *whole[4:]]
@@ -73,7 +73,7 @@ def test_some_prompts_can_be_left_out(tmp_path: Path) -> None:
         draw([source], 8, 0, set(whole[1:4]))
 
 
-def test_embedded_problems_are_those_of_neither_test() -> None:
+def test_embedded_problems_are_in_neither_test_set() -> None:
     found = draw([ProblemSource(data="embedded")], 20, 0)
     stream = unseen(random.Random("discover:0"))
     expected = [next(stream) for _ in range(20)]
@@ -123,7 +123,7 @@ def test_problems_for_traces_need_no_answer(tmp_path: Path) -> None:
         ("", "not JSON"),
     ],
 )
-def test_a_bad_row_is_named_by_its_line(tmp_path: Path, line: str, said: str) -> None:
+def test_a_bad_row_is_reported_with_its_line(tmp_path: Path, line: str, said: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"question": "fine", "answer": 1}\n' + line + "\n")
     with pytest.raises(HybridError) as error:
@@ -131,14 +131,14 @@ def test_a_bad_row_is_named_by_its_line(tmp_path: Path, line: str, said: str) ->
     assert str(error.value).startswith(f"{path}:2: ") and said in str(error.value) and "\n" not in str(error.value)
 
 
-def test_files_that_are_not_there_are_refused(tmp_path: Path) -> None:
+def test_missing_files_are_refused(tmp_path: Path) -> None:
     source = ProblemSource(data=str(tmp_path / "absent.jsonl"))
     for read in (source.content, lambda: draw([source], 1, 0)):
         with pytest.raises(HybridError, match=r"absent.jsonl: .*No such file"):
             read()
 
 
-def test_the_content_of_a_file_counts_not_its_place(tmp_path: Path) -> None:
+def test_a_file_is_identified_by_its_content_not_its_path(tmp_path: Path) -> None:
     first, second = numbered(tmp_path / "a.jsonl", 5), numbered(tmp_path / "b.jsonl", 5)
     former = first.content()
     assert former == second.content() != first.model_dump()
@@ -161,7 +161,7 @@ def test_the_content_of_a_file_counts_not_its_place(tmp_path: Path) -> None:
         ("openai/gsm8k", "all"),
     ],
 )
-def test_problems_of_the_tests_are_refused(data: str, split: str) -> None:
+def test_test_splits_of_benchmarks_are_refused(data: str, split: str) -> None:
     with pytest.raises(ValidationError, match="must not be those of a test"):
         ProblemSource(data=data, config="main", split=split)
     assert ProblemSource(data=data, config="main", split="train[:10]").split == "train[:10]"
@@ -174,7 +174,7 @@ def test_a_prompt_without_the_question_is_refused() -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current folder in which openai/gsm8k is a data set of twenty rows."""
+    """A working directory in which openai/gsm8k is a data set of twenty rows."""
     folder = tmp_path / "openai" / "gsm8k"
     folder.mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
@@ -210,13 +210,13 @@ def test_a_data_set_of_the_hub_is_read(hub: Path) -> None:
         ({"question": "problem"}, "openai/gsm8k, row 0: .*a problem must have problem and answer"),
     ],
 )
-def test_mistakes_with_a_data_set_are_one_line(hub: Path, change: dict[str, str], said: str) -> None:
+def test_a_wrong_data_set_is_refused_in_one_line(hub: Path, change: dict[str, str], said: str) -> None:
     with pytest.raises(HybridError, match=said) as error:
         draw([ProblemSource(**{"data": "openai/gsm8k", "config": "main"} | change)], 3, 0)
     assert "\n" not in str(error.value)
 
 
-def test_a_data_set_that_is_broken_is_refused(hub: Path) -> None:
+def test_a_broken_data_set_is_refused(hub: Path) -> None:
     (hub / "train.jsonl").write_text('{"question": "q", "ans')
     with pytest.raises(HybridError, match="openai/gsm8k cannot be loaded"):
         draw([ProblemSource(data="openai/gsm8k", config="main")], 1, 0)

@@ -1,4 +1,4 @@
-"""Discovery's models on a server: what it keeps is what it keeps of models in this process."""
+"""Discovery with models on a server gives what it gives with models in this process."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +40,7 @@ def moved(pair: ModelPair, roles: Sequence[str]) -> ModelPair:
 
 def check_gates(pair: ModelPair, traces: Sequence[Trace], roles: Sequence[str], folder: Path) -> None:
     for name, one in (("here", pair), ("there", moved(pair, roles))):
-        disagreements.fill(folder / name, one, traces, random_encoder(), SAE_LAYER, "told")
+        disagreements.fill(folder / name, one, traces, random_encoder(), SAE_LAYER, "encoder-1")
     here, there = (disagreements.load(folder / name, len(traces)) for name in ("here", "there"))
     assert len(here.trace) > 3
     for name in ("trace", "column", "target", "category", "places"):
@@ -50,13 +50,13 @@ def check_gates(pair: ModelPair, traces: Sequence[Trace], roles: Sequence[str], 
 
 
 @pytest.mark.parametrize("roles", ROLES, ids="+".join)
-def test_gates(studied: Studied, tmp_path: Path, roles: Sequence[str]) -> None:
+def test_disagreements(studied: Studied, tmp_path: Path, roles: Sequence[str]) -> None:
     # Among them a trace that is nothing, and a prompt that leaves it no room.
     check_gates(studied.pair, [*studied.traces[:6], Trace("Q", ""), Trace("so " * 600, "x")], roles, tmp_path)
 
 
 @pytest.mark.parametrize("roles", ROLES, ids="+".join)
-def test_gates_of_other_vocabularies(tmp_path: Path, roles: Sequence[str]) -> None:
+def test_disagreements_of_other_vocabularies(tmp_path: Path, roles: Sequence[str]) -> None:
     models = crossed_pair(byte_level_tokenizer(100), metaspace_tokenizer())
     backends = [
         LocalBackend(model, tokenizer)
@@ -80,7 +80,7 @@ def test_activations(studied: Studied, tmp_path: Path) -> None:
             assert torch.allclose(ours, theirs, atol=1e-4)
 
 
-def test_a_store_is_of_models_here_or_there(studied: Studied, tmp_path: Path) -> None:
+def test_a_store_of_a_local_model_is_not_mixed_with_a_remote_one(studied: Studied, tmp_path: Path) -> None:
     traces = studied.traces[:3]
     store.collect(tmp_path, studied.pair, traces, LAYERS)
     with pytest.raises(HybridError, match="contains shards from different thinking"):

@@ -34,7 +34,9 @@ INDICES = torch.tensor([0, 5, 6, 7, 14, 15, 16, 19])
         torch.tensor([], dtype=torch.int64),
     ],
 )
-def test_rows_are_those_of_the_parts_joined(parts: list[Tensor], indices: Tensor | None, rows: slice | Tensor) -> None:
+def test_rows_equal_those_of_the_joined_parts(
+    parts: list[Tensor], indices: Tensor | None, rows: slice | Tensor
+) -> None:
     joined = torch.cat(parts) if indices is None else torch.cat(parts)[indices]
     found = JoinedRows(parts, indices)
     assert len(found) == len(joined)
@@ -47,7 +49,7 @@ def test_rows_are_copies(parts: list[Tensor]) -> None:
     assert torch.equal(found[:], torch.arange(60.0).reshape(20, 3))
 
 
-def test_a_row_that_is_not_there_is_an_error(parts: list[Tensor]) -> None:
+def test_a_missing_row_is_an_index_error(parts: list[Tensor]) -> None:
     for found in (JoinedRows(parts), JoinedRows(parts, torch.tensor([19, 20]))):
         with pytest.raises(IndexError):
             found[torch.tensor([1, 20])]
@@ -55,7 +57,7 @@ def test_a_row_that_is_not_there_is_an_error(parts: list[Tensor]) -> None:
         JoinedRows(parts, torch.tensor([19, 20]))[:]
 
 
-def test_rows_of_files_take_no_memory_and_no_open_files(tmp_path: Path) -> None:
+def test_rows_of_files_take_little_memory_and_no_open_files(tmp_path: Path) -> None:
     for number in range(20):
         save_file({"rows": torch.full((1000, 1024), float(number))}, tmp_path / f"{number}.safetensors")
     process = psutil.Process()

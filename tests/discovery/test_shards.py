@@ -61,7 +61,7 @@ def test_any_number_of_processes_writes_the_same_bytes(tmp_path: Path, world: in
 
 
 @pytest.mark.parametrize("lost", range(5))
-def test_only_what_is_missing_is_made_again(tmp_path: Path, lost: int) -> None:
+def test_only_missing_shards_are_written_again(tmp_path: Path, lost: int) -> None:
     shards = fill(tmp_path)
     whole = bytes_of(tmp_path)
     shards.path(lost).unlink()
@@ -75,7 +75,7 @@ def test_only_what_is_missing_is_made_again(tmp_path: Path, lost: int) -> None:
 
 
 @pytest.mark.parametrize("end", range(5))
-def test_an_end_in_the_middle_leaves_what_was_finished(tmp_path: Path, end: int) -> None:
+def test_an_interruption_leaves_the_finished_shards(tmp_path: Path, end: int) -> None:
     def until(some: range) -> Mapping[str, Tensor]:
         if some.start == 3 * end:
             raise KeyboardInterrupt
@@ -92,7 +92,7 @@ def test_an_end_in_the_middle_leaves_what_was_finished(tmp_path: Path, end: int)
     assert bytes_of(tmp_path / "torn") == bytes_of(tmp_path / "one")
 
 
-def test_another_world_goes_on_where_one_ended(tmp_path: Path) -> None:
+def test_another_number_of_processes_can_continue(tmp_path: Path) -> None:
     fill(tmp_path / "torn", rank=1, world=2)
     for rank in range(3):
         fill(tmp_path / "torn", rank=rank, world=3)
@@ -100,7 +100,7 @@ def test_another_world_goes_on_where_one_ended(tmp_path: Path) -> None:
     assert bytes_of(tmp_path / "torn") == bytes_of(tmp_path / "one")
 
 
-def test_a_folder_holds_shards_of_one_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_contains_shards_of_one_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = fill(tmp_path)
     whole = bytes_of(tmp_path)
     with pytest.raises(HybridError, match="contains shards from different seed; name another"):
@@ -119,7 +119,7 @@ def test_a_folder_holds_shards_of_one_kind(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100000])
-def test_an_index_of_something_else_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_foreign_index_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "index.json").write_bytes(content)
     with pytest.raises(
         HybridError, match=r"contains shards from different .*; name another folder, or delete this one"
@@ -139,7 +139,7 @@ def test_shards_without_their_index_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: b"", lambda data: data[:-1]])
-def test_a_shard_that_was_damaged_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_a_damaged_shard_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     shards = fill(tmp_path)
     shards.path(1).write_bytes(damage(shards.path(1).read_bytes()))
     for use in (shards.tensor, shards.joined_rows):
@@ -150,7 +150,7 @@ def test_a_shard_that_was_damaged_is_named(tmp_path: Path, damage: Callable[[byt
     assert len(shards.tensor("rows")) == sum(i % 4 for i in range(COUNT))
 
 
-def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(HybridError, match=r"file: cannot be written .File exists.; name"):
         fill(tmp_path / "file")
@@ -158,13 +158,13 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         fill(tmp_path / "file" / "below")
 
 
-def test_tensors_that_are_views_are_written_as_they_look(tmp_path: Path) -> None:
+def test_views_are_written_contiguously(tmp_path: Path) -> None:
     grid = torch.arange(100.0).reshape(10, 10)
     shards = fill(tmp_path, lambda some: {"rows": grid.T[some.start : some.stop]})
     assert torch.equal(shards.tensor("rows"), torch.cat([grid.T, grid.T[:0]])[:COUNT])
 
 
-def test_no_traces_are_no_shards(tmp_path: Path) -> None:
+def test_a_folder_of_no_traces_has_no_shards(tmp_path: Path) -> None:
     shards = Shards(tmp_path, 0)
     shards.fill(MADE_OF, read, "test")
     assert shards.count == 0 and shards.missing() == []

@@ -59,13 +59,13 @@ def saved(folder: Path, arguments: list[Any], responses: list[Any], filters: tup
     return path
 
 
-def test_samples_of_the_harness_are_read_once_whatever_their_filters(tmp_path: Path) -> None:
+def test_samples_under_several_filters_are_read_once(tmp_path: Path) -> None:
     path = saved(tmp_path, [("2 + 2?", {"until": []})], [["<think>\nSo 4"]], ("strict", "flexible"))
     assert len(path.read_text().splitlines()) == 2
     assert read([path, path]) == [Trace("2 + 2?", "<think>\nSo 4")]
 
 
-def test_repeats_are_traces_of_their_own(tmp_path: Path) -> None:
+def test_repeats_are_separate_traces(tmp_path: Path) -> None:
     path = saved(tmp_path, [("2 + 2?", {}), ("3 + 3?", {})], [["four", "4", "4"], ["six"]])
     assert read([path]) == [Trace("2 + 2?", "four"), Trace("2 + 2?", "4"), Trace("3 + 3?", "six")]
 
@@ -73,9 +73,7 @@ def test_repeats_are_traces_of_their_own(tmp_path: Path) -> None:
 MESSAGES = [{"role": "system", "content": "Think."}, {"role": "user", "content": "2 + 2?"}]
 
 
-def test_a_chat_that_an_api_was_sent_is_the_text_of_its_messages(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_chat_becomes_the_text_of_its_messages(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     chats = [JsonChatStr(json.dumps(MESSAGES[1:])), MESSAGES[1:], JsonChatStr(json.dumps(MESSAGES)), MESSAGES]
     path = saved(tmp_path, [(chat, {}) for chat in chats], [["a"], ["b"], ["c"], ["d"]])
     with caplog.at_level(logging.WARNING):
@@ -99,7 +97,7 @@ def test_plain_lines_have_a_question_and_a_response(rows: Writer, row: dict[str,
     assert read([rows(row)]) == [Trace(prompt, "R")]
 
 
-def test_our_own_files_are_told_by_their_first_line(studied: Studied, tmp_path: Path) -> None:
+def test_generated_files_are_recognised_by_their_first_line(studied: Studied, tmp_path: Path) -> None:
     path = tmp_path / "traces.jsonl"
     prompts = [trace.prompt for trace in studied.traces]
     assert read([kept(path, studied, prompts)]) == studied.traces
@@ -109,7 +107,7 @@ def test_our_own_files_are_told_by_their_first_line(studied: Studied, tmp_path: 
 
 
 def kept(path: Path, studied: Studied, prompts: list[str]) -> Path:
-    """A file that a run of the thinking model leaves, made of traces that are there already."""
+    """A file as `generate` leaves it, made of existing traces."""
     generate(path, studied.pair, [], max_new_tokens=40)
     with path.open("a") as file:
         file.writelines(json.dumps({"prompt": t.prompt, "text": t.text}) + "\n" for t in studied.traces)
@@ -117,7 +115,7 @@ def kept(path: Path, studied: Studied, prompts: list[str]) -> Path:
     return path
 
 
-def test_files_of_all_kinds_are_read_in_order(rows: Writer, studied: Studied, tmp_path: Path) -> None:
+def test_files_of_all_formats_are_read_in_order(rows: Writer, studied: Studied, tmp_path: Path) -> None:
     plain = rows({"question": "A", "response": "1"}, sample("B", "2"), name="plain.jsonl")
     ours = kept(tmp_path / "traces.jsonl", studied, [trace.prompt for trace in studied.traces])
     assert read([plain, ours]) == [Trace("A", "1"), Trace("B", "2"), *studied.traces]
@@ -165,13 +163,13 @@ def test_empty_responses_are_left_out_and_counted(rows: Writer, caplog: pytest.L
         (sample(resps=None), "it must have arguments.gen_args_0"),
     ],
 )
-def test_what_is_no_trace_is_named_with_its_line(rows: Writer, bad: Any, said: str) -> None:
+def test_a_line_that_is_no_trace_is_reported(rows: Writer, bad: Any, said: str) -> None:
     with pytest.raises(HybridError, match=rf"^\S+rows\.jsonl:2: .*{said}") as caught:
         read([rows(sample(), bad)])
     assert "\n" not in str(caught.value)
 
 
-def test_what_cannot_be_read_is_named(rows: Writer, tmp_path: Path) -> None:
+def test_an_unreadable_file_is_reported(rows: Writer, tmp_path: Path) -> None:
     with pytest.raises(HybridError, match=r"absent\.jsonl: cannot be read"):
         read([tmp_path / "absent.jsonl"])
     table = tmp_path / "table.csv"
@@ -180,7 +178,7 @@ def test_what_cannot_be_read_is_named(rows: Writer, tmp_path: Path) -> None:
         read([table])
 
 
-def test_files_without_a_trace_are_no_source(rows: Writer) -> None:
+def test_files_without_traces_are_refused(rows: Writer) -> None:
     for paths in ([], [rows()], [rows(sample(text=""))]):
         with pytest.raises(HybridError, match="found no response that is not empty in "):
             read(paths)

@@ -34,12 +34,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    """Of all files but those that a killed process left half written."""
+    """The content of all files, except for those that a killed process left half written."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix != ".new"}
 
 
 def residual(backend: LocalBackend, ids: Sequence[int], layer: int) -> Tensor:
-    """[n, d]: what a layer of a plain model gives, one trace at a time."""
+    """[n, d]: the output of a layer for one trace, by transformers alone."""
     seen: list[Tensor] = []
     handle = backend.layers[layer]._module.register_forward_hook(lambda module, inputs, output: seen.append(output))
     try:
@@ -67,7 +67,7 @@ def check(
         torch.testing.assert_close(store.rows("mean", layer)[:], means, rtol=tolerance, atol=tolerance)
 
 
-def test_rows_are_those_of_each_trace_read_alone(studied: Studied, tmp_path: Path) -> None:
+def test_rows_equal_those_of_each_trace_read_alone(studied: Studied, tmp_path: Path) -> None:
     store = collect(tmp_path / "a", studied.pair, studied.traces, (0, 1, 2, 3))
     encoded = [studied.pair.encode(trace) for trace in studied.traces]
     check(studied.pair, encoded, store, range(4), 1e-4)
@@ -79,7 +79,7 @@ def test_rows_are_those_of_each_trace_read_alone(studied: Studied, tmp_path: Pat
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma3", "gpt_neox", "mistral"])
-def test_other_architectures_are_read_as_well(tmp_path: Path, family: str) -> None:
+def test_other_architectures(tmp_path: Path, family: str) -> None:
     backend = LocalBackend(models.tiny_model(family, 0), models.tiny_tokenizer())
     pair = ModelPair(backend, backend, RAW)
     traces = [Trace("what is it", "one a.\ntwo b.\nthree" + " c" * n) for n in (0, 3, 9)]
@@ -88,7 +88,7 @@ def test_other_architectures_are_read_as_well(tmp_path: Path, family: str) -> No
     check(pair, [pair.encode(trace) for trace in traces], store, layers, 1e-4)
 
 
-def test_half_precision_is_averaged_in_full(tmp_path: Path) -> None:
+def test_half_precision_is_averaged_in_float32(tmp_path: Path) -> None:
     halved = LocalBackend(models.tiny_model("llama", 0).bfloat16(), models.tiny_tokenizer())
     pair = ModelPair(halved, halved, RAW)
     # Alone in its pass, hence the very same numbers but for the order in which they are added.
@@ -96,7 +96,7 @@ def test_half_precision_is_averaged_in_full(tmp_path: Path) -> None:
     check(pair, [pair.encode(trace)], collect(tmp_path, pair, [trace], (0, 3)), (0, 3), 1e-6)
 
 
-def test_several_layers_in_one_pass_are_those_of_a_pass_each(studied: Studied, tmp_path: Path) -> None:
+def test_layers_read_in_one_pass_equal_those_of_separate_passes(studied: Studied, tmp_path: Path) -> None:
     together = collect(tmp_path / "all", studied.pair, studied.traces, (3, 0, 2))
     for layer in (3, 0, 2):
         alone = collect(tmp_path / str(layer), studied.pair, studied.traces, (layer,))
@@ -104,7 +104,7 @@ def test_several_layers_in_one_pass_are_those_of_a_pass_each(studied: Studied, t
             assert torch.equal(together.rows(kind, layer)[:], alone.rows(kind, layer)[:])
 
 
-def test_passes_are_bounded_and_go_no_higher_than_they_must(studied: Studied, tmp_path: Path) -> None:
+def test_passes_are_bounded_and_stop_at_the_highest_layer(studied: Studied, tmp_path: Path) -> None:
     sizes, above = [], []
     layers = [layer._module for layer in studied.thinking.layers]
     handles = [
@@ -145,7 +145,7 @@ def test_two_processes_write_what_one_does(studied: Studied, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("lost", range(3))
-def test_a_lost_shard_is_made_again_alone_and_the_same(studied: Studied, tmp_path: Path, lost: int) -> None:
+def test_only_a_lost_shard_is_written_again(studied: Studied, tmp_path: Path, lost: int) -> None:
     store = collect(tmp_path, studied.pair, studied.traces, LAYERS)
     whole = bytes_of(tmp_path)
     times = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
@@ -184,9 +184,7 @@ def test_traces_without_sentences_have_no_rows(studied: Studied, tmp_path: Path)
 
 
 @pytest.mark.parametrize("layers", [(4,), (0, -1), ()])
-def test_layers_that_a_model_does_not_have_are_refused(
-    studied: Studied, tmp_path: Path, layers: tuple[int, ...]
-) -> None:
+def test_missing_layers_are_refused(studied: Studied, tmp_path: Path, layers: tuple[int, ...]) -> None:
     with pytest.raises(HybridError, match="are not all among the thinking model's 4, from 0"):
         collect(tmp_path / "s", studied.pair, studied.traces, layers)
     assert not (tmp_path / "s").exists()
@@ -205,7 +203,7 @@ ENVIRONMENT = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 @pytest.mark.slow
-def test_a_kill_loses_no_finished_shard_and_what_goes_on_ends_the_same(
+def test_a_killed_run_keeps_its_shards_and_can_continue(
     studied: Studied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SHARD_TRACES", 1)
@@ -227,7 +225,7 @@ def test_a_kill_loses_no_finished_shard_and_what_goes_on_ends_the_same(
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_said_in_one_line_and_finished_shards_stay(
+def test_a_full_disk_is_reported_and_finished_shards_stay(
     studied: Studied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SHARD_TRACES", 1)

@@ -59,8 +59,8 @@ def test_the_true_number_of_clusters_is_chosen(found: LayerSweep) -> None:
     assert len({(int(a), int(b)) for a, b in zip(category, labels, strict=True)}) == 5
 
 
-def test_layers_are_compared_by_what_they_tell_of_the_words() -> None:
-    """Clusters that are as clear, but have nothing to do with what is said, are not chosen."""
+def test_layers_are_compared_by_word_information() -> None:
+    """Equally clear clusters that predict no words are not chosen."""
     points, labels = clusters(400, noise=0.6)
     texts = sentences(labels)
     strange = [texts[i] for i in torch.randperm(400, generator=torch.Generator().manual_seed(0)).tolist()]
@@ -72,7 +72,7 @@ def test_layers_are_compared_by_what_they_tell_of_the_words() -> None:
     assert Sweep(layers).best().layer == 1
 
 
-def test_of_equals_the_smaller_is_best() -> None:
+def test_the_smaller_of_equals_is_best() -> None:
     metrics = TaxonomyMetrics(0.5, 0.5, 0.5, 0.5, 0.5, empty=0, smallest=0.1, start=0)
     better = replace(metrics, stability=0.6)
     encoder = SparseEncoder(torch.zeros(2), torch.zeros(2), torch.zeros(3, 2), torch.zeros(3))
@@ -92,14 +92,14 @@ def test_of_equals_the_smaller_is_best() -> None:
     assert Sweep((baseline,)).best().method == "sae"
 
 
-def test_one_start_of_one_size_is_a_training() -> None:
+def test_a_sweep_of_one_size_and_one_start() -> None:
     (entry,) = swept(replace(RECIPE, sizes=(5,), seeds=1, baselines=())).entries
     assert entry.metrics.stability is None
     assert 0.1 < entry.metrics.score < 1
     assert Sweep((LayerSweep(3, (entry,)),)).best() is entry
 
 
-def test_the_row_is_the_entry_flat(found: LayerSweep) -> None:
+def test_a_row_has_all_fields_of_its_entry(found: LayerSweep) -> None:
     row = found.entries[1].row()
     assert list(row)[:4] == ["layer", "method", "size", "score"]
     assert row["score"] == found.entries[1].metrics.score
@@ -107,7 +107,7 @@ def test_the_row_is_the_entry_flat(found: LayerSweep) -> None:
     assert Sweep((found, found)).rows() == [entry.row() for entry in found.entries] * 2
 
 
-def test_what_is_loaded_is_what_was_saved(found: LayerSweep, tmp_path: Path) -> None:
+def test_a_saved_sweep_is_loaded_unchanged(found: LayerSweep, tmp_path: Path) -> None:
     found.save(tmp_path / "a")
     assert sorted(files(tmp_path / "a")) == [TENSORS_FILE, ROWS_FILE]
     again = LayerSweep.load(tmp_path / "a")
@@ -152,7 +152,7 @@ def edited(change: Callable[[dict], None]) -> Callable[[Path], None]:
         (edited(lambda content: content["rows"][0].pop("told")), "KeyError: 'told'"),
     ],
 )
-def test_a_folder_that_was_not_written_whole_is_refused(
+def test_an_incomplete_folder_is_refused(
     found: LayerSweep, tmp_path: Path, damage: Callable[[Path], None], said: str
 ) -> None:
     found.save(tmp_path / "a")
@@ -163,7 +163,7 @@ def test_a_folder_that_was_not_written_whole_is_refused(
         LayerSweep.load(tmp_path / "a")
 
 
-def test_a_folder_that_cannot_be_is_said(found: LayerSweep, tmp_path: Path) -> None:
+def test_a_sweep_that_cannot_be_written_is_reported(found: LayerSweep, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(HybridError, match="the sweep cannot be written"):
         found.save(tmp_path / "file")
@@ -187,7 +187,7 @@ def test_a_folder_that_cannot_be_is_said(found: LayerSweep, tmp_path: Path) -> N
         ),
     ],
 )
-def test_what_cannot_be_learned_from_is_refused(change: Callable[..., tuple], said: str) -> None:
+def test_unusable_activations_are_refused(change: Callable[..., tuple], said: str) -> None:
     points, labels = clusters(400, noise=0.6)
     texts = sentences(labels)
     learned, held_out, *sides = change(points[:300], points[300:], texts[:300], texts[300:])
@@ -217,8 +217,8 @@ def test_metrics_use_no_more_sentences_than_the_recipe_says() -> None:
 
 
 @pytest.mark.slow
-def test_on_the_embedded_pair_the_number_of_behaviors_is_chosen(tmp_path: Path) -> None:
-    """Its generator writes 8; discovery is told neither that nor which sentence is which."""
+def test_the_number_of_behaviors_of_the_embedded_pair_is_found(tmp_path: Path) -> None:
+    """The generator writes 8 behaviors, of which discovery sees no labels."""
     from benchmarks.sweep import TRUE, agreement, embedded
 
     read = embedded(tmp_path, count=80, layers=(0, 3))

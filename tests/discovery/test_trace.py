@@ -134,12 +134,12 @@ CASES = {
 
 
 def by_character(text: str) -> list[SentenceSpan]:
-    """The sentences, as if each character were a token: so their spans are of characters."""
+    """The sentences of a text in which each character is a token."""
     return split_sentences(text, range(1, len(text) + 1))
 
 
 @pytest.mark.parametrize("case", [case for cases in CASES.values() for case in cases])
-def test_sentences_by_hand(case: str) -> None:
+def test_sentences_of_the_cases(case: str) -> None:
     assert [sentence.text for sentence in by_character(case.replace(CUT, ""))] == case.split(CUT)
 
 
@@ -159,18 +159,18 @@ def test_a_token_across_a_boundary_belongs_to_the_sentence_it_ends_in() -> None:
     assert split_sentences("One.\n\nTwo.", [3, 6, 10]) == [SentenceSpan("One.\n\n", 0, 2), SentenceSpan("Two.", 2, 3)]
 
 
-def test_a_sentence_within_a_token_is_none() -> None:
+def test_a_sentence_within_one_token_is_left_out() -> None:
     assert split_sentences("One. A. Two.", [3, 9, 12])[1:] == [SentenceSpan(" A. Two.", 1, 3)]
     assert split_sentences("One. Oh! Two.", [3, 10, 13]) == [SentenceSpan("One.", 0, 1), SentenceSpan(" Two.", 1, 3)]
 
 
-def test_nothing_but_white_space_is_no_sentence() -> None:
+def test_white_space_is_no_sentence() -> None:
     assert split_sentences("\n\n", [1, 2]) == []
     assert split_sentences("", []) == []
     assert split_sentences("\n\nOne.\n \n ", range(1, 11)) == [SentenceSpan("One.\n \n ", 2, 10)]
 
 
-def test_a_part_of_a_text_is_split_as_if_it_stood_alone() -> None:
+def test_a_part_of_a_text_is_split_as_if_alone() -> None:
     text = "<t>1. One. Two.</t> Three."
     assert split_sentences(text, range(1, len(text) + 1), 3, 15) == [
         SentenceSpan("1. One.", 3, 10),
@@ -197,7 +197,7 @@ TEXTS = SCALARS | MIXED | st.tuples(SCALARS, SCALARS).map(". ".join)
 
 
 @given(TEXTS)
-def test_sentences_follow_one_another_without_a_gap(text: str) -> None:
+def test_sentences_leave_no_gaps(text: str) -> None:
     sentences = by_character(text)
     assert all(text[s.begin : s.end] == s.text and s.text.strip() for s in sentences)
     assert all(a.end == b.begin for a, b in pairwise(sentences))
@@ -248,7 +248,7 @@ LOOSE = {"learnt, trimming", "metaspace with a space before"}
 
 
 def check_alignment(text: str, name: str) -> None:
-    """That the sentences' tokens are those that `split_sentences` says, and decode to their texts."""
+    """Check that the tokens of each sentence decode to its text."""
     if name in REAL:
         text = unicodedata.normalize("NFC", text)  # as Qwen's decode whatever they read
     read = tokenizer(name)(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -270,18 +270,18 @@ def check_alignment(text: str, name: str) -> None:
 @pytest.mark.parametrize("name", [*NAMES, *REAL])
 @settings(deadline=None)
 @given(text=TEXTS)
-def test_tokens_of_any_text_are_where_its_sentences_are(name: str, text: str) -> None:
+def test_tokens_of_random_texts_match_their_sentences(name: str, text: str) -> None:
     check_alignment(text, name)
 
 
 @pytest.mark.parametrize("name", [*NAMES, *REAL])
-def test_tokens_of_the_cases_by_hand_are_where_their_sentences_are(name: str) -> None:
+def test_tokens_of_the_cases_match_their_sentences(name: str) -> None:
     for cases in CASES.values():
         check_alignment(" ".join(cases).replace(CUT, ""), name)
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_real_traces_are_split_into_sentences_of_usual_lengths(name: str) -> None:
+def test_sentences_of_real_traces_have_usual_lengths(name: str) -> None:
     files = sorted((DATA / "traces").glob("*.jsonl"))
     if not files:
         pytest.skip("needs ../shared/data (or LM_EVAL_HYBRID_TEST_DATA)")
@@ -311,7 +311,7 @@ def former(text: str, token_ends: Sequence[int]) -> list[SentenceSpan]:
 
 
 @pytest.mark.parametrize("write", [base_document, thinking_document])
-def test_the_embedded_pairs_notebooks_are_split_as_ever(write: Writer) -> None:
+def test_the_embedded_pairs_notebooks_are_split_as_for_its_bundle(write: Writer) -> None:
     count = 0
     for document in islice(documents(write, "sentences", 0), 300):
         text = "".join(piece for piece, _ in document.pieces)
@@ -326,7 +326,7 @@ LONG = ["word ", "no-stop", ".", "... ", ". ", "。", " ", "\n ", "$", "`", "```
 
 
 @pytest.mark.parametrize("piece", LONG)
-def test_the_time_for_a_long_text_is_in_proportion(piece: str) -> None:
+def test_splitting_takes_linear_time(piece: str) -> None:
     text = (piece * 60_000)[:60_000]
     started = time.monotonic()
     by_character(text)
