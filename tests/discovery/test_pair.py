@@ -254,7 +254,7 @@ def test_unsuitable_tokenizers_are_refused_in_one_line() -> None:
         (plain, slow, RAW, "Slow is no fast tokenizer, .*; convert it"),
         (plain, endless, RAW, "no end token"),
         (endless, plain, RAW, "no end token"),
-        (plain, without_bytes(letters), RAW, "must be writable in the thinking model's; found"),
+        (plain, without_bytes(letters), RAW, "cannot be written in the thinking model's vocabulary"),
     ):
         with pytest.raises(HybridError, match=said) as caught:
             pair_of(base, thinking, prompt)
