@@ -30,6 +30,7 @@ from tests import shared_data
 from tests.oracle.naive import NaivePolicy, NaiveSteering, naive_score
 from tests.shared_data import ROOT
 from tests.tiny_system import CHAT_TEMPLATE, TinySystem, write_system
+from tests.tolerances import approx
 
 DATA = shared_data.DATA / "benchmarks"
 TASKS = ("gsm8k_hybrid", "math500_hybrid", "gsm8k_embedded", "math500_embedded")
@@ -318,7 +319,7 @@ def test_a_stock_multiple_choice_task_scores_as_the_naive_loop(
         for (context, choice), ((total, greedy),) in zip(sample["arguments"], sample["resps"], strict=True):
             ids, continuation = encode(context), encode(choice)
             expected, same = naive_score(*models, None, plain, policy, ids, ids, continuation)
-            assert float(total) == pytest.approx(expected, abs=1e-3)
+            assert float(total) == approx(expected, len(continuation))
             assert greedy == same
             unsteered = naive_score(*models, None, plain, replace(policy, gate="never"), ids, ids, continuation)
             steered += unsteered[0] != expected

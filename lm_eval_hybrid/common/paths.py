@@ -24,7 +24,7 @@ def embedded_dir() -> Path:
 
 
 def model_path(id: str) -> str:
-    """What transformers loads a model by: the folder of an `embedded:` one, any other id with `~` expanded."""
+    """The folder or id that transformers loads: the folder of an `embedded:` model; of other ids `~` is expanded."""
     if id.startswith(EMBEDDED):
         return str(embedded_dir() / id.removeprefix(EMBEDDED))
     return os.path.expanduser(id)  # not by Path, which would turn the slash of a hub id on Windows

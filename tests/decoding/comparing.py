@@ -1,7 +1,6 @@
 """The decoder and the naive loop of tests/oracle on the same input, compared token for token, record for record."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -20,6 +19,7 @@ from tests.oracle.models import Pair, random_prompts, random_steering, tiny_pair
 from tests.oracle.naive import NaivePolicy, NaiveSteering, naive_generate, naive_score
 from tests.oracle.scoring import NaiveSampling
 from tests.oracle.tokenizers import CrossedPair
+from tests.tolerances import approx
 
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
 
@@ -123,7 +123,7 @@ def naively_scored(
 
 
 def assert_equal(ours: Generation, theirs: dict[str, Any], policy: Policy) -> None:
-    """Tokens, text, end and records. Log-probabilities may differ by 1e-4: sums are taken in another order."""
+    """Check tokens, text, end and records; log-probabilities and coefficients up to rounding."""
     records = theirs["records"]
     if _BROKEN in theirs["text"]:
         # Bytes that are no text: which of their tokens a stop string leaves, tokenizers may see differently.
@@ -140,7 +140,7 @@ def assert_equal(ours: Generation, theirs: dict[str, Any], policy: Policy) -> No
             if value is None or mine_value is None:
                 assert mine_value is value
             else:
-                assert math.isclose(mine_value, value, rel_tol=1e-4, abs_tol=1e-4), field
+                assert mine_value == approx(value), field
         # The naive record has the token's text alone; ours ends where the answer does, and waits for whole characters.
         text = expected.pop("text")
         assert text.startswith(mine.text) or not (text + mine.text).isascii()

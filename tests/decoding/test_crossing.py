@@ -25,6 +25,7 @@ from tests.decoding.comparing import (
 from tests.oracle.crossing import NaiveBridge
 from tests.oracle.models import random_steering
 from tests.oracle.tokenizers import CrossedPair, byte_level_tokenizer, crossed_pair, metaspace_tokenizer
+from tests.tolerances import approx
 
 TOKENIZERS = {
     "bytes": byte_level_tokenizer(100),
@@ -117,7 +118,7 @@ def test_scores(pair: CrossedPair, arm: str, maker: Callable[..., HybridDecoder]
     scores = maker(pair, steering, policy).score(prompts, continuations)
     for prompt, continuation, (total, greedy) in zip(prompts, continuations, scores, strict=True):
         expected, same = naively_scored(pair, steering, policy, prompt, continuation)
-        assert total == pytest.approx(expected, abs=1e-3)
+        assert total == approx(expected, len(continuation))
         assert greedy == same
 
 

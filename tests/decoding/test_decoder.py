@@ -14,6 +14,7 @@ from lm_eval_hybrid.decoding.steering import SparseEncoder, Steering
 from lm_eval_hybrid.models.local import LocalBackend
 from tests.oracle.models import CONTEXT, Pair, random_prompts, random_steering, tiny_pair, tiny_tokenizer
 from tests.oracle.naive import read, read_steered
+from tests.tolerances import approx
 
 POLICY = Policy(coefficients=(0.5, 1.5), windows=(1, 0), gate_rate=0.3)
 PROMPTS = [Prompt(ids, ids) for ids in random_prompts(3, seed=1)]
@@ -119,7 +120,7 @@ def test_one_models_scores_are_its_own(pair: Pair, arm: str, alone: str) -> None
         with torch.no_grad():
             logprobs = getattr(pair, alone)(ids).logits[0].log_softmax(-1)
         expected = sum(float(logprobs[len(prompt.base_ids) - 1 + i, t]) for i, t in enumerate(continuation))
-        assert total == pytest.approx(expected, abs=1e-3)
+        assert total == approx(expected, len(continuation))
 
 
 def test_a_score_is_the_bases_where_shut_and_the_candidates_where_open(pair: Pair, steering: Steering) -> None:
@@ -135,7 +136,7 @@ def test_a_score_is_the_bases_where_shut_and_the_candidates_where_open(pair: Pai
         expected += float(logits.log_softmax(-1)[record.token])
         ids.append(record.token)
     ((total, _),) = decoder.score(PROMPTS[:1], [answer.tokens])
-    assert total == pytest.approx(expected, abs=1e-3)
+    assert total == approx(expected, len(answer.tokens))
 
 
 def test_padding_of_the_vocabulary_is_never_chosen(pair: Pair, steering: Steering) -> None:

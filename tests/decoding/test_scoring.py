@@ -11,10 +11,12 @@ from lm_eval_hybrid.decoding.policy import ARMS, policy_for
 from lm_eval_hybrid.decoding.request import Prompt
 from tests.decoding.comparing import DEFAULTS, PROMPTS, decoder_of, naively_scored, pair_of, remote_decoder_of
 from tests.oracle.models import random_prompts, random_steering
+from tests.tolerances import approx
 
 # Several texts follow one prompt, as in multiple choice.
 CONTEXTS = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[2], Prompt(PROMPTS[0].base_ids, PROMPTS[3].thinking_ids)]
 TEXTS = [*random_prompts(4, seed=5, shortest=2, longest=14), [7]]
+MOST = max(map(len, TEXTS))
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -24,7 +26,7 @@ def test_scores(arm: str) -> None:
     scores = decoder_of(pair, steering, policy).score(CONTEXTS, TEXTS)
     for prompt, text, (total, greedy) in zip(CONTEXTS, TEXTS, scores, strict=True):
         expected, same = naively_scored(pair, steering, policy, prompt, text)
-        assert total == pytest.approx(expected, abs=1e-3)
+        assert total == approx(expected, len(text))
         assert greedy == same
 
 
@@ -39,7 +41,7 @@ def test_scores_are_the_same_in_pieces(family: str, piece: int, monkeypatch: pyt
     for prompt, text, score in zip(
         CONTEXTS, TEXTS, decoder_of(pair, steering, policy).score(CONTEXTS, TEXTS), strict=True
     ):
-        assert score[0] == pytest.approx(naively_scored(pair, steering, policy, prompt, text)[0], abs=1e-3)
+        assert score[0] == approx(naively_scored(pair, steering, policy, prompt, text)[0], len(text))
 
 
 SIDES = [(True, True), (True, False), (False, True)]
@@ -54,7 +56,7 @@ def test_scores_of_models_on_a_server(arm: str, sides: tuple[bool, bool]) -> Non
     for (total, greedy), (expected, same) in zip(
         found, decoder_of(pair, steering, policy).score(CONTEXTS, TEXTS), strict=True
     ):
-        assert total == pytest.approx(expected, abs=1e-3)
+        assert total == approx(expected, MOST)
         assert greedy == same
 
 
@@ -69,7 +71,7 @@ def test_a_server_that_knows_few_likely_tokens(family: str, monkeypatch: pytest.
     found = remote_decoder_of(pair, steering, policy).score(CONTEXTS, TEXTS)
     for prompt, text, (total, greedy) in zip(CONTEXTS, TEXTS, found, strict=True):
         expected, same = naively_scored(pair, steering, policy, prompt, text)
-        assert total == pytest.approx(expected, abs=1e-3)
+        assert total == approx(expected, len(text))
         assert greedy == same
 
 

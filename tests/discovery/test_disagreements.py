@@ -21,6 +21,7 @@ from tests.discovery.collecting import SAE_LAYER, random_encoder
 from tests.discovery.conftest import RAW, Studied
 from tests.oracle.crossing import OneVocabulary, bridge_of
 from tests.oracle.tokenizers import byte_level_tokenizer, crossed_pair, metaspace_tokenizer
+from tests.tolerances import LOGITS, approx, assert_close
 
 TEXTS = (
     "Let x be 3. She gives three apples. Wait, 12 = 3 - 15",
@@ -93,8 +94,8 @@ def check(found: Disagreements, wanted: list[Naive], places: list[int]) -> None:
         # Several of the thinking model's tokens may begin with one of the base's.
         assert set(tokens) == set(one.top) and tokens[0] == one.target
         assert logprobs == sorted(logprobs, reverse=True)
-        assert min(logprobs) == pytest.approx(min(one.top.values()), abs=1e-4)
-        assert logprobs[0] == pytest.approx(max(one.top.values()), abs=1e-4) or len(one.top) < TOP
+        assert min(logprobs) == approx(min(one.top.values()))
+        assert logprobs[0] == approx(max(one.top.values())) or len(one.top) < TOP
     assert found.rate == len(wanted) / sum(places)
 
 
@@ -175,7 +176,7 @@ def test_logits_in_bounded_parts_make_no_difference(
     one, other = load(tmp_path / "at once", 4), load(tmp_path / "parts", 4)
     for name in ("trace", "column", "target", "category", "places"):
         assert torch.equal(getattr(one, name), getattr(other, name))
-    torch.testing.assert_close(one.top_logprob, other.top_logprob, rtol=1e-4, atol=1e-4)
+    assert_close(one.top_logprob, other.top_logprob, magnitude=LOGITS)
 
 
 def test_models_that_agree_everywhere_leave_empty_tensors(studied: Studied, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from lm_eval_hybrid.discovery.vectors import segments
 from lm_eval_hybrid.discovery.vectors.segments import Prefix, PrefixCache
 from lm_eval_hybrid.models.local import LocalBackend
 from tests.discovery.naive_steering import backend_of, naive_residual, rows_of_tokens
+from tests.tolerances import assert_close
 
 LAYER = 1
 
@@ -44,10 +45,10 @@ def test_a_prefix_has_the_plain_models_activations_of_each_row(family: str) -> N
         with torch.no_grad():
             backend.model._module(input_ids=torch.tensor([tokens]), use_cache=True, **{backend.cache_argument: cache})
         residual = naive_residual(backend.model._module, LAYER, tokens)
-        torch.testing.assert_close(prefix.residual[row, :n], residual, rtol=1e-5, atol=1e-5)
+        assert_close(prefix.residual[row, :n], residual)
         for i, layer in enumerate(cache.layers[LAYER + 1 :]):
-            torch.testing.assert_close(prefix.keys[i][row, :, :n], layer.keys[0], rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(prefix.values[i][row, :, :n], layer.values[0], rtol=1e-5, atol=1e-5)
+            assert_close(prefix.keys[i][row, :, :n], layer.keys[0])
+            assert_close(prefix.values[i][row, :, :n], layer.values[0])
         assert not prefix.residual[row, n:].any()
         assert not any(t[row, :, n:].any() for t in (*prefix.keys, *prefix.values))
 

@@ -17,6 +17,7 @@ from tests.discovery.collecting import LAYERS, SAE_LAYER, random_encoder
 from tests.discovery.conftest import RAW, Studied
 from tests.discovery.test_disagreements import TEXTS
 from tests.oracle.tokenizers import byte_level_tokenizer, crossed_pair, metaspace_tokenizer
+from tests.tolerances import LOGITS, assert_close
 
 ROLES = [("base", "thinking"), ("base",), ("thinking",)]
 
@@ -46,7 +47,7 @@ def check_gates(pair: ModelPair, traces: Sequence[Trace], roles: Sequence[str], 
     for name in ("trace", "column", "target", "category", "places"):
         assert torch.equal(getattr(here, name), getattr(there, name)), name
     assert torch.equal(here.top[:, 0], there.top[:, 0])  # of less likely ones, equals may come in another order
-    assert torch.allclose(here.top_logprob, there.top_logprob, atol=1e-4)
+    assert_close(here.top_logprob, there.top_logprob, magnitude=LOGITS)
 
 
 @pytest.mark.parametrize("roles", ROLES, ids="+".join)
@@ -77,7 +78,7 @@ def test_activations(studied: Studied, tmp_path: Path) -> None:
         for kind in ("onset", "mean"):
             ours, theirs = (each.rows(kind, layer)[:] for each in (here, there))
             assert len(ours) > 5
-            assert torch.allclose(ours, theirs, atol=1e-4)
+            assert_close(ours, theirs)
 
 
 def test_a_store_of_a_local_model_is_not_mixed_with_a_remote_one(studied: Studied, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from lm_eval_hybrid.models.local import LocalBackend
 from tests.discovery.naive_steering import backend_of, naive_logits, naive_residual, rows_of_tokens, some_segments
 from tests.oracle.models import FAMILIES, VOCABULARY
 from tests.oracle.naive import blocks_of
+from tests.tolerances import LAYERS, assert_close
 
 # The first layer, the last but one, the last.
 CASES = [(f, n) for f in ("llama", "qwen2", "mistral", "gemma2", "gpt2", "gpt_neox") for n in (0, 2, 3)]
@@ -45,7 +46,7 @@ def assert_as_naive(backend: LocalBackend, layer: int, segments: list[Segment], 
             steering = directions[index, : len(segment.targets)]
             with torch.no_grad():
                 expected = naive_logits(backend.model._module, layer, rows[segment.row], segment.begin, steering)
-            torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-4)
+            assert_close(found, expected)
             seen.append(index)
     assert sorted(seen) == list(range(len(segments)))
     return passes
@@ -100,7 +101,7 @@ def test_batches_are_deterministic_and_describe_each_token() -> None:
         assert first.category[there].tolist() == [segment.category] * len(segment.targets)
         assert first.columns[there].tolist() == list(range(segment.begin, segment.end))
         residual = naive_residual(model.prefixes.base.model._module, 1, rows[segment.row])[segment.begin : segment.end]
-        torch.testing.assert_close(first.residual()[there], residual, rtol=1e-4, atol=1e-4)
+        assert_close(first.residual()[there], residual)
     padding = ~first.real
     assert (
         padding.any()
@@ -132,7 +133,7 @@ def test_gradients_are_those_of_the_naive_pass_and_weights_get_none(family: str,
         expected = naive_logits(plain, layer, rows[segment.row], segment.begin, steering)
         (expected.log_softmax(-1) * weights[index, : len(expected)]).sum().backward()
     assert ours.grad.abs().max() > 1
-    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3 * float(theirs.grad.abs().max()))
+    assert_close(ours.grad, theirs.grad, 2 * LAYERS, terms=ours.grad.shape[1])
     assert all(weight.grad is None for weight in plain.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, plain.parameters(), strict=True))
 

@@ -24,6 +24,7 @@ from tests.discovery.collecting import LAYERS
 from tests.discovery.conftest import RAW, Studied
 from tests.oracle import models
 from tests.shared_data import ROOT
+from tests.tolerances import assert_close
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +56,6 @@ def check(
     encoded: Sequence[EncodedTrace],
     store: module.ActivationStore,
     layers: Sequence[int],
-    tolerance: float,
 ) -> None:
     spans = [(i, s.begin, s.end) for i, one in enumerate(encoded) for s in one.sentences]
     assert store.sentences().tolist() == [list(span) for span in spans]
@@ -63,14 +63,14 @@ def check(
         whole = [residual(pair.thinking, one.thinking_ids, layer).float() for one in encoded]
         onsets = torch.stack([whole[i][begin - 1] for i, begin, _ in spans])
         means = torch.stack([whole[i][begin:end].mean(0) for i, begin, end in spans])
-        torch.testing.assert_close(store.rows("onset", layer)[:], onsets, rtol=tolerance, atol=tolerance)
-        torch.testing.assert_close(store.rows("mean", layer)[:], means, rtol=tolerance, atol=tolerance)
+        assert_close(store.rows("onset", layer)[:], onsets)
+        assert_close(store.rows("mean", layer)[:], means)
 
 
 def test_rows_equal_those_of_each_trace_read_alone(studied: Studied, tmp_path: Path) -> None:
     store = collect(tmp_path / "a", studied.pair, studied.traces, (0, 1, 2, 3))
     encoded = [studied.pair.encode(trace) for trace in studied.traces]
-    check(studied.pair, encoded, store, range(4), 1e-4)
+    check(studied.pair, encoded, store, range(4))
     assert store.count == 3 == len(list((tmp_path / "a").glob("shard-*")))
     assert not torch.allclose(store.rows("onset", 0)[:], store.rows("onset", 1)[:])
     some = torch.tensor([0, 3, 7])
@@ -85,7 +85,7 @@ def test_other_architectures(tmp_path: Path, family: str) -> None:
     traces = [Trace("what is it", "one a.\ntwo b.\nthree" + " c" * n) for n in (0, 3, 9)]
     layers = range(len(backend.layers))
     store = collect(tmp_path, pair, traces, layers)
-    check(pair, [pair.encode(trace) for trace in traces], store, layers, 1e-4)
+    check(pair, [pair.encode(trace) for trace in traces], store, layers)
 
 
 def test_half_precision_is_averaged_in_float32(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_half_precision_is_averaged_in_float32(tmp_path: Path) -> None:
     pair = ModelPair(halved, halved, RAW)
     # Alone in its pass, hence the very same numbers but for the order in which they are added.
     trace = Trace("what is it", "one a.\ntwo b.\nthree three three three three")
-    check(pair, [pair.encode(trace)], collect(tmp_path, pair, [trace], (0, 3)), (0, 3), 1e-6)
+    check(pair, [pair.encode(trace)], collect(tmp_path, pair, [trace], (0, 3)), (0, 3))
 
 
 def test_layers_read_in_one_pass_equal_those_of_separate_passes(studied: Studied, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from lm_eval_hybrid.harness.hybrid_lm import HybridLM
 from lm_eval_hybrid.harness.records import HybridAnswer
 from lm_eval_hybrid.models.local import LocalSequences
 from tests.tiny_system import CHAT_TEMPLATE, TinySystem, tiny_model, tiny_tokenizer, write_system
+from tests.tolerances import approx
 
 PROMPTS = ("Question: 3 + 4?\nAnswer:", "Problem: a longer one, with 5 * 6?\nAnswer:", "1 + 1?", "Hello there")
 
@@ -234,9 +235,9 @@ def test_log_likelihoods_of_one_model_are_hflms(system: TinySystem, arm: str) ->
     plain = HFLM(pretrained=str(system.base if arm == "base" else system.thinking), device="cpu")
     model = load(system, arm=arm, batch_size=3)
     expected, found = loglikelihoods(plain), loglikelihoods(model)
-    assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=1e-3)
+    assert [score for score, _ in found] == approx([score for score, _ in expected], terms=10)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
-    assert rolling(model) == pytest.approx(rolling(plain), abs=1e-3)
+    assert rolling(model) == approx(rolling(plain), terms=10)
 
 
 def test_a_thinking_model_with_words_of_its_own_is_scored_in_them(system: TinySystem, tmp_path: Path) -> None:
@@ -248,9 +249,9 @@ def test_a_thinking_model_with_words_of_its_own_is_scored_in_them(system: TinySy
     plain = HFLM(pretrained=str(thinking), device="cpu")
     model = load(system, arm="thinking", thinking=str(thinking), batch_size=3)
     expected, found = loglikelihoods(plain), loglikelihoods(model)
-    assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=1e-3)
+    assert [score for score, _ in found] == approx([score for score, _ in expected], terms=10)
     former = loglikelihoods(load(system, arm="thinking"))
-    assert [score for score, _ in found] != pytest.approx([score for score, _ in former], abs=1e-3)
+    assert [score for score, _ in found] != approx([score for score, _ in former], terms=10)
 
 
 def test_several_bundles_and_some_behaviors_reach_the_records(system: TinySystem, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.models.local import LocalBackend, LocalSequences, hooked, traced
 from tests.oracle.models import FAMILIES, VOCABULARY, tiny_model, tiny_tokenizer
 from tests.oracle.naive import read, read_steered
+from tests.tolerances import assert_close
 
 LAYER, AHEAD = 1, 4
 PROMPTS = [[3, 4, 5, 6, 7], [8], [10, 11, 12, 13, 14, 15, 16, 17, 18, 19]]
@@ -24,20 +25,15 @@ def opened(model: PreTrainedModel, rows: list[list[int]], reach: int | None = 0,
     return sequences
 
 
-def close(ours: Tensor, theirs: Tensor) -> bool:
-    return torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4)
-
-
-def matches(sequences: LocalSequences, model: PreTrainedModel, rows: list[list[int]], new: Tensor) -> bool:
-    """Whether reading the last token of each row and `new` [rows, n] gives what recomputing gives."""
+def check_read(sequences: LocalSequences, model: PreTrainedModel, rows: list[list[int]], new: Tensor) -> None:
+    """Check that reading the last token of each row and `new` [rows, n] gives what recomputing gives."""
     last = torch.tensor([[row[-1]] for row in rows])
     reading = sequences.read(torch.cat([last, new], 1))
     for i, row in enumerate(rows):
         for step in range(new.shape[1] + 1):
             logits, residual = read(model, row + new[i, :step].tolist(), LAYER)
-            if not (close(reading.logits[i, step], logits) and close(reading.residual[i, step], residual)):
-                return False
-    return True
+            assert_close(reading.logits[i, step], logits)
+            assert_close(reading.residual[i, step], residual)
 
 
 @pytest.mark.parametrize(("family", "reach"), [*((family, 0) for family in FAMILIES), ("llama", 8), ("gemma3", 8)])
@@ -49,7 +45,7 @@ def test_cached_ragged_and_branched_rows_match_recomputed_ones(family: str, reac
     windows = [1, 3, 8, 1, *([0, 50] if reach == 0 else [])]
     for step in range(4):
         new = torch.randint(3, VOCABULARY, (len(rows), AHEAD - 1), generator=generator)
-        assert matches(sequences, model, rows, new)
+        check_read(sequences, model, rows, new)
         # At any of the tokens just read, also several times in one row.
         items, ends = [0, len(rows) - 1, 0], [len(rows[0]) + 1, len(rows[-1]) - 1, len(rows[0]) - 1]
         steering = torch.randn(3, len(windows), 32, generator=generator) * 2
@@ -57,11 +53,7 @@ def test_cached_ragged_and_branched_rows_match_recomputed_ones(family: str, reac
         for i, (row, end) in enumerate(zip(items, ends, strict=True)):
             tokens = (rows[row] + new[row].tolist())[: end + 1]
             for c, window in enumerate(windows):
-                assert close(logits[i, c], read_steered(model, tokens, LAYER, steering[i, c], window)), (
-                    step,
-                    i,
-                    window,
-                )
+                assert_close(logits[i, c], read_steered(model, tokens, LAYER, steering[i, c], window))
         # Each row keeps some of the tokens, and continues with another one.
         kept = torch.randint(0, AHEAD, (len(rows),), generator=generator).tolist()
         rows = [row + part[:n].tolist() for row, part, n in zip(rows, new, kept, strict=True)]
@@ -95,13 +87,13 @@ def test_rows_may_read_different_numbers_of_tokens() -> None:
     sequences = opened(model, PROMPTS)
     sequences.read(torch.tensor([[7, 0, 0], [8, 21, 22], [19, 23, 0]]), [1, 3, 2])
     rows = [PROMPTS[0], [*PROMPTS[1], 21, 22], [*PROMPTS[2], 23]]
-    assert matches(sequences, model, [[*row, 30] for row in rows], torch.tensor([[31]] * 3))
+    check_read(sequences, model, [[*row, 30] for row in rows], torch.tensor([[31]] * 3))
 
 
 def test_long_prompts_are_read_in_several_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lm_eval_hybrid.models.local.PASS_TOKENS", 6)
     model = tiny_model("mistral", seed=0)
-    assert matches(opened(model, PROMPTS, reach=3), model, PROMPTS, torch.tensor([[5, 6]] * 3))
+    check_read(opened(model, PROMPTS, reach=3), model, PROMPTS, torch.tensor([[5, 6]] * 3))
 
 
 def test_steering_leaves_the_cache_unchanged() -> None:
@@ -109,7 +101,7 @@ def test_steering_leaves_the_cache_unchanged() -> None:
     sequences = opened(model, PROMPTS, reach=8)
     sequences.read(torch.tensor([[row[-1]] for row in PROMPTS]))
     sequences.steered([0, 1, 2], [len(row) - 1 for row in PROMPTS], torch.full((3, 2, 32), 100.0), [8, 1])
-    assert matches(sequences, model, [[*row, 20] for row in PROMPTS], torch.tensor([[21]] * 3))
+    check_read(sequences, model, [[*row, 20] for row in PROMPTS], torch.tensor([[21]] * 3))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -123,9 +115,9 @@ def test_half_precision(dtype: torch.dtype) -> None:
     assert (reading.logits.dtype, steered.dtype, reading.residual.dtype) == (dtype, dtype, torch.float32)
     for i, row in enumerate(PROMPTS):
         logits, _ = read(model, row, LAYER)
-        assert torch.allclose(reading.logits[i, 0], logits, rtol=0.1, atol=0.3)
+        assert_close(reading.logits[i, 0], logits)
         expected = read_steered(model, row, LAYER, steering[i, 0].to(dtype), 1)
-        assert torch.allclose(steered[i, 0], expected, rtol=0.1, atol=0.3)
+        assert_close(steered[i, 0], expected)
 
 
 def test_offloaded_weights(tmp_path: Path) -> None:
@@ -143,8 +135,8 @@ def test_offloaded_weights(tmp_path: Path) -> None:
     steering = torch.ones(3, 2, 32)
     steered = sequences.steered([0, 1, 2], [len(row) - 1 for row in PROMPTS], steering, [1, 0])
     for i, row in enumerate(PROMPTS):
-        assert close(reading.logits[i, 0], read(plain, row, LAYER)[0])
-        assert close(steered[i, 1], read_steered(plain, row, LAYER, steering[i, 1], 0))
+        assert_close(reading.logits[i, 0], read(plain, row, LAYER)[0])
+        assert_close(steered[i, 1], read_steered(plain, row, LAYER, steering[i, 1], 0))
 
 
 def test_no_gradients_are_kept() -> None:

@@ -22,6 +22,7 @@ from tests.oracle.models import random_steering, tiny_tokenizer
 from tests.oracle.naive import NaivePolicy, draw, naive_generate, naive_score, read
 from tests.oracle.scoring import NaiveSampling, filtered, take
 from tests.oracle.tokenizers import CrossedPair, byte_level_tokenizer, crossed_pair, metaspace_tokenizer, with_rows
+from tests.tolerances import approx
 
 PADDING = 5
 
@@ -255,7 +256,7 @@ def test_records_of_a_crossed_pair(pair: CrossedPair) -> None:
         same = bridge.to_thinking(base_choice)[0] == thinking_choice or record["thinking_choice"] == base_choice
         assert record["steered"] != same
         logprob = float(thinking.log_softmax(-1)[bridge.to_thinking(record["token"])[0]])
-        assert record["thinking_logprob"] == pytest.approx(logprob, abs=1e-4)
+        assert record["thinking_logprob"] == approx(logprob)
         assert record["changed"] == (record["token"] != record["base_choice"])
     assert shut_out  # padded ids were the likeliest somewhere
     assert result["text"] == pair.base_tokenizer.decode(result["tokens"])
@@ -309,7 +310,7 @@ def test_score_of_a_crossed_pair(pair: CrossedPair) -> None:
         logits, scored_id = (thinking, bridge.to_thinking(token)[0]) if opened else (base, token)
         expected += float(logits.double().log_softmax(-1)[scored_id])  # padded ids count in the sum
     total, is_greedy = scored(pair, takeover, forced)
-    assert total == pytest.approx(expected, abs=1e-3)
+    assert total == approx(expected, len(forced))
     assert not is_greedy
 
 
@@ -328,10 +329,12 @@ def test_other_ids_for_the_same_tokens_change_nothing(sampling: NaiveSampling | 
     result = decoded(renamed, policy, sampling=sampling)
     for record, other in zip(result["records"], expected["records"], strict=True):
         for field in ("thinking_logprob", "thinking_choice_logprob"):
-            assert record.pop(field) == pytest.approx(other.pop(field), abs=1e-4)
+            assert record.pop(field) == approx(other.pop(field))
     assert result == expected
     assert any(record["steered"] for record in result["records"])
-    assert scored(renamed, policy, result["tokens"]) == pytest.approx(expected_score, abs=1e-3)
+    total, is_greedy = scored(renamed, policy, result["tokens"])
+    assert total == approx(expected_score[0], len(result["tokens"]))
+    assert is_greedy == expected_score[1]
 
 
 def test_a_forced_token_that_cannot_cross_is_an_error() -> None:

@@ -22,6 +22,7 @@ from tests.oracle.models import (
     tiny_pair,
 )
 from tests.oracle.naive import blocks_of, read
+from tests.tolerances import assert_close
 
 MIXED = [("llama", "gpt2"), ("gpt_neox", "qwen2"), ("gemma2", "llama")]
 PAIRS = [*((family, family) for family in FAMILIES), *MIXED]
@@ -103,8 +104,8 @@ def test_every_family_is_configured_alike_and_readable(family: str) -> None:
     logits, residual = read(model, ids, 1)
     with torch.no_grad():
         plain = model(torch.tensor([ids]), output_hidden_states=True)
-    assert torch.allclose(logits, plain.logits[0, -1], atol=1e-5)
-    assert torch.allclose(residual, plain.hidden_states[2][0, -1], atol=1e-5)
+    assert_close(logits, plain.logits[0, -1])
+    assert_close(residual, plain.hidden_states[2][0, -1])
 
 
 def set_to(**fields: Any) -> Callable[[PretrainedConfig], Any]:
@@ -146,6 +147,7 @@ def test_a_grown_model_without_noise_is_the_same_function(family: str) -> None:
     grown = related(model, seed=1, noise=0.0, width=48, layers=5)
     ids = torch.tensor(random_prompts(2, shortest=16, longest=16))
     with torch.no_grad():
+        # Not a matter of rounding: norms add their epsilon to a mean over another width.
         assert torch.allclose(model(ids).logits, grown(ids).logits, atol=1e-3)
 
 

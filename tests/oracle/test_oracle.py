@@ -25,6 +25,7 @@ from tests.oracle.naive import (
     read,
     trim,
 )
+from tests.tolerances import approx, assert_close
 
 PROMPT = [5, 30, 12, 44, 9]
 QUICK = ("llama", "gpt2", "mistral")
@@ -155,7 +156,7 @@ def test_every_field_of_a_record_agrees_with_plain_forwards(pair: Pair, steering
         assert record["thinking_choice"] == int(logprobs.argmax())
         assert record["steered"] == (record["base_choice"] != record["thinking_choice"])
         assert record["changed"] == (record["token"] != record["base_choice"])
-        assert record["thinking_logprob"] == pytest.approx(float(logprobs[record["token"]]), abs=1e-4)
+        assert record["thinking_logprob"] == approx(float(logprobs[record["token"]]))
         assert record["text"] == pair.tokenizer.decode([record["token"]])
         if not record["steered"]:
             assert record["category"] is record["behavior"] is record["coefficient"] is record["window"] is None
@@ -172,7 +173,7 @@ def test_every_field_of_a_record_agrees_with_plain_forwards(pair: Pair, steering
                 best = max(best, float(logprobs[token]))
                 if (coefficient, window) == (record["coefficient"], record["window"]):
                     assert record["token"] == token
-        assert record["thinking_logprob"] == pytest.approx(best, abs=1e-4)
+        assert record["thinking_logprob"] == approx(best)
 
 
 # Selection
@@ -210,7 +211,7 @@ def test_mlp_selection_is_the_network_on_the_unsteered_residual(pair: Pair, stee
     inner = torch.nn.functional.linear(states[steering.layer + 1][0, -1], steering.trunk_weight, steering.trunk_bias)
     outer = torch.nn.functional.linear(torch.nn.functional.gelu(inner), steering.heads_weight, steering.heads_bias)
     expected = torch.nn.functional.softplus(outer[record["category"]])
-    assert record["coefficient"] == pytest.approx(float(expected), rel=1e-5)
+    assert record["coefficient"] == approx(float(expected))
     hidden = torch.zeros_like(steering.bias)
     silent = replace(steering, trunk_bias=torch.zeros(8))
     # ln(1 + e^b): never below zero.
@@ -349,8 +350,8 @@ def test_read_returns_the_residual_after_the_layer(pair: Pair) -> None:
     logits, residual = read(pair.base, PROMPT, 1)
     with torch.no_grad():
         plain = pair.base(torch.tensor([PROMPT]), output_hidden_states=True)
-    assert torch.allclose(logits, plain.logits[0, -1], atol=1e-5)
-    assert torch.allclose(residual, plain.hidden_states[2][0, -1], atol=1e-5)
+    assert_close(logits, plain.logits[0, -1])
+    assert_close(residual, plain.hidden_states[2][0, -1])
     assert not logits.requires_grad
 
 

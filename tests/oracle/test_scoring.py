@@ -12,6 +12,7 @@ from tests.oracle.models import Pair, random_steering, tiny_pair
 from tests.oracle.naive import NaivePolicy, NaiveSteering, draw, naive_score, read
 from tests.oracle.scoring import NaiveSampling, filtered, nucleus, take
 from tests.oracle.test_oracle import PROMPT, adding, greedy, run
+from tests.tolerances import approx
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def test_sampled_tokens_are_of_the_right_distribution_and_decisions_stay_greedy(
         assert record["changed"] == (record["steered"] and base_runs and record["token"] != record["base_choice"])
         if gate != "never":
             logprob = float(thinking.log_softmax(-1)[record["token"]])
-            assert record["thinking_logprob"] == pytest.approx(logprob, abs=1e-4)
+            assert record["thinking_logprob"] == approx(logprob)
 
 
 def test_sampling_with_one_token_to_take_is_greedy(pair: Pair, steering: NaiveSteering) -> None:
@@ -141,7 +142,7 @@ def test_score_of_one_model_is_its_log_likelihood(pair: Pair, alone: NaivePolicy
             logits = model(torch.tensor([PROMPT + continuation])).logits[0, len(PROMPT) - 1 : -1]
         expected = float(logits.double().log_softmax(-1)[range(len(continuation)), continuation].sum())
         total, flag = score(pair, None, alone, continuation)
-        assert total == pytest.approx(expected, abs=1e-3)
+        assert total == approx(expected, len(continuation))
         assert flag == is_greedy
     assert score(pair, None, alone, []) == (0.0, True)
 
@@ -168,5 +169,5 @@ def test_score_of_the_hybrid_takes_each_position_from_its_source(
         sources.append(record["steered"])
     assert 0 < sum(sources) < len(forced)
     total, flag = score(pair, steering, policy, forced)
-    assert total == pytest.approx(expected, abs=1e-3)
+    assert total == approx(expected, len(forced))
     assert not flag

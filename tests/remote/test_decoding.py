@@ -10,6 +10,7 @@ from lm_eval_hybrid.decoding.sampling import Sampling
 from lm_eval_hybrid.models.ndif.client import NdifModel, Server
 from tests.remote.conftest import LocalNdif
 from tests.remote.embedded_pair import decode, decoder_of, here, requests, there
+from tests.tolerances import approx
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +43,7 @@ def test_log_likelihoods(ndif: LocalNdif, arm: str) -> None:
     pair, remote = (here("base"), here("thinking")), (there(ndif.host, "base"), there(ndif.host, "thinking"))
     found, expected = (decoder_of(models, arm).score(prompts, texts) for models in (remote, pair))
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
-    assert [total for total, _ in found] == pytest.approx([total for total, _ in expected], abs=1e-3)
+    assert [total for total, _ in found] == approx([total for total, _ in expected], terms=10)
 
 
 def test_one_document_costs_few_requests(ndif: LocalNdif) -> None:
