@@ -14,8 +14,8 @@ one that is neither `Scheduled` nor compares choices needs a case there.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -102,15 +102,10 @@ class SteeringCandidates:
     coefficients: Tensor
     selected: list[int] | None
 
-    def at(self, indices: Iterable[int]) -> "SteeringCandidates":
-        """The candidates at some of the positions."""
+    def at(self, indices: Sequence[int], selected: list[int] | None = None) -> "SteeringCandidates":
+        """The candidates at some of the positions, with what is selected there."""
         some = list(indices)
-        selected = None if self.selected is None else [self.selected[i] for i in some]
         return SteeringCandidates(self.category[some], self.direction[some], self.coefficients[some], selected)
-
-    def with_selection(self, selected: list[int]) -> "SteeringCandidates":
-        """The same candidates with the selection known."""
-        return replace(self, selected=selected)
 
 
 class Steerer:

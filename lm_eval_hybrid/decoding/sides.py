@@ -12,7 +12,7 @@ from torch import Tensor
 from lm_eval_hybrid.decoding.chooser import Steerer
 from lm_eval_hybrid.decoding.context import DecodingContext
 from lm_eval_hybrid.decoding.local import LocalDrafter, LocalVerifier
-from lm_eval_hybrid.decoding.ndif.drafting import RemoteDrafter, RemoteVerifier
+from lm_eval_hybrid.decoding.ndif.remote import RemoteDrafter, RemoteVerifier
 from lm_eval_hybrid.decoding.records import Emission
 from lm_eval_hybrid.decoding.request import Draft, Row
 from lm_eval_hybrid.decoding.views import BaseView, GatePosition, ThinkingView, Views

@@ -132,13 +132,9 @@ class ThinkingView(Protocol):
     """What the thinking model says.
 
     Attributes:
-        choice: [rows, k] int64, its likeliest token among those that cross, as its own id.
-        crossed: [rows, k] int64, the (first) base id of that token.
+        crossed: [rows, k] int64, its likeliest token among those that cross, as the (first) base id of that token.
         logprob: [rows, k] float32, natural log of that token's probability among all tokens.
     """
-
-    @property
-    def choice(self) -> Tensor: ...
 
     @property
     def crossed(self) -> Tensor: ...
@@ -196,10 +192,10 @@ class NoThinkingView:
     """Stands for a thinking model that the policy never reads; reading it all the same is a bug."""
 
     @property
-    def choice(self) -> Tensor:
+    def crossed(self) -> Tensor:
         self._refuse()
 
-    crossed = logprob = choice
+    logprob = crossed
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise ValueError("the policy does not read the thinking model")
@@ -219,6 +215,7 @@ class LocalThinkingView:
     """The `ThinkingView` of a model in this process, which has all logits.
 
     Attributes:
+        choice: [rows, k] int64, its likeliest token among those that cross, as its own id.
         residual: [rows, k, d] float32, after the SAE's layer.
         logits: [rows, k, vocab], in the model's own dtype.
         total: [rows, k] float32, logsumexp of the logits.

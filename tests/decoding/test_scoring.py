@@ -6,7 +6,7 @@ import pytest
 
 from lm_eval_hybrid.common.errors import HybridError
 from lm_eval_hybrid.decoding.local import LocalDrafter, LocalVerifier
-from lm_eval_hybrid.decoding.ndif.drafting import RemoteDrafter, RemoteVerifier
+from lm_eval_hybrid.decoding.ndif.remote import RemoteDrafter, RemoteVerifier
 from lm_eval_hybrid.decoding.policy import ARMS, policy_for
 from lm_eval_hybrid.decoding.request import Prompt
 from tests.decoding.comparing import DEFAULTS, PROMPTS, decoder_of, naively_scored, pair_of, remote_decoder_of

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from lm_eval_hybrid.decoding.tokens.bridge import Bridge
 from lm_eval_hybrid.decoding.views import BaseView, GatePosition, TopKLogprobs
+from lm_eval_hybrid.portable.sampling import likeliest
 
 Place = tuple[int, int]
 """A (row, step) of the view."""
 
 ExactLogprobs = Callable[[list[tuple[int, int, int]]], list[float]]
-"""Asks the server for the log-probability of each (row, step, thinking id)."""
+"""Asks the server for the log-probability of each (row, step, thinking id), given in order."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class RemoteThinkingView:
     """The `ThinkingView` of a model on a server, which sent little besides its choices.
 
     Attributes:
+        choice: [rows, k] int64, its likeliest token among those that cross, as its own id.
         known: log-probabilities of thinking ids at each place; at openings the likeliest ones.
         floors: at each opening, the lowest of its likeliest.
         openings: the places at which the gate opened, with their indices in `residual`.
@@ -125,16 +127,16 @@ class RemoteThinkingView:
 
     def likeliest(self, positions: Sequence[GatePosition], tokens: Tensor) -> Tensor:
         ids = self.bridge.to_thinking(tokens.cpu()).tolist()
-        found = []
+        indices = []
         for i, position in enumerate(positions):
             place = position.row, position.step
-            values = [self.known[place].get(token, -math.inf) for token in ids[i]]
-            unknown = any(token >= 0 and token not in self.known[place] for token in ids[i])
-            if unknown and max(values) <= self.floors[place]:
+            known = self.known[place]
+            index = likeliest(ids[i], range(len(ids[i])), list(known), list(known.values()), self.floors[place])
+            if index < 0:  # it may be one that is not known
                 row, step = torch.tensor(place)[:, None]
-                values = self.logprobs(row, step, tokens[i : i + 1])[0].tolist()
-            found.append(values.index(max(values)))
-        return torch.tensor(found)
+                index = int(self.logprobs(row, step, tokens[i : i + 1])[0].argmax())
+            indices.append(index)
+        return torch.tensor(indices)
 
     def top_k(self, position: GatePosition) -> TopKLogprobs:
         place = position.row, position.step

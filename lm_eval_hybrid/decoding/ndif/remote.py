@@ -1,14 +1,14 @@
-"""A base model on a server (or one that decodes alone): a round costs one request.
+"""The two sides of decoding with models on a server: a round costs one request a model.
 
-- One request steers where the gate opened in this round, and drafts the next; those drafts wait here until they are
-  asked for. Rows without one (they are new) share another request.
+- One request to the drafter steers where the gate opened in this round, and drafts the next; those drafts wait here
+  until they are asked for. Rows without one (they are new) share another request.
 - The thinking model's likeliest tokens go along, so that the server can select a candidate and draft on from it. Where
   the selection may lie outside of them, the thinking model is asked for the exact log-probabilities.
+- One request to the verifier reads all drafts of a round, or all texts that are scored.
 """
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -92,7 +92,7 @@ class RemoteDrafter:
         selected, tokens = answer["taken"].tolist(), answer["resolved"].tolist()
         if exact := _exact_selection(steerer, candidates, answer, views, positions):
             some = [positions[i] for i in exact]
-            known = candidates.at(exact).with_selection(list(exact.values()))
+            known = candidates.at(list(exact), list(exact.values()))
             opened = {position.draft.row.index for position in some}
             lines = [line for line in lines if line.row.index in opened]
             again = self._ask(lines, _steering(steerer, known, views, some), some)["resolved"].tolist()
@@ -112,7 +112,7 @@ class RemoteDrafter:
         starts = [line.row.position + len(line.added) for line in lines]
         rooms = [line.row.room - len(line.added) for line in lines]
         opens = [
-            [scheduled(context, start + step, line.row.key) for step in range(longest)]
+            [_scheduled(context, start + step, line.row.key) for step in range(longest)]
             for line, start in zip(lines, starts, strict=True)
         ]
         edges, chances = context.draft_length.table()
@@ -129,7 +129,7 @@ class RemoteDrafter:
                 "chances": chances,
                 "ratio": 0.0 if self._alone else context.draft_length.tokens_per_step,
                 "residual": context.required.base_residual,
-                "sampling": [row_draws(line.row, start, longest) for line, start in zip(lines, starts, strict=True)],
+                "sampling": [_row_draws(line.row, start, longest) for line, start in zip(lines, starts, strict=True)],
                 "steering": steering,
                 **self._allowed,
             }
@@ -209,6 +209,84 @@ class RemoteDrafter:
         return answer["own"][each, selected], answer["candidates"][each, selected].tolist()
 
 
+class RemoteVerifier:
+    """Implements `sides.Verifier` with a model on a server."""
+
+    piece: ClassVar[int] = 1024  # each piece has all before it read again
+
+    def __init__(self, context: DecodingContext, verification: Verification, model: RemoteBackend) -> None:
+        self._context = context
+        self._bridge = verification.bridge
+        self._layer = verification.layer
+        self._model = model
+
+    def insert(self, rows: Mapping[int, Row]) -> None:
+        pass  # a server keeps nothing of what it has read
+
+    def select(self, slots: Sequence[int]) -> None:
+        pass
+
+    def commit(self, rows: Sequence[Row]) -> None:
+        pass
+
+    def verify(self, drafts: Sequence[Draft], base: BaseView, every: bool = False) -> ThinkingView:
+        queries = [self._query(draft, row) for draft, row in zip(drafts, base.choice.tolist(), strict=True)]
+        started = time.perf_counter()
+        answer = self._ask(queries, every)
+        self._context.draft_length.observe_latency("verifier", time.perf_counter() - started)
+        check_not_nan(answer["logprob"], "thinking")
+        scored = [query["spoken"] for query in queries]
+        return RemoteThinkingView.of(answer, scored, self._bridge, partial(self._exactly, queries))
+
+    def _query(self, draft: Draft, choices: Sequence[int]) -> dict[str, Any]:
+        """One row for `programs.read`."""
+        row, count = draft.row, len(draft.tokens)
+        opens = [_scheduled(self._context, row.position + step, row.key) for step in range(draft.length)]
+        return {
+            "ids": [i for ids in (row.thinking_ids[: row.thinking_read], *draft.unread) for i in ids],
+            "wanted": [row.thinking_read + end - 1 for end in draft.ends],
+            "spoken": [next(iter(crossed), -1) for crossed in draft.crossed],
+            "accepted": [self._bridge.agreeing(choice) for choice in choices[:count]],
+            "opens": opens + [0] * (count - draft.length),
+            "sampling": _row_draws(row, row.position, count) if self._context.steerer is None else None,
+        }
+
+    def _ask(self, queries: Sequence[dict[str, Any]], every: bool) -> dict[str, Any]:
+        """The answer of `programs.read`."""
+        choices = self._bridge.thinking_choices
+        return self._model.read(
+            {
+                **{name: [query[name] for query in queries] for name in queries[0]},
+                "every": every,
+                # Where its own tokens are emitted there are no candidates to rank.
+                "top": 1 if self._context.steerer is None else views.TOP_K,
+                "chosen": False,
+                "residual": self._context.required.thinking_residual,
+                "layer": self._layer,
+                "width": choices.width,
+                "blocked": list(choices.blocked),
+            }
+        )
+
+    def _exactly(self, queries: Sequence[dict[str, Any]], asked: Sequence[tuple[int, int, int]]) -> list[float]:
+        """The log-probabilities of (row, step, thinking id)s, in order."""
+        again = []
+        for row in sorted({row for row, _, _ in asked}):
+            wanted = [(queries[row]["wanted"][step], token) for i, step, token in asked if i == row]
+            again.append(
+                {
+                    "ids": queries[row]["ids"][: max(place for place, _ in wanted) + 1],
+                    "wanted": [place for place, _ in wanted],
+                    "spoken": [token for _, token in wanted],
+                    "accepted": [[] for _ in wanted],
+                    "opens": [0] * len(wanted),
+                    "sampling": None,
+                }
+            )
+        logprobs = self._ask(again, every=False)["spoken_logprob"].tolist()
+        return [p for query, row in zip(again, logprobs, strict=True) for p in row[: len(query["wanted"])]]
+
+
 def _steering(
     steerer: Steerer, candidates: SteeringCandidates, views: Views, positions: Sequence[GatePosition]
 ) -> dict[str, Any]:
@@ -245,12 +323,8 @@ def _exact_selection(
     return dict(zip(unknown, steerer.select(candidates.at(unknown), tokens, views, some), strict=True))
 
 
-RowDraws = tuple[float, int, float, list[float]]
-"""How consecutive tokens of a row are drawn: temperature, top_k, top_p, and a level for each; see `Sampling.draw`."""
-
-
-def row_draws(row: Row, position: int, count: int) -> RowDraws | None:
-    """How `count` generated tokens of a row are drawn from `position` on; None: greedily."""
+def _row_draws(row: Row, position: int, count: int) -> tuple[float, int, float, list[float]] | None:
+    """How `count` generated tokens of a row are drawn from `position` on, as the programs take it; None: greedily."""
     sampling = row.request.sampling
     if sampling is None:
         return None
@@ -258,120 +332,7 @@ def row_draws(row: Row, position: int, count: int) -> RowDraws | None:
     return sampling.temperature, sampling.top_k, sampling.top_p, levels
 
 
-def scheduled(context: DecodingContext, position: int, key: bytes) -> int:
+def _scheduled(context: DecodingContext, position: int, key: bytes) -> int:
     """`Gate.scheduled` as `portable.programs` has it: 1, 0, or -1 where the models decide."""
     opens = context.gate.scheduled(position, key)
     return -1 if opens is None else int(opens)
-
-
-@dataclass(frozen=True)
-class _Query:
-    """A text to read, and what is asked of the predictions at some of its places; the lists are of these places.
-
-    Attributes:
-        ids: the text, as thinking ids, up to the last place at least.
-        places: indices in `ids`; the prediction after each is viewed.
-        scored: the thinking id whose log-probability is wanted.
-        agreeing: the thinking ids that agree with the base model's choice.
-        opens: see `scheduled`.
-        draws: how the thinking model's own tokens are drawn.
-    """
-
-    ids: list[int]
-    places: list[int]
-    scored: list[int]
-    agreeing: list[list[int]]
-    opens: list[int]
-    draws: RowDraws | None = None
-
-
-class RemoteVerifier:
-    """Implements `sides.Verifier` with a model on a server."""
-
-    piece: ClassVar[int] = 1024  # each piece has all before it read again
-
-    def __init__(self, context: DecodingContext, verification: Verification, model: RemoteBackend) -> None:
-        self._context = context
-        self._bridge = verification.bridge
-        self._layer = verification.layer
-        self._model = model
-
-    def insert(self, rows: Mapping[int, Row]) -> None:
-        pass  # a server keeps nothing of what it has read
-
-    def select(self, slots: Sequence[int]) -> None:
-        pass
-
-    def commit(self, rows: Sequence[Row]) -> None:
-        pass
-
-    def verify(self, drafts: Sequence[Draft], base: BaseView, every: bool = False) -> ThinkingView:
-        choices = base.choice.tolist()
-        queries = [self._query(draft, row) for draft, row in zip(drafts, choices, strict=True)]
-        started = time.perf_counter()
-        answer = self._ask(queries, every)
-        self._context.draft_length.observe_latency("verifier", time.perf_counter() - started)
-        check_not_nan(answer["logprob"], "thinking")
-        return RemoteThinkingView.of(
-            answer, [query.scored for query in queries], self._bridge, lambda places: self._exactly(queries, places)
-        )
-
-    def _query(self, draft: Draft, choices: Sequence[int]) -> _Query:
-        row, count = draft.row, len(draft.tokens)
-        opens = [scheduled(self._context, row.position + step, row.key) for step in range(draft.length)]
-        return _Query(
-            ids=[i for ids in (row.thinking_ids[: row.thinking_read], *draft.unread) for i in ids],
-            places=[row.thinking_read + end - 1 for end in draft.ends],
-            scored=[next(iter(crossed), -1) for crossed in draft.crossed],
-            agreeing=[self._bridge.agreeing(choice) for choice in choices[:count]],
-            opens=opens + [0] * (count - draft.length),
-            draws=row_draws(row, row.position, count) if self._context.steerer is None else None,
-        )
-
-    def _ask(self, queries: Sequence[_Query], every: bool) -> dict[str, Any]:
-        """The answer of `programs.read`."""
-        draws = [query.draws for query in queries]
-        steerer, choices = self._context.steerer, self._bridge.thinking_choices
-        return self._model.read(
-            {
-                "ids": [query.ids for query in queries],
-                "wanted": [query.places for query in queries],
-                "spoken": [query.scored for query in queries],
-                "accepted": [query.agreeing for query in queries],
-                "opens": [query.opens for query in queries],
-                "every": every,
-                "sampling": draws,
-                # Where its own tokens are emitted there are no candidates to rank.
-                "top": 1 if steerer is None else views.TOP_K,
-                "chosen": False,
-                "residual": self._context.required.thinking_residual,
-                "layer": self._layer,
-                "width": choices.width,
-                "blocked": list(choices.blocked),
-            }
-        )
-
-    def _exactly(self, queries: Sequence[_Query], places: list[tuple[int, int, int]]) -> list[float]:
-        """The log-probabilities of (query, index of a place in it, thinking id)s."""
-        by_query: dict[int, list[tuple[int, int]]] = {}
-        for query, place, token in places:
-            by_query.setdefault(query, []).append((place, token))
-        again = [
-            replace(
-                queries[i],
-                ids=queries[i].ids[: max(queries[i].places[place] for place, _ in pairs) + 1],
-                places=[queries[i].places[place] for place, _ in pairs],
-                scored=[token for _, token in pairs],
-                agreeing=[[] for _ in pairs],
-                opens=[0] * len(pairs),
-                draws=None,
-            )
-            for i, pairs in by_query.items()
-        ]
-        logprobs = self._ask(again, every=False)["spoken_logprob"].tolist()
-        found = {
-            (i, *pair): logprob
-            for (i, pairs), row in zip(by_query.items(), logprobs, strict=True)
-            for pair, logprob in zip(pairs, row, strict=False)
-        }
-        return [found[place] for place in places]
