@@ -147,7 +147,6 @@ _SIGNS = {
 }  # fmt: skip
 _SIGN = re.compile("|".join(map(re.escape, sorted(_SIGNS, key=len, reverse=True))))
 _RAISED = re.compile("[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+")
-_VULGAR = re.compile("[¼½¾⅐-⅞]")
 _THOUSANDS = re.compile(r",\\!\s*|\{,\}")
 
 # Commands that only typeset, and what replaces them.
@@ -194,7 +193,6 @@ def plain(text: str) -> str:
     text = plain_digits(text)
     for pattern, replacement in _TYPESETTING:
         text = pattern.sub(replacement, text)
-    text = _VULGAR.sub(lambda found: " " + unicodedata.normalize("NFKC", found.group()), text)
     text = _SIGN.sub(lambda found: _SIGNS[found.group()], text)
     for _ in range(3):  # words in words
         text = _WORDS.sub(lambda found: found[1] if len(found[1]) == 1 else f" {found[1]} ", text)

@@ -19,8 +19,6 @@ _STOP = frozenset(
 _WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?|\\[a-z]+|\d[\d,.]*\d|\d")
 _DRAWING = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
 _SENTENCE_END = re.compile(r"(?<=[.?!])[$\"')]*\s+(?=[A-Z$\\(])")
-_HINT = re.compile(r"\([A-Z][a-z]*(?: [^() ]+){3,} ?\)")
-_FORMAT = re.compile(r"(?:Express|Enter|Give|Write|Round|State)\b.*\b(?:answer|separated|form|pair|triple|nearest)\b")
 _ASKS = re.compile(
     r"\?|\b(?:find|compute|calculate|determine|evaluate|express|simplify|what|how|solve|convert|factor|write|enter)\b",
     re.IGNORECASE,
@@ -29,9 +27,6 @@ _ASKING_PART = re.compile(
     r"\b(?:how|what|find|compute|calculate|determine|evaluate|simplify|solve|convert|factor)\b"
     r"|(?:^|, )(?:which|express)\b",
     re.IGNORECASE,
-)
-_CONDITION = re.compile(
-    r"(?<=.{12}),?\s(?:if|so that|such that|where|given that|when|for which|satisfying|provided|knowing|assuming)\b.*"
 )
 _FORMULA = re.compile(r"\$\$.*?\$\$|\\\[.*?\\\]|\\\(.*?\\\)|\$[^$]*\$")
 _MAX_NAME = 12  # characters of a formula, its delimiters included, that is a name rather than an expression
@@ -44,7 +39,7 @@ _WORD_WANTED = re.compile(
     re.IGNORECASE,
 )
 _SEVERAL = re.compile(r"\b(?:all|both|each|values|solutions|roots|zeros|separated)\b", re.IGNORECASE)
-_AMOUNT = re.compile(r"\W*[\d,.]+\W*(?:\\circ\W*|[A-Za-z ]*\$[\d,.]*)?")
+_AMOUNT = re.compile(r"\W*[\d,.]+\W*(?:\\circ\W*|[A-Za-z ]*\$[\d,.]*)?")  # a formula that only gives a number
 _STEM = 5  # characters
 
 
@@ -80,16 +75,15 @@ def parse(text: str | None) -> Question:
     if not text:
         return Question()
     flat = " ".join(plain_digits(_DRAWING.sub(" ", text)).split())
-    parts = [part for part in _SENTENCE_END.split(_HINT.sub(" ", flat)) if _ASKS.search(part)] or [flat]
-    asking = [part for part in parts if not _FORMAT.match(part)] or parts
+    asking = [part for part in _SENTENCE_END.split(flat) if _ASKS.search(part)] or [flat]
     last = next((part for part in reversed(asking) if "?" in part), asking[-1])
     starts = [found.start() for found in _ASKING_PART.finditer(last)]
-    last = _CONDITION.sub("", last[starts[-1] :] if starts else last)
+    last = last[starts[-1] :] if starts else last
     return Question(
         words=frozenset(stems(_FORMULA.sub(_short, last)) or stems(last)),
         given=frozenset(each.replace(",", "") for each in _NUMBER.findall(_FORMULA.sub(_amount, flat))),
         several=_SEVERAL.search(flat) is not None,
-        in_words=_WORD_WANTED.search(parts[-1]) is not None or _WORD_WANTED.search(last) is not None,
+        in_words=any(_WORD_WANTED.search(part) for part in (asking[-1], last)),
         choices=_CHOICES.search(flat) is not None,
         text=flat,
         tight="".join(flat.split()),

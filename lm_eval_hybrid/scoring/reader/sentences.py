@@ -11,7 +11,6 @@ _MAX_SENTENCE = 2000  # characters; of longer sentences the ends count
 _DISPLAY = re.compile(r"\\\[.*?(?:\\\]|\Z)|\$\$.*?(?:\$\$|\Z)|\\begin\{([a-z]+\*?)\}.*?(?:\\end\{\1\}|\Z)", re.DOTALL)
 _HYPHENS = dict.fromkeys((0x2010, 0x2011, 0x2013), "-")
 _CALCULATOR = re.compile(r"<<[^<>\n]{,200}>>")  # GSM8K's notes
-_DOLLARS = re.compile(r"\$ (?=\\begin)|(?<=\}) \$(?=[\s.,;:]|$)", re.MULTILINE)  # spaces inside a formula
 _ALIGNED = re.compile(
     r"(?:\\\[\s?|\$\$\s?)?\\begin\{((?:align|eqnarray|gather|split)(?:ed)?\*?)\}(.*?)(\\end\{\1\}(?:\s?\\\]|\s?\$\$)?|\Z)",
     re.DOTALL,
@@ -20,7 +19,6 @@ _INNER = re.compile(r"(\\begin\{[a-z]+\*?\}.*?(?:\\end\{[a-z]+\*?\}|\Z))", re.DO
 _ITEM = r"(?:[-*+•>] |\(?\d{1,3}[.)] )"
 # A formula on a line of its own belongs to the words before it, and a line to the colon above it.
 _JOINT = re.compile(rf"\n(?=\\\[|\$\$|\\begin\{{|=|(?:\*\*|\$|\\\( ?)?\\boxed)|(?<=[:=])(?:\*\*)?\n(?!{_ITEM})")
-_LABEL = re.compile(rf"^(?:{_ITEM}+(?=\S)|[#* ]*Step \d+[.:]?(?:\*\*)?:? ?)", re.MULTILINE)
 _STOP_INSIDE = re.compile(r"([.,]) ?(\$\$|\\[\])]|(?<=[^\s$][.,])\$(?=\s|$|[A-Z]))", re.MULTILINE)
 _TITLES = r"(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMs\.)(?<!\bDr\.)(?<!\bSt\.)(?<!\bvs\.)(?<!\be\.g\.)(?<!\bi\.e\.)"
 _CLOSERS = r"(?:\*\*|\\[\])]|[$\"')])*"
@@ -77,7 +75,7 @@ _POSED = re.compile(
 
 def lines(text: str) -> str:
     """A text with single spaces, without blank lines and GSM8K's calculator notes; boxes on one line."""
-    text = _DOLLARS.sub("$", plain_digits(_CALCULATOR.sub("", text).translate(_HYPHENS)))
+    text = plain_digits(_CALCULATOR.sub("", text).translate(_HYPHENS))
     for start, end, _ in list(boxes(text)):
         if "\n" in text[start:end]:
             text = text[:start] + text[start:end].replace("\n", " ") + text[end:]
@@ -103,7 +101,7 @@ def boxes(text: str) -> Iterator[tuple[int, int, str]]:
 def sentences(text: str) -> list[str]:
     """The sentences of a text from `lines`, formulas included, without the marks of list items."""
     flat = _DISPLAY.sub(lambda formula: formula.group().replace("\n", " "), _ALIGNED.sub(_chain, text))
-    flat = _LABEL.sub("", _JOINT.sub(" ", _STOP_INSIDE.sub(r"\2\1 ", flat).replace("  ", " ")))
+    flat = _JOINT.sub(" ", _STOP_INSIDE.sub(r"\2\1 ", flat).replace("  ", " "))
     pieces, start = [], 0
     for end in _END.finditer(flat):
         pieces.append(flat[start : end.end()])
