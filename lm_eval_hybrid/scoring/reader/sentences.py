@@ -47,10 +47,6 @@ _CLAUSE_END = re.compile(
     r"|\s+(?=(?:because|since|whereas|while|given that|so that|but|(?:after|before) \w+ing)\s)"
     r"|(?<=[a-z])\s+--?\s+(?=[a-z])"
 )
-_PURPOSE = re.compile(
-    r"(?:(?:and|so|then|now|next|finally|first)\W+)*to (?:find|determine|compute|calculate|get|solve|express|check)\b",
-    re.IGNORECASE,
-)
 
 _KIND = (
     r"(?:New |Next |Another |Similar |Follow-?up |Practice |Bonus |Extra )?"
@@ -110,9 +106,8 @@ def sentences(text: str) -> list[str]:
 
 
 def clauses(sentence: str) -> list[str]:
-    """The clauses of a sentence, with `=` for words that say the same; those that only state a purpose are left out."""
-    found = [piece.strip() for piece in _CLAUSE_END.split(_SAYS_EQUAL.sub(_sign, sentence)) if piece.strip()]
-    return [piece for piece in found if not _PURPOSE.match(piece)] or found
+    """The clauses of a sentence, with `=` for words that say the same."""
+    return [piece.strip() for piece in _CLAUSE_END.split(_SAYS_EQUAL.sub(_sign, sentence)) if piece.strip()]
 
 
 def cut_off(text: str) -> bool:

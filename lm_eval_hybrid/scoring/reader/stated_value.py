@@ -3,7 +3,6 @@
 import re
 from dataclasses import dataclass
 
-from lm_eval_hybrid.scoring.quantities import NUMBER_WORDS
 from lm_eval_hybrid.scoring.reader.question import Question, stems
 from lm_eval_hybrid.scoring.reader.sentences import clauses
 
@@ -27,16 +26,11 @@ _RUN = re.compile(rf"(?P<span>{_SPAN})|(?P<run>{_TOKEN}(?:\s?{_TOKEN})*)")
 _DELIMITERS = (("\\(", "\\)"), ("\\[", "\\]"), ("$$", "$$"), ("$", "$"))
 _VALUED = re.compile(r"\d|\\[a-zA-Z]|[a-zA-Z]\s*[-+*/^=(]|[π√∞]|^[a-zA-Z]$")
 _EQUALS = re.compile(r"(?<![\\<>!:])=(?!=)|\\equiv(?![a-z])|≡")
-_MODULUS = re.compile(r"\s*\(?\s*\\p?mod\s*(?:\{[^{}]*\}|\d+)\s*\)?")
-_ARROW = r"\\(?:Rightarrow|Longrightarrow|implies|iff|Leftrightarrow|therefore)(?![a-zA-Z])"
-_IMPLIES = re.compile(rf"(?:\\q?quad|\s)*{_ARROW}(?:\\q?quad|\s)*|⇒|=>")
 _NUMBER = re.compile(r"[-\\$%\s]*([\d,. ]*\d)\s*(?:\\?%|\^?\s*\\circ|°)?[\\$.]*")
 _LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 _NAME = re.compile(r"\\?[a-zA-Z](?:_\{?\w\}?)?|\\(?:begin|end|angle|triangle|alpha|theta)\b.{0,12}")
 _LEFT_SIDE = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'*(?:\s*\([^()]*\))?")
 _RELATION = re.compile(r"[<>≤≥]|\\(?:le|ge|lt|gt)(?:q|qslant)?(?![a-z])")
-_STRAY = re.compile(r"^(?:[aAI]\s+)+|^x\s+(?=\d)|\s+[aAI]$")
-_DANGLING = re.compile("^[,*/+\u00d7÷·=≈\\s]+|^-\\s+|[\\s,*/+\u00d7÷·=≈(\\[{$-]+$")
 
 _GIVES_REASON = re.compile(r"(?:since|because|as|if|when|where|given|while)\b", re.IGNORECASE)
 _SUPPOSED = re.compile(r"\b(?:when|where|if|for|since|let|test|try|suppose|assume|consider)$", re.IGNORECASE)
@@ -47,9 +41,7 @@ _FILLER = (
 _PREDICATE = re.compile(
     r"(?:\b(?:is|are|was|were|be|being|becomes?|equals?|totals?|equal to|total of)\b|:)" + rf"(?:\s*(?:{_FILLER}))*\s*$"
 )
-_SUBJECT = re.compile(r"\W*(?:is|are|was|will be)\s+(?:the|how|what)\b")
 _JOINT = re.compile(r"\s*(?:(,\s*or\b)|,|,?\s*\b(?:and|or)\b)\s*")
-_SPELLED = re.compile(rf"\b(?:{'|'.join(NUMBER_WORDS)})\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -100,7 +92,7 @@ def value(clause: str, question: Question) -> Value | None:
         found.append(each)
         end = run.end()
     if not found:
-        return _spelled(clause, question)
+        return None
     best = max(weight for weight, _ in found)
     equal = [each for weight, each in found if weight == best]
     return equal[0 if question.text and best < 3 else -1]
@@ -124,13 +116,12 @@ def _joined(first: str, second: str, restated: bool) -> str:
 
 def _weighed(run: re.Match[str], clause: str, question: Question) -> tuple[float, Value] | None:
     before, after = clause[: run.start()].rstrip("* "), clause[run.end() :]
-    text = _undelimited(run.group()) if run["span"] else _trimmed(run.group())
+    text = _undelimited(run.group()) if run["span"] else _balanced(run.group().strip())
     if not _VALUED.search(text) or _NAME.fullmatch(text) or text.startswith("^"):
         return None
-    said = _PREDICATE.search(before) or (not before and _SUBJECT.match(after))
-    text = _IMPLIES.split(text)[-1].strip() or text
+    said = _PREDICATE.search(before)
     sides = [side.strip() for side in _EQUALS.split(text)]
-    last = _balanced(_MODULUS.sub("", sides[-1]) or sides[0])
+    last = _balanced(sides[-1] or sides[0])
     number = _NUMBER.fullmatch(last)
     if number:
         new = _new_number(text, last, re.sub("[, ]", "", number[1]), question)
@@ -170,12 +161,8 @@ def _undelimited(span: str) -> str:
     return span[len(start) : -len(end)].strip()
 
 
-def _trimmed(run: str) -> str:
-    """A run in prose without letters that are words, signs that join it to words, and unbalanced brackets."""
-    return _balanced(_DANGLING.sub("", _STRAY.sub("", run.strip())))
-
-
 def _balanced(text: str) -> str:
+    """A text without closing brackets at its end that nothing opens, and without an unclosed one at its start."""
     for opened, closed in (("([", ")]"), ("{", "}")):
         extra = sum(text.count(sign) for sign in opened) - sum(text.count(sign) for sign in closed)
         while extra < 0 and text[-1:] in closed and not text.endswith("\\" + text[-1:]):
@@ -184,11 +171,3 @@ def _balanced(text: str) -> str:
             text = text[1:].lstrip()
     return text.strip()
 
-
-def _spelled(clause: str, question: Question) -> Value | None:
-    """A number in words after `is` and the like."""
-    for word in _SPELLED.finditer(clause):
-        if _PREDICATE.search(clause[: word.start()].rstrip()):
-            number = str(NUMBER_WORDS.index(word.group().lower()) + 2)
-            return Value(number, number not in question.given)
-    return None
