@@ -22,10 +22,6 @@ _ANSWER = re.compile(
     re.IGNORECASE,
 )
 _NO_ANSWER = re.compile(r"(?:not|in|a|an|incorrect|wrong|correct|right|given|to)\b(?!\s+\$)", re.IGNORECASE)
-_IS_ANSWER = re.compile(
-    r"(?P<rest>.*\S)\s+(?:is|are|as)\s+(?:thus |therefore |then )?(?:the|our|my) (?:final |correct )?answer\b",
-    re.IGNORECASE,
-)
 _VALUE_FIRST = re.compile(r"[-$\\(\[*\s]*(?:\d|\\frac|\\sqrt|\\pi|[a-zA-Z]\b\s*[=^+*/])")
 # A letter among choices, plain, bold, in dollars or in parentheses.
 _LETTER = re.compile(
@@ -77,22 +73,16 @@ def after_hashes(text: str) -> tuple[int, str] | None:
 
 
 def _called(sentence: str, question: Question) -> tuple[str, str] | None:
-    """What a sentence calls the answer: a letter among choices, a value, or a few words."""
-    lower = sentence.lower()
-    if not any(word in lower for word in ("answer", "option", "choice")):
-        return None
+    """What a sentence calls the answer, a letter among choices, a value or a few words; and all that it says there."""
     said = _ANSWER.search(sentence)
-    if said and not _NO_ANSWER.match(said["rest"]):
-        rest = said["rest"]
-        letter = _LETTER.match(rest)
-        if letter and (question.choices or not question.text):
-            letter_text = letter["enclosed"] or letter["bare"]
-            return letter_text, letter_text
-        first = value(f"is {clauses(rest)[0]}", question) if _VALUE_FIRST.match(rest) else None
-        closest = (0.0, first) if first else stated(rest, question)
-        if closest is not None:
-            return closest[1].text, rest
-        return (rest, rest) if _NAMED.fullmatch(rest) and not letter else None
-    said = _IS_ANSWER.search(sentence)
-    found = value(clauses(said["rest"])[-1], question) if said else None
-    return (found.text, said["rest"]) if said and found else None
+    if not said or _NO_ANSWER.match(said["rest"]):
+        return None
+    rest = said["rest"]
+    letter = _LETTER.match(rest)
+    if letter and (question.choices or not question.text):
+        return (letter["enclosed"] or letter["bare"],) * 2
+    first = value(f"is {clauses(rest)[0]}", question) if _VALUE_FIRST.match(rest) else None
+    closest = (0.0, first) if first else stated(rest, question)
+    if closest is not None:
+        return closest[1].text, rest
+    return (rest, rest) if _NAMED.fullmatch(rest) and not letter else None

@@ -9,7 +9,6 @@ from lm_eval_hybrid.scoring.reader.sentences import clauses
 # What a value is worth because the question did not give it, or because it is a result, and what it costs that its
 # clause gives a reason; as shares of the asked words.
 NEW, _RESULT, _REASON = 0.3, 0.15, 0.4
-_LONG = 6  # characters of an expression that is no answer where the question has it
 
 _CLOCK = r"\d{1,2}:\d\d(?: ?[ap]m\b| ?[ap]\. ?m\.| ?[AP]M\b)?"
 _DIGITS = rf"{_CLOCK}|\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?|\d{{1,3}}(?: \d{{3}})+(?![\d/])|\d+(?:\.\d+)?|\.\d+"
@@ -127,8 +126,6 @@ def _weighed(run: re.Match[str], clause: str, question: Question) -> tuple[float
         new = _new_number(text, last, re.sub("[, ]", "", number[1]), question)
     else:
         new = _new_expression(text, sides, question)
-        if not said and not new and _asked_about(text, question):
-            return None
     result = len(sides) > 1 or run.group().lstrip("$\\([* ").startswith(("=", "≈")) or before.endswith(("=", "≈"))
     weight = 1.5 * new + 3.0 * result
     if said:
@@ -151,11 +148,6 @@ def _new_expression(text: str, sides: list[str], question: Question) -> bool:
     return "".join(text.split()) not in question.tight and not unsolved and not _RELATION.search(text)
 
 
-def _asked_about(text: str, question: Question) -> bool:
-    variables = set(_LETTER.findall(text)) - {"i", "e"}
-    return "".join(text.split()) in question.tight and (bool(variables) or len(text) > _LONG)
-
-
 def _undelimited(span: str) -> str:
     start, end = next(delimiters for delimiters in _DELIMITERS if span.startswith(delimiters[0]))
     return span[len(start) : -len(end)].strip()
@@ -170,4 +162,3 @@ def _balanced(text: str) -> str:
         if extra > 0 and text[:1] in opened:
             text = text[1:].lstrip()
     return text.strip()
-
