@@ -9,7 +9,9 @@ module: one line of JSON in, one line out. `serve` runs in that process, which l
 import atexit
 import json
 import logging
+import math
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -49,12 +51,7 @@ class MathVerifyProcess:
     def __init__(self, seconds: float = SECONDS) -> None:
         self._seconds = seconds
         self._process: subprocess.Popen[str] | None = None
-        self._lock = threading.Lock()
-
-    @property
-    def pid(self) -> int | None:
-        """Id of the running process, if any."""
-        return None if self._process is None else self._process.pid
+        self._lock = threading.RLock()
 
     def same(self, answer: str, truth: str) -> bool:
         """math_verify's verdict; False where none comes within the limit.
@@ -69,7 +66,7 @@ class MathVerifyProcess:
                 reply, late = _exchange(self._process, request, self._seconds)
                 if reply:
                     return bool(json.loads(reply))
-                self._end()
+                self.close()
                 if late:
                     log.warning("math_verify took over %g s for %.60s; counted as unequal", self._seconds, answer)
                     break
@@ -78,11 +75,13 @@ class MathVerifyProcess:
     def close(self) -> None:
         """End the process. The next comparison starts another."""
         with self._lock:
-            self._end()
+            if self._process is not None:
+                _kill(self._process)
+                self._process = None
 
     def forget(self) -> None:
         """After a fork, leave the process to the parent, which owns it."""
-        self._process, self._lock = None, threading.Lock()
+        self._process, self._lock = None, threading.RLock()
 
     def _start(self) -> "subprocess.Popen[str]":
         command = [sys.executable, "-c", _SERVE, json.dumps(sys.path), str(self._seconds)]
@@ -102,11 +101,6 @@ class MathVerifyProcess:
                 "`python -c 'import math_verify'` says, or pip install math-verify"
             )
         return process
-
-    def _end(self) -> None:
-        if self._process is not None:
-            _kill(self._process)
-            self._process = None
 
 
 def _exchange(process: "subprocess.Popen[str]", request: str | None, seconds: float) -> tuple[str, bool]:
@@ -161,15 +155,16 @@ def serve(seconds: float) -> None:
     logging.disable(logging.CRITICAL)
     from math_verify import parse, verify
 
+    end_after: Any = getattr(signal, "alarm", lambda seconds: None)  # by the kernel, whatever runs; not on Windows
     print(_READY, file=replies, flush=True)
     for line in sys.stdin:
-        _end_after(2 * seconds)
+        end_after(math.ceil(2 * seconds))
         try:
             found, gold = (parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in json.loads(line))
             same = verify(gold, found, timeout_seconds=None, allow_set_relation_comp=True) and not _differ(gold, found)
         except (Exception, RecursionError, MemoryError):  # whatever sympy raises
             same = False
-        _end_after(0)
+        end_after(0)
         print(json.dumps(bool(same)), file=replies, flush=True)
 
 
@@ -199,12 +194,3 @@ def _limit_memory() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = _MAX_BYTES if hard == resource.RLIM_INFINITY else min(_MAX_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-
-
-def _end_after(seconds: float) -> None:
-    """Have the kernel end this process after `seconds`, whatever it computes; 0: never."""
-    import signal
-
-    timer: Any = getattr(signal, "setitimer", None)
-    if timer is not None:  # None: Windows
-        timer(signal.ITIMER_REAL, seconds)

@@ -17,6 +17,16 @@ from lm_eval_hybrid.scoring.verifier import MathVerifyProcess
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and forks")
 
 
+def pid(process: MathVerifyProcess) -> int | None:
+    return None if process._process is None else process._process.pid
+
+
+def kill(process: MathVerifyProcess) -> None:
+    running = pid(process)
+    if running is not None:
+        os.kill(running, signal.SIGKILL)
+
+
 @pytest.fixture
 def verifier() -> Iterator[MathVerifyProcess]:
     made = MathVerifyProcess(seconds=2.0)
@@ -25,11 +35,11 @@ def verifier() -> Iterator[MathVerifyProcess]:
 
 
 def test_it_starts_with_the_first_question_and_stays(verifier: MathVerifyProcess) -> None:
-    assert verifier.pid is None
+    assert pid(verifier) is None
     assert verifier.same("1+x", "x+1")
-    first = verifier.pid
+    first = pid(verifier)
     assert not verifier.same("1+x", "x+2")
-    assert verifier.pid == first is not None
+    assert pid(verifier) == first is not None
 
 
 @pytest.mark.parametrize("endless", ["9^{9^{9^9}}", "99999999999!"])
@@ -44,21 +54,18 @@ def test_what_takes_too_long_costs_the_limit_and_is_unequal(verifier: MathVerify
 @posix
 def test_a_process_that_something_else_ends_is_started_again(verifier: MathVerifyProcess) -> None:
     assert verifier.same("1+x", "x+1")
-    first = verifier.pid
-    assert first is not None
-    os.kill(first, signal.SIGKILL)
+    first = pid(verifier)
+    kill(verifier)
     assert verifier.same("2+x", "x+2")
-    assert verifier.pid != first
+    assert pid(verifier) != first
 
 
 @posix
 def test_it_may_be_ended_in_the_middle_of_a_comparison() -> None:
     made = MathVerifyProcess(seconds=30.0)
     assert made.same("1", "1")
-    threading.Timer(0.5, lambda: os.kill(made.pid or 0, signal.SIGKILL)).start()
-    threading.Timer(
-        2.5, lambda: made.pid and os.kill(made.pid, signal.SIGKILL)
-    ).start()  # once more, for the second try
+    for seconds in (0.5, 2.5):  # the second time, when it is tried again
+        threading.Timer(seconds, kill, (made,)).start()
     assert not made.same("9^{9^{9^9}}", "3")
     assert made.same("1+x", "x+1")
     made.close()
@@ -81,17 +88,17 @@ def test_threads_share_one(verifier: MathVerifyProcess) -> None:
 @posix
 def test_a_forked_process_has_its_own() -> None:
     assert verifier_module.verified("3+x", "x+3")
-    mine = verifier_module._PROCESS.pid
+    mine = pid(verifier_module._PROCESS)
     child = os.fork()
     if child == 0:
         verifier_module.verified.cache_clear()
-        right = verifier_module._PROCESS.pid is None and verifier_module.verified("4+x", "x+4")
+        right = pid(verifier_module._PROCESS) is None and verifier_module.verified("4+x", "x+4")
         verifier_module._PROCESS.close()
         os._exit(0 if right else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     verifier_module.verified.cache_clear()
     assert verifier_module.verified("3+x", "x+3")
-    assert verifier_module._PROCESS.pid == mine
+    assert pid(verifier_module._PROCESS) == mine
 
 
 def test_it_ends_with_its_parent_and_loads_no_models() -> None:
@@ -100,7 +107,7 @@ def test_it_ends_with_its_parent_and_loads_no_models() -> None:
         "from lm_eval_hybrid.scoring import verifier as verifier_module\n"
         "assert verifier_module.verified('1+x', 'x+1')\n"
         "assert not {'torch', 'transformers', 'sympy'} & set(sys.modules)\n"
-        "print(verifier_module._PROCESS.pid)\n"
+        "print(verifier_module._PROCESS._process.pid)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     with pytest.raises(OSError):  # none of that number any more
