@@ -1,4 +1,4 @@
-"""A small bundle to check with: a base of width 6 and 4 layers, a thinking model of width 8 and 3 layers."""
+"""A small bundle for a base of width 6 and 4 layers and a thinking model of width 8 and 3 layers."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from lm_eval_hybrid.bundles.manifest import Manifest
 
 @pytest.fixture
 def fields() -> dict:
-    """The fields of a sound manifest, free to be changed."""
+    """The fields of a sound manifest; tests may change them."""
     model = {"revision": None, "architecture": "LlamaForCausalLM", "tokenizer_sha256": "a" * 64}
     return {
         "name": "tiny",

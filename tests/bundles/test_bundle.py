@@ -25,7 +25,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def rewrite(folder: Path, name: str, data: bytes) -> None:
-    """Put `data` in the place of a file and make its digest right, as a careless author would."""
+    """Replace a file and correct its digest, as a careless author would."""
     (folder / name).write_bytes(data)
     fields = yaml.safe_load((folder / "behavior.yaml").read_bytes())
     fields["files"][name] = hashlib.sha256(data).hexdigest()
@@ -71,7 +71,7 @@ def test_identity_follows_tensors_and_words(make_bundle: Make) -> None:
     assert len({bundle.identity, other.identity, make_bundle(description="Other words.").identity}) == 3
 
 
-def test_identity_is_of_the_manifest_as_it_lies_in_the_file(saved: Path) -> None:
+def test_identity_is_the_digest_of_the_manifest_file(saved: Path) -> None:
     text = (saved / "behavior.yaml").read_bytes() + b"# a remark\n"
     (saved / "behavior.yaml").write_bytes(text)
     assert Bundle.load(saved).identity == f"tiny@1.2.0#{hashlib.sha256(text).hexdigest()[:12]}"
@@ -156,7 +156,7 @@ def test_a_pickle_is_not_loaded(saved: Path, tmp_path: Path) -> None:
         Bundle.load(saved)
 
 
-def test_a_norm_that_is_not_the_vectors_is_refused(saved: Path) -> None:
+def test_a_wrong_norm_is_refused(saved: Path) -> None:
     fields = yaml.safe_load((saved / "behavior.yaml").read_bytes())
     fields["behaviors"][1]["norm"] *= 2
     (saved / "behavior.yaml").write_text(yaml.safe_dump(fields))
@@ -175,7 +175,7 @@ def test_a_bundle_is_overwritten_only_when_asked(make_bundle: Make, saved: Path)
     assert list(saved.parent.iterdir()) == [saved]
 
 
-def test_what_is_not_a_bundle_is_never_overwritten(make_bundle: Make, tmp_path: Path) -> None:
+def test_other_folders_are_never_overwritten(make_bundle: Make, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     for target in (tmp_path, tmp_path / "thesis.tex"):
         with pytest.raises(HybridError, match="exists and is not a bundle"):

@@ -17,7 +17,7 @@ def test_the_card_says_what_the_manifest_says(fields: dict) -> None:
     assert "MIT. By A. Tester." in text
 
 
-def test_the_head_is_what_the_hub_searches_by(fields: dict) -> None:
+def test_the_yaml_at_the_top_is_for_the_hub(fields: dict) -> None:
     fields["base"]["id"] = "./here/base"
     head = yaml.safe_load(render(Manifest.model_validate(fields)).split("---")[1])
     assert head == {
@@ -28,7 +28,7 @@ def test_the_head_is_what_the_hub_searches_by(fields: dict) -> None:
     }
 
 
-def test_what_is_not_known_is_left_open(fields: dict) -> None:
+def test_unknown_facts_are_dashes(fields: dict) -> None:
     fields["base"].update(layers=None, architecture=None, tokenizer_sha256=None)
     fields["training"].update(seed=None, data_sha256=None, holdout={})
     fields["results"][0]["gap_interval"] = None
@@ -41,12 +41,12 @@ def test_what_is_not_known_is_left_open(fields: dict) -> None:
     assert "None" not in text
 
 
-def test_a_template_in_words_stays_words(fields: dict) -> None:
+def test_template_syntax_in_texts_is_not_evaluated(fields: dict) -> None:
     fields["description"] = "{{ m.license }} {% raw %}"
     assert "{{ m.license }} {% raw %}" in render(Manifest.model_validate(fields))
 
 
-def test_words_cannot_break_a_table(fields: dict) -> None:
+def test_texts_cannot_break_a_table(fields: dict) -> None:
     text = render(Manifest.model_validate(fields))
     restating = next(row for row in rows(text) if row.startswith("| restate |"))
     assert restating.replace(r"\|", "").count("|") == 6
@@ -54,17 +54,17 @@ def test_words_cannot_break_a_table(fields: dict) -> None:
     assert "Restating: Two lines" in render(Manifest.model_validate(fields))
 
 
-def test_a_gap_that_is_undefined_is_said_to_be(fields: dict) -> None:
+def test_an_undefined_gap_is_shown_as_such(fields: dict) -> None:
     fields["results"][0].update(gap_recovered=None, gap_interval=None)
     assert "undefined" in render(Manifest.model_validate(fields))
 
 
-def test_arms_that_one_task_lacks_are_left_open(fields: dict) -> None:
+def test_missing_arms_are_dashes(fields: dict) -> None:
     fields["results"].append({**fields["results"][0], "task": "other", "scores": {"takeover": 0.9}})
     assert "| other | 200 | - | - | 90.0% |" in render(Manifest.model_validate(fields))
 
 
-def test_files_do_not_matter(fields: dict) -> None:
+def test_the_card_does_not_depend_on_files(fields: dict) -> None:
     # The card's own digest is among the files, so the card must not depend on them.
     plain = render(Manifest.model_validate(fields))
     assert render(Manifest.model_validate({**fields, "files": {"README.md": "c" * 64}})) == plain

@@ -36,7 +36,7 @@ def test_the_same_models_are_exact(manifest: Manifest) -> None:
     assert check(manifest, BASE, None).level == "exact"
 
 
-def test_the_weaker_model_counts(manifest: Manifest) -> None:
+def test_the_less_close_model_counts(manifest: Manifest) -> None:
     assert check(manifest, BASE, config(8, 2, architectures=["LlamaForCausalLM"])).level == "architecture"
     assert check(manifest, config(6, 4, Qwen2Config, architectures=["Qwen2ForCausalLM"]), THINKING).level == "width"
     assert check(manifest, config(6, 4, Qwen2Config), config(8, 2)).level == "width"
@@ -74,14 +74,14 @@ def test_the_language_part_of_a_multimodal_model_counts(manifest: Manifest) -> N
         (BASE, config(8, 1), "thinking model has 1 layers; .*needs layer 1 of 3"),
     ],
 )
-def test_what_cannot_be_steered_is_refused(
+def test_models_that_cannot_be_steered_are_refused(
     manifest: Manifest, base: LlamaConfig, thinking: LlamaConfig, message: str
 ) -> None:
     with pytest.raises(HybridError, match=message):
         check(manifest, base, thinking)
 
 
-def test_every_difference_is_said(manifest: Manifest) -> None:
+def test_every_difference_is_listed(manifest: Manifest) -> None:
     match = check(manifest, config(6, 5, Qwen2Config), THINKING, tokenizer("b", "a"), tokenizer("a", "b"))
     assert match.level == "width"
     assert [difference.split()[:2] for difference in match.differences] == [
@@ -93,7 +93,7 @@ def test_every_difference_is_said(manifest: Manifest) -> None:
     assert check(manifest, BASE, THINKING).differences == ()
 
 
-def test_what_a_bundle_leaves_open_is_not_known_to_be_the_same(manifest: Manifest) -> None:
+def test_unknown_facts_count_as_different(manifest: Manifest) -> None:
     card = manifest.base.model_copy(update={"layers": None, "tokenizer_sha256": None})
     match = check(manifest.model_copy(update={"base": card}), BASE, THINKING, tokenizer("a", "b"))
     assert match.level == "architecture"
@@ -112,7 +112,7 @@ def test_what_a_bundle_leaves_open_is_not_known_to_be_the_same(manifest: Manifes
         (config(6, 4, Qwen2Config), "width"),
     ],
 )
-def test_strict_chooses_what_is_refused(manifest: Manifest, base: LlamaConfig, level: str) -> None:
+def test_strict_sets_the_level_that_is_refused(manifest: Manifest, base: LlamaConfig, level: str) -> None:
     for strict in LEVELS:
         if LEVELS.index(level) <= LEVELS.index(strict):
             assert check(manifest, base, THINKING, strict=strict).level == level

@@ -16,7 +16,7 @@ def changed(bundle: Bundle, part: str, **changes: object) -> Bundle:
     return Bundle(type(bundle.manifest).model_validate(fields), bundle.tensors)
 
 
-def test_nothing_differs_between_a_bundle_and_itself(make_bundle: Make) -> None:
+def test_a_bundle_does_not_differ_from_itself(make_bundle: Make) -> None:
     found = compare(make_bundle(), make_bundle())
     assert found.changes == ()
     assert found.step is None and found.enough
@@ -47,7 +47,7 @@ def test_each_field_calls_for_its_step(make_bundle: Make, part: str, changes: di
     assert found.step == step
 
 
-def test_versions_and_what_saving_fills_in_are_no_changes(make_bundle: Make) -> None:
+def test_versions_and_filled_in_fields_are_no_changes(make_bundle: Make) -> None:
     other = changed(
         make_bundle(), "", version="9.9.9", written_by="7", supersedes="tiny@1.0.0#0", files={"a": "a" * 64}
     )
@@ -69,7 +69,7 @@ def test_retrained_tensors_are_a_minor_step(make_bundle: Make) -> None:
     assert moved["check"].detector == pytest.approx(1)
 
 
-def test_a_key_that_is_gone_is_a_major_step_and_one_that_comes_a_minor(make_bundle: Make, fields: dict) -> None:
+def test_a_removed_key_is_a_major_step_and_a_new_one_a_minor(make_bundle: Make, fields: dict) -> None:
     bundle = make_bundle()
     renamed = [fields["behaviors"][0], {**fields["behaviors"][1], "key": "verify", "tensor": "vector.verify"}]
     tensors = {("vector.verify" if name == "vector.check" else name): t for name, t in bundle.tensors.items()}
@@ -96,9 +96,7 @@ def test_a_key_that_is_gone_is_a_major_step_and_one_that_comes_a_minor(make_bund
         ("1.3.0", {"prompt": {"thinking": "chat"}}, True),
     ],
 )
-def test_the_version_must_step_as_far_as_the_changes_do(
-    make_bundle: Make, version: str, changes: dict, enough: bool
-) -> None:
+def test_the_version_step_must_match_the_changes(make_bundle: Make, version: str, changes: dict, enough: bool) -> None:
     found = compare(make_bundle(), make_bundle(version=version, **changes))
     assert found.enough is enough
 
@@ -111,7 +109,7 @@ def test_pairs_of_other_widths_can_be_compared(make_bundle: Make, fields: dict) 
     assert any(change.what == "tensor bias" and change.after == "[12]" for change in found.changes)
 
 
-def test_a_zero_vector_is_like_nothing(make_bundle: Make) -> None:
+def test_a_zero_vector_has_cosine_zero(make_bundle: Make) -> None:
     bundle = make_bundle()
     zero = replace(bundle, tensors={**bundle.tensors, "bias": torch.zeros(6)})
     assert compare(zero, bundle).vectors[0].cosine == 0.0

@@ -298,7 +298,7 @@ def test_tensors_go_as_large_files(hub: Hub, saved: Path) -> None:
     assert list(hub.uploads.values()) == [(saved / "tensors.safetensors").read_bytes()]
 
 
-def test_a_repository_is_public_unless_asked(hub: Hub, saved: Path) -> None:
+def test_a_repository_is_public_by_default(hub: Hub, saved: Path) -> None:
     push(saved, "org/open")
     push(saved, "org/closed", private=True)
     assert not hub.repositories["org/open"].private
@@ -335,13 +335,13 @@ def test_an_unsound_bundle_is_not_pushed(hub: Hub, saved: Path) -> None:
 @pytest.mark.parametrize(
     "repo", ["", "tiny", "a/b/c", "../tiny", "a--b/c", "org/tiny@main", "org/tiny#x", "org/tiny\n"]
 )
-def test_odd_names_are_refused(hub: Hub, saved: Path, repo: str) -> None:
+def test_malformed_repository_names_are_refused(hub: Hub, saved: Path, repo: str) -> None:
     with pytest.raises(HybridError, match="not a repository's name; it must be org/name"):
         push(saved, repo)
     assert hub.requests == []
 
 
-def test_what_goes_wrong_is_one_line(hub: Hub, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_one_line(hub: Hub, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.routes = [route for route in hub.routes if "/tag/" not in route[0]]
     with pytest.raises(HybridError, match="hub:org/tiny: the hub's client failed with HfHubHTTPError") as caught:
         push(saved, "org/tiny")
@@ -361,7 +361,7 @@ def test_pulling_again_changes_nothing(hub: Hub, saved: Path, tmp_path: Path) ->
     assert (folder / "notes.txt").read_text() == "mine"
 
 
-def test_what_is_there_is_not_replaced(hub: Hub, saved: Path, make_bundle: Make, tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_replaced(hub: Hub, saved: Path, make_bundle: Make, tmp_path: Path) -> None:
     pinned = push(saved, "org/tiny")
     shelf = tmp_path / "shelf"
     make_bundle(description="Other words.").save(shelf / "tiny/1.2.0")

@@ -22,7 +22,7 @@ def test_dump_and_parse_are_inverse(fields: dict) -> None:
 # Quotes, colons, line breaks, dates, tiny floats: whatever an author writes comes back.
 @shared_fixture
 @given(words=st.text(min_size=1), figure=st.floats(allow_nan=False, allow_infinity=False))
-def test_any_words_and_figures_survive(fields: dict, words: str, figure: float) -> None:
+def test_any_text_and_number_survives(fields: dict, words: str, figure: float) -> None:
     training = {**fields["training"], "holdout": {words: figure}}
     manifest = Manifest.model_validate({**fields, "description": words, "training": training})
     assert parse(dump(manifest), HERE) == manifest
@@ -30,7 +30,7 @@ def test_any_words_and_figures_survive(fields: dict, words: str, figure: float) 
 
 @shared_fixture
 @given(data=st.binary())
-def test_bytes_that_are_no_manifest_are_refused_in_one_line(data: bytes) -> None:
+def test_other_bytes_are_refused_in_one_line(data: bytes) -> None:
     with pytest.raises(HybridError) as caught:
         parse(data, HERE)
     assert "\n" not in str(caught.value)
@@ -97,7 +97,7 @@ def test_unsound_behaviors_are_named(fields: dict, change: dict, message: str) -
         parse_fields(fields)
 
 
-def test_an_interval_is_of_a_gap(fields: dict) -> None:
+def test_an_interval_needs_a_gap(fields: dict) -> None:
     fields["results"][0].update(gap_recovered=None, gap_interval=None)
     assert parse_fields(fields).results[0].gap_recovered is None
     fields["results"][0].update(gap_recovered=0.5)
@@ -107,7 +107,7 @@ def test_an_interval_is_of_a_gap(fields: dict) -> None:
         parse_fields(fields)
 
 
-def test_the_number_of_problems_is_said(fields: dict) -> None:
+def test_the_number_of_problems_is_given(fields: dict) -> None:
     fields["base"].update(layers=0, hidden_size=0)
     with pytest.raises(HybridError, match=r"\(1 more\)"):
         parse_fields(fields)
@@ -126,7 +126,7 @@ def test_a_manifest_is_frozen(fields: dict) -> None:
         Manifest.model_validate(fields).name = "other"
 
 
-def test_read_says_where_no_manifest_is(tmp_path: Path) -> None:
+def test_a_missing_manifest_is_reported(tmp_path: Path) -> None:
     with pytest.raises(HybridError, match=r"no behavior\.yaml here"):
         read(tmp_path)
     with pytest.raises(HybridError, match=r"no behavior\.yaml here"):

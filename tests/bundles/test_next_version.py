@@ -27,7 +27,7 @@ def edit(copy: Path, **changes: object) -> None:
     (copy / "behavior.yaml").write_text(yaml.safe_dump({**fields, **changes}))
 
 
-def test_words_make_a_patch_and_keep_results(former: Bundle, copy: Path, tmp_path: Path) -> None:
+def test_changed_words_are_a_patch_and_keep_results(former: Bundle, copy: Path, tmp_path: Path) -> None:
     edit(copy, description="Better words.")
     made = next_version(former, copy).after.save(tmp_path / "new").manifest
     assert (made.version, made.supersedes) == ("1.2.1", former.identity)
@@ -35,7 +35,7 @@ def test_words_make_a_patch_and_keep_results(former: Bundle, copy: Path, tmp_pat
     assert made.results == former.manifest.results
 
 
-def test_tensors_make_a_minor_and_results_go(former: Bundle, copy: Path, tmp_path: Path) -> None:
+def test_changed_tensors_are_a_minor_step_and_drop_results(former: Bundle, copy: Path, tmp_path: Path) -> None:
     tensors = load_file(copy / "tensors.safetensors")
     save_file({**tensors, "vector.check": 3 * tensors["vector.check"]}, copy / "tensors.safetensors")
     made = next_version(former, copy).after.save(tmp_path / "new")
@@ -45,7 +45,7 @@ def test_tensors_make_a_minor_and_results_go(former: Bundle, copy: Path, tmp_pat
     assert made.manifest.behaviors[1].norm == pytest.approx(3 * former.manifest.behaviors[1].norm, rel=1e-5)
 
 
-def test_results_that_are_new_stay(former: Bundle, copy: Path) -> None:
+def test_new_results_are_kept(former: Bundle, copy: Path) -> None:
     steering = {**former.manifest.model_dump(mode="json")["steering"], "coefficients": [2.0]}
     results = [{**former.manifest.model_dump(mode="json")["results"][0], "documents": 300}]
     edit(copy, steering=steering, results=results)
@@ -67,13 +67,13 @@ def test_a_larger_step_may_be_asked_for(former: Bundle, copy: Path) -> None:
         ({"colour": "red"}, "colour: Extra inputs"),
     ],
 )
-def test_what_is_no_next_version(former: Bundle, copy: Path, changes: dict, message: str) -> None:
+def test_copies_that_are_no_next_version_are_refused(former: Bundle, copy: Path, changes: dict, message: str) -> None:
     edit(copy, **changes)
     with pytest.raises(HybridError, match=message):
         next_version(former, copy)
 
 
-def test_tensors_must_fit_all_the_same(former: Bundle, copy: Path) -> None:
+def test_an_edited_copy_must_be_sound(former: Bundle, copy: Path) -> None:
     tensors = load_file(copy / "tensors.safetensors")
     save_file({**tensors, "bias": torch.zeros(5)}, copy / "tensors.safetensors")
     with pytest.raises(HybridError, match=r"bias has shape \[5\]"):

@@ -16,7 +16,7 @@ Put = Callable[..., Path]
 
 @pytest.fixture
 def shelves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """The three folders of bundles, all of them empty, and a working directory with nothing in it."""
+    """The three folders of bundles and the working directory, all empty."""
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     monkeypatch.setenv("LM_EVAL_HYBRID_BEHAVIORS", str(tmp_path / "own"))
@@ -60,7 +60,7 @@ def test_earlier_folders_win(shelves: dict[str, Path], put: Put) -> None:
     assert [listed.path for listed in listing()] == [own]
 
 
-def test_a_name_alone_is_its_highest_version_wherever_it_is(shelves: dict[str, Path], put: Put) -> None:
+def test_a_name_means_its_highest_version_in_any_folder(shelves: dict[str, Path], put: Put) -> None:
     old = put(shelves["own"], "tiny", "1.9.0")
     new = put(shelves["package"], "tiny", "1.10.0")
     put(shelves["own"], "tiny", "1.10.0-rc.1")
@@ -76,7 +76,7 @@ def test_paths_to_a_version_and_to_its_parent(shelves: dict[str, Path], put: Put
     assert resolve("../elsewhere/tiny").resolve() == path
 
 
-def test_only_a_bundle_in_the_working_directory_hides_a_name(
+def test_only_a_bundle_in_the_working_directory_shadows_a_name(
     shelves: dict[str, Path], put: Put, tmp_path: Path
 ) -> None:
     named = put(shelves["package"], "tiny", "1.0.0")
@@ -86,7 +86,7 @@ def test_only_a_bundle_in_the_working_directory_hides_a_name(
     assert resolve("tiny").resolve() == here
 
 
-def test_an_unknown_name_says_what_there_is(shelves: dict[str, Path], put: Put) -> None:
+def test_an_unknown_name_lists_the_known_ones(shelves: dict[str, Path], put: Put) -> None:
     put(shelves["own"], "tiny", "1.0.0")
     put(shelves["package"], "embedded", "1.0.0")
     with pytest.raises(HybridError, match=r"^behaviors=embeded: .*there are embedded, tiny; did you mean embedded\?$"):
@@ -95,13 +95,13 @@ def test_an_unknown_name_says_what_there_is(shelves: dict[str, Path], put: Put) 
         resolve("qwen")
 
 
-def test_an_unknown_name_where_there_are_none(shelves: dict[str, Path]) -> None:
+def test_an_unknown_name_without_any_bundles(shelves: dict[str, Path]) -> None:
     with pytest.raises(HybridError, match="there are no bundles"):
         resolve("tiny")
 
 
 @pytest.mark.parametrize("version", ["2.0.0", "1.2", "latest", "", "../1.0.0"])
-def test_an_unknown_version_says_which_there_are(shelves: dict[str, Path], put: Put, version: str) -> None:
+def test_an_unknown_version_lists_the_known_ones(shelves: dict[str, Path], put: Put, version: str) -> None:
     put(shelves["own"], "tiny", "1.0.0")
     put(shelves["own"], "tiny", "1.1.0")
     expected = "no folder with" if "/" in version else r"there are 1\.0\.0, 1\.1\.0; use one of these"
@@ -118,14 +118,14 @@ def test_odd_specs_are_user_errors(shelves: dict[str, Path], spec: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_beginning_of_a_version_is_enough(shelves: dict[str, Path], put: Put) -> None:
+def test_a_version_prefix_is_enough(shelves: dict[str, Path], put: Put) -> None:
     for version in ("1.2.0", "1.2.1", "1.10.0", "2.0.0-rc.1"):
         put(shelves["own"], "tiny", version)
     names = {spec: resolve(spec).name for spec in ("tiny", "tiny@1", "tiny@1.2", "tiny@1.2.0", "tiny@2")}
     assert list(names.values()) == ["1.10.0", "1.10.0", "1.2.1", "1.2.0", "2.0.0-rc.1"]
 
 
-def test_what_a_name_meant_is_logged(shelves: dict[str, Path], put: Put, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_resolved_folder_is_logged(shelves: dict[str, Path], put: Put, caplog: pytest.LogCaptureFixture) -> None:
     path = put(shelves["own"], "tiny", "1.0.0")
     with caplog.at_level("INFO"):
         resolve("tiny@1")
@@ -138,7 +138,7 @@ def test_a_folder_must_be_named_as_its_manifest(shelves: dict[str, Path], put: P
         resolve("tiny")
 
 
-def test_listing_goes_by_name_then_from_the_highest_version(shelves: dict[str, Path], put: Put) -> None:
+def test_bundles_are_listed_by_name_and_descending_version(shelves: dict[str, Path], put: Put) -> None:
     for version in ("1.9.0", "1.10.0"):
         put(shelves["own"], "tiny", version)
     put(shelves["package"], "another", "1.0.0")
@@ -146,7 +146,7 @@ def test_listing_goes_by_name_then_from_the_highest_version(shelves: dict[str, P
     assert names == [("another", "1.0.0"), ("tiny", "1.10.0"), ("tiny", "1.9.0")]
 
 
-def test_listing_leaves_out_the_unsound_and_says_so(
+def test_unsound_bundles_are_left_out_of_the_list_with_a_warning(
     shelves: dict[str, Path], put: Put, caplog: pytest.LogCaptureFixture
 ) -> None:
     sound = put(shelves["own"], "tiny", "1.0.0")

@@ -6,7 +6,7 @@ from lm_eval_hybrid.bundles.schema import json_schema, main, page
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_what_is_published_is_what_the_code_says(tmp_path: Path) -> None:
+def test_the_published_schema_is_up_to_date(tmp_path: Path) -> None:
     main(tmp_path)
     for name in ("behavior-yaml.md", "behavior.schema.json"):
         assert (DOCS / name).read_text() == (tmp_path / name).read_text(), "run `make docs`"

@@ -19,13 +19,13 @@ def test_it_is_sound_and_can_be_named(shipped: ListedBundle) -> None:
     assert shipped.path in [listed.path for listed in listing()]
 
 
-def test_its_card_is_what_the_template_makes_of_it(shipped: ListedBundle) -> None:
+def test_its_card_is_up_to_date(shipped: ListedBundle) -> None:
     manifest = shipped.manifest
     assert (shipped.path / "README.md").read_text() == card.render(manifest)
     assert all(behavior.examples and behavior.title for behavior in manifest.behaviors)
 
 
-def test_it_has_results_with_controls_beside_them(shipped: ListedBundle) -> None:
+def test_it_has_results_with_controls(shipped: ListedBundle) -> None:
     assert {result.task for result in shipped.manifest.results} == {"gsm8k_embedded", "math500_embedded"}
     for result in shipped.manifest.results:
         assert {"base", "hybrid", "thinking", "takeover", "bias-only"} <= result.scores.keys()

@@ -39,7 +39,7 @@ def another(frame: Bundle, same_sae: bool = True, **changes: object) -> Bundle:
     return Bundle(type(frame.manifest).model_validate(fields), tensors)
 
 
-def test_a_bundle_alone_is_as_it_says(frame: Bundle) -> None:
+def test_a_single_bundle_steers_as_its_manifest_says(frame: Bundle) -> None:
     steering = Steering.from_suite(compose([frame]))
     assert steering.keys == ("restate", "latent-1", "check", "latent-3")
     assert torch.equal(steering.vectors[0], frame.tensors["vector.restate"])
@@ -48,7 +48,7 @@ def test_a_bundle_alone_is_as_it_says(frame: Bundle) -> None:
     assert compose([frame]).identity == frame.identity
 
 
-def test_a_bundle_in_two_halves_is_the_whole(frame: Bundle) -> None:
+def test_two_halves_of_a_bundle_make_the_whole(frame: Bundle) -> None:
     halves = []
     for index, name in enumerate(("first", "second")):
         behavior = frame.manifest.behaviors[index]
@@ -88,7 +88,7 @@ def test_another_sae_adds_the_latents_of_its_behaviors(frame: Bundle) -> None:
 
 
 def codes(bundle: Bundle, residual: torch.Tensor) -> np.ndarray:
-    """The SAE's answers, written out: W_e ((h - mean) / |h - mean| - b_dec) + b_e."""
+    """The SAE's pre-activations: W_e ((h - mean) / |h - mean| - b_dec) + b_e."""
     part = {name.removeprefix("sae."): tensor.double().numpy() for name, tensor in bundle.tensors.items()}
     centred = residual.double().numpy() - part["mean"]
     unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
@@ -109,7 +109,7 @@ def test_an_sae_may_read_the_residual_as_it_is(frame: Bundle) -> None:
     assert found.tolist() != Steering.from_suite(compose([frame])).encoder.category(residual).tolist()
 
 
-def test_some_behaviors_others_are_as_if_not_named(frame: Bundle) -> None:
+def test_behaviors_left_out_count_as_unnamed(frame: Bundle) -> None:
     for choice in (Choice(only=("check",)), Choice(without=("restate",)), Choice(only=("tiny/check",))):
         suite = compose([frame], choice)
         steering = Steering.from_suite(suite)
@@ -119,7 +119,7 @@ def test_some_behaviors_others_are_as_if_not_named(frame: Bundle) -> None:
         assert suite.tensors is None
 
 
-def test_scales_are_of_the_vector_alone(frame: Bundle) -> None:
+def test_scales_do_not_change_the_bias(frame: Bundle) -> None:
     suite = compose([frame], Choice(scales={"check": -2.0}))
     steering = Steering.from_suite(suite)
     assert torch.equal(steering.vectors[2], -2 * frame.tensors["vector.check"])
@@ -128,7 +128,7 @@ def test_scales_are_of_the_vector_alone(frame: Bundle) -> None:
     assert suite.identity == f"{frame.identity}[restate,check*-2]"
 
 
-def test_an_added_bundle_of_which_nothing_is_kept_changes_nothing(frame: Bundle) -> None:
+def test_an_added_bundle_without_used_behaviors_changes_nothing(frame: Bundle) -> None:
     steering = Steering.from_suite(compose([frame, another(frame, same_sae=False)], Choice(without=("doubt",))))
     assert steering.keys == ("restate", "latent-1", "check", "latent-3")
     assert torch.equal(steering.vectors, Steering.from_suite(compose([frame])).vectors)
@@ -161,12 +161,12 @@ def test_overridden_fields_may_differ(frame: Bundle) -> None:
     assert len(compose([frame, another(frame, steering=steering)], overridden=["coefficients"]).parts) == 2
 
 
-def test_what_one_leaves_open_is_no_conflict(frame: Bundle) -> None:
+def test_an_unknown_field_is_no_conflict(frame: Bundle) -> None:
     base = {**frame.manifest.model_dump()["base"], "layers": None, "tokenizer_sha256": None}
     assert len(compose([frame, another(frame, base=base)]).parts) == 2
 
 
-def test_names_and_latents_belong_to_one(frame: Bundle) -> None:
+def test_keys_and_latents_must_be_unique(frame: Bundle) -> None:
     check = {**frame.manifest.model_dump()["behaviors"][1], "latent": 3}
     named = replace_behavior(another(frame), check)
     with pytest.raises(HybridError, match=r"tiny and lab both have key check; .*as in without=lab/check"):
@@ -196,18 +196,18 @@ def replace_behavior(lab: Bundle, behavior: dict) -> Bundle:
         (Choice(only=()), "all behaviors are left out"),
     ],
 )
-def test_choices_that_mean_nothing(frame: Bundle, choice: Choice, message: str) -> None:
+def test_invalid_choices_are_refused(frame: Bundle, choice: Choice, message: str) -> None:
     with pytest.raises(HybridError, match=message):
         compose([frame], choice)
 
 
-def test_choices_that_contradict_themselves() -> None:
+def test_contradictory_choices_are_refused() -> None:
     with pytest.raises(HybridError, match="they exclude each other"):
         Choice(only=("a",), without=("b",))
     with pytest.raises(HybridError, match="the scale of a is inf"):
         Choice(scales={"a": float("inf")})
 
 
-def test_a_bundle_is_taken_once(frame: Bundle) -> None:
+def test_a_bundle_given_twice_is_refused(frame: Bundle) -> None:
     with pytest.raises(HybridError, match="tiny is given twice"):
         compose([frame, frame])

@@ -35,7 +35,7 @@ def test_release_versions_are_ordered_as_their_numbers(a: tuple[int, ...], b: tu
         ("*", None),
     ],
 )
-def test_a_beginning_means_the_highest_that_begins_so(wanted: str, found: str | None) -> None:
+def test_a_prefix_means_the_highest_matching_version(wanted: str, found: str | None) -> None:
     assert best(["1.2.0", "1.10.0", "1.2.3", "2.0.1", "2.1.0-rc.1", "12.0.0-a"], wanted) == found
 
 
@@ -49,7 +49,7 @@ def test_a_beginning_means_the_highest_that_begins_so(wanted: str, found: str | 
         ("1.2.3-a", ("2.0.0", "1.3.0", "1.2.3")),
     ],
 )
-def test_a_step_leads_to_the_next(version: str, following_ones: tuple[str, ...]) -> None:
+def test_the_version_after_a_step(version: str, following_ones: tuple[str, ...]) -> None:
     assert tuple(following(version, step) for step in STEPS) == following_ones
 
 
@@ -64,5 +64,5 @@ def test_the_step_to_the_following_version_is_that_step(numbers: tuple[int, ...]
 
 
 @pytest.mark.parametrize("text", ["1", "1.0", "01.0.0", "1.0.0+build", "1.0.0-", "v1.0.0", "1.0.0\n", "9999999999.0.0"])
-def test_what_is_no_version(text: str) -> None:
+def test_invalid_versions(text: str) -> None:
     assert not is_version(text)

@@ -100,7 +100,7 @@ def test_pack_and_unpack(shelf: Path, run: Run, tmp_path: Path) -> None:
     assert status == 2 and error.count("\n") == 1
 
 
-def test_results_are_recorded_where_the_bundle_lies(shelf: Path, run: Run, tmp_path: Path) -> None:
+def test_results_are_recorded_in_the_bundles_folder(shelf: Path, run: Run, tmp_path: Path) -> None:
     bundle = Bundle.load(shelf / "tiny" / "1.0.0")
     policy = {"gate": "disagreement", "select": "guardrail", "coefficients": [0.5, 1.0], "windows": [1, 0], "seed": 7}
     said = {"hybrid_tensors": bundle.manifest.files["tensors.safetensors"], "hybrid_policy": policy}
@@ -129,7 +129,7 @@ def test_results_are_recorded_where_the_bundle_lies(shelf: Path, run: Run, tmp_p
         ({"hybrid_policy": {"gate": "always", "seed": 7}}, "gate=always; results must be of the bundle's own policy"),
     ],
 )
-def test_results_of_something_else_are_refused(
+def test_results_of_other_tensors_or_policies_are_refused(
     shelf: Path, run: Run, tmp_path: Path, change: dict, message: str
 ) -> None:
     bundle = Bundle.load(shelf / "tiny" / "1.0.0")
@@ -147,7 +147,7 @@ def test_a_task_without_all_arms_is_no_result(shelf: Path, run: Run, tmp_path: P
     assert status == 2 and "toy: no task has runs of all of base, hybrid, thinking" in error
 
 
-def test_export_says_what_is_lost_and_import_brings_it_back(
+def test_export_lists_losses_and_import_reads_the_file(
     shelf: Path, system: TinySystem, run: Run, tmp_path: Path
 ) -> None:
     key = Bundle.load(system.bundle).manifest.behaviors[0].key
@@ -172,7 +172,7 @@ def test_export_says_what_is_lost_and_import_brings_it_back(
         (lambda path: path.mkdir(), "a folder of unknown format"),
     ],
 )
-def test_what_cannot_be_imported_is_said(run: Run, tmp_path: Path, make: Callable, message: str) -> None:
+def test_impossible_imports_are_refused(run: Run, tmp_path: Path, make: Callable, message: str) -> None:
     make(tmp_path / "source")
     arguments = ["--base", "embedded:base", "--thinking", "embedded:thinking", "--out", tmp_path / "x" / "1.0.0"]
     status, _, error = run("import", tmp_path / "source", *arguments)

@@ -52,7 +52,7 @@ def test_anything_else_is_refused_in_one_line(data: bytes, found: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"- 1", b"text", b"null"])
-def test_only_a_mapping_will_do(data: bytes) -> None:
+def test_other_values_than_mappings_are_refused(data: bytes) -> None:
     with pytest.raises(HybridError, match="it must be a mapping"):
         read(data)
 

@@ -4,6 +4,6 @@ Each has `read(source, ImportOptions)`, which returns a `Bundle` that is not sav
 ExportOptions, target)`, which returns what the format cannot hold, a line each. Nothing that is read is executed.
 """
 
-# Here, and not in `convert`, so that the command line can list them without importing pydantic.
+# Here, not in `convert`, so that the command line can list them without importing pydantic.
 READABLE = ("reference", "mapping", "saelens", "gguf", "repeng", "steered")
 WRITABLE = ("steered", "gguf", "repeng", "saelens")

@@ -109,7 +109,6 @@ class ExportOptions:
     coefficient: float | None = None
 
 
-# repeng's files are llama.cpp's: one format under two names.
 _READERS: dict[str, Callable[[Path, ImportOptions], Bundle]] = {
     "reference": reference.read,
     "mapping": mapping.read,

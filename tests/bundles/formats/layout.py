@@ -1,4 +1,4 @@
-"""Files as the method's research repository has them, of models far smaller than any."""
+"""Files in the layout of the method's research repository, for tiny models."""
 
 import json
 import re
@@ -17,7 +17,7 @@ TAXONOMIES = "train-saes/results/vars"
 def put_vector(
     root: Path, base: str, category: str, suffix: str = "_linear", width: int = 6, **hyperparameters: object
 ) -> torch.Tensor:
-    """A vector with its hyperparameters, of which those given replace the right ones; each its own numbers."""
+    """Write a random vector and its hyperparameters; those given replace the right ones."""
     generator = torch.Generator().manual_seed(sum(f"{base}{category}{suffix}".encode()))
     vector = torch.randn(width, generator=generator)
     for folder in (VECTORS, HYPERPARAMETERS):
@@ -57,7 +57,7 @@ def put_sae(
     core: str = "_core",
     **held: object,
 ) -> dict:
-    """An SAE with arrays of numpy 1 (core) or 2 (_core); what is given replaces its parts, None leaves one out."""
+    """Write an SAE with arrays of numpy 1 (core) or 2 (_core); arguments replace its parts, None omits one."""
     generator = torch.Generator().manual_seed(1000 * layer + latents)
     parts = {
         "encoder_weight": torch.randn(latents, width, generator=generator),
@@ -82,7 +82,7 @@ def put_sae(
 
 
 def put_taxonomy(root: Path, thinking: str = "thinking", layer: int = 1, **fields: object) -> Path:
-    """Two namings of an SAE with four latents, without scores; what is given replaces all of it."""
+    """Write two namings of an SAE with four latents, without scores, or else the given fields."""
     namings = [
         {"categories": [[str(latent), f"{word} {latent}", f"What {word} is."] for latent in range(4)]}
         for word in ("First", "Second")
@@ -95,7 +95,7 @@ def put_taxonomy(root: Path, thinking: str = "thinking", layer: int = 1, **field
 
 
 def rename_numpy(path: Path, core: str) -> None:
-    """Make a file of torch.save one of numpy 1 (core) or 2 (_core): they write the same, but for the module's name."""
+    """Make a file of torch.save look like one of numpy 1 (core) or 2 (_core), which differ in the module's name."""
     with zipfile.ZipFile(path) as parts:
         held = {name: parts.read(name) for name in parts.namelist()}
     with zipfile.ZipFile(path, "w") as parts:

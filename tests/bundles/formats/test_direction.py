@@ -59,6 +59,6 @@ def test_of_several_the_layer_chooses_and_the_others_are_logged(caplog: pytest.L
         ({f"layers.{i}": i for i in range(100)}, None, "and 88 more"),
     ],
 )
-def test_no_choice_is_an_error_that_lists_them(layers: dict[str, int | None], wanted: int | None, said: str) -> None:
+def test_an_ambiguous_choice_lists_the_candidates(layers: dict[str, int | None], wanted: int | None, said: str) -> None:
     with pytest.raises(HybridError, match=said):
         direction.pick(SOURCE, layers, wanted)

@@ -18,7 +18,7 @@ LIMIT = 1 << 20
 
 
 class Calls:
-    """Pickles as a call."""
+    """An object that is pickled as a call."""
 
     def __init__(self, function: object, *arguments: object) -> None:
         self.call = (function, arguments)
@@ -33,7 +33,7 @@ def saved(path: Path, held: object) -> Path:
 
 
 def archive(path: Path, pickled: bytes, compression: int = zipfile.ZIP_STORED) -> Path:
-    """A file as torch.save writes it, around any pickle."""
+    """A file like torch.save's, around any pickle."""
     with zipfile.ZipFile(path, "w", compression) as parts:
         for name, data in (("data.pkl", pickled), ("byteorder", b"little"), ("version", b"3\n")):
             parts.writestr(f"{path.stem}/{name}", data)
@@ -144,6 +144,6 @@ def test_floats_become_float32_copies(dtype: torch.dtype) -> None:
         (torch.tensor([1e300], dtype=torch.float64), "it has 1 NaN or infinite of 1"),
     ],
 )
-def test_what_is_no_tensor_of_floats_is_refused(value: object, pattern: str) -> None:
+def test_other_values_than_float_tensors_are_refused(value: object, pattern: str) -> None:
     with pytest.raises(HybridError, match=pattern):
         as_float32(value, "it")

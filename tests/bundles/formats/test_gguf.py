@@ -1,4 +1,4 @@
-"""Control vectors: written ones are what gguf, llama.cpp and repeng read; theirs are read as they are meant."""
+"""Control vectors: ours are readable by gguf, llama.cpp and repeng, and theirs by us."""
 
 import struct
 import sys
@@ -35,7 +35,7 @@ def vector(seed: int, width: int = WIDTH) -> np.ndarray:
 
 
 def written(path: Path, tensors: dict[str, np.ndarray], architecture: str = "controlvector", **fields: str) -> Path:
-    """A file of the package's own writer."""
+    """A file by the gguf package's writer."""
     writer = gguf.GGUFWriter(path, architecture)
     for name, value in {"controlvector.model_hint": "llama", **fields}.items():
         writer.add_string(name, value)
@@ -53,7 +53,7 @@ def written(path: Path, tensors: dict[str, np.ndarray], architecture: str = "con
 
 
 def by_repeng(path: Path) -> tuple[str, dict[int, np.ndarray]]:
-    """(model type, directions by layer), by what repeng's import asks of a file."""
+    """(model type, directions by layer), read as repeng does."""
     reader = gguf.GGUFReader(path)
     architecture = reader.get_field("general.architecture")
     assert bytes(architecture.parts[-1]) == b"controlvector"
@@ -63,7 +63,7 @@ def by_repeng(path: Path) -> tuple[str, dict[int, np.ndarray]]:
 
 
 def by_llama_cpp(path: Path) -> np.ndarray:
-    """[layers, d]: row il - 1 is added after block il, by what llama.cpp's loader asks of a file."""
+    """[layers, d], read as llama.cpp does: row il - 1 is added after block il."""
     tensors = gguf.GGUFReader(path).tensors
     assert 0 < len(tensors) <= 128
     layers = [int(tensor.name.partition(".")[2]) for tensor in tensors if tensor.name.partition(".")[0] == "direction"]
@@ -77,7 +77,7 @@ def by_llama_cpp(path: Path) -> np.ndarray:
     return rows
 
 
-def test_a_written_file_is_what_others_read(system: TinySystem, tmp_path: Path) -> None:
+def test_a_written_file_is_readable_by_others(system: TinySystem, tmp_path: Path) -> None:
     bundle, path = Bundle.load(system.bundle), tmp_path / "mine.gguf"
     lost = format.write(bundle, ExportOptions("check", 0.5), path)
     expected = (0.5 * (bundle.bias + bundle.tensors["vector.check"])).numpy()
@@ -219,7 +219,7 @@ def test_broken_files_are_refused_in_one_line(options: ImportOptions, tmp_path: 
             assert "\n" not in str(found)
 
 
-def test_large_files_are_refused_unread(options: ImportOptions, tmp_path: Path) -> None:
+def test_large_files_are_refused_without_reading(options: ImportOptions, tmp_path: Path) -> None:
     with (tmp_path / "a.gguf").open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(HybridError, match="larger than the limit"):
@@ -257,7 +257,7 @@ def test_hints_are_transformers_types(architecture: str | None, name: str | None
     assert format.model_type(architecture) == name
 
 
-def test_without_the_package_it_says_what_to_install(
+def test_without_the_package_the_error_says_what_to_install(
     make_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)

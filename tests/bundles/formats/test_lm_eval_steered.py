@@ -1,4 +1,4 @@
-"""Files of the harness's steered model: written, they steer it as we do; read, they steer us as they do it."""
+"""Files of the harness's steered model: ours steer it as they steer us, and theirs steer us as they steer it."""
 
 import pickle
 import zipfile
@@ -35,7 +35,7 @@ def options(system: TinySystem) -> ImportOptions:
 
 
 def steering(system: TinySystem, seed: int, latent: int) -> Bundle:
-    """The system's bundle with other vectors, and an SAE that names one latent everywhere."""
+    """The system's bundle with other vectors, and an SAE whose category is always one latent."""
     bundle = Bundle.load(system.bundle)
     generator = torch.Generator().manual_seed(seed)
     tensors = {
@@ -124,7 +124,7 @@ def test_hookpoints_are_modules_of_the_base(family: str) -> None:
         assert module in dict(model.base_model.named_modules())
 
 
-def test_unknown_architectures_are_written_as_usual_and_said(make_bundle: Any, fields: dict, tmp_path: Path) -> None:
+def test_unknown_architectures_get_the_usual_module_and_a_note(make_bundle: Any, fields: dict, tmp_path: Path) -> None:
     for architecture in (None, "StrangeForCausalLM", "Gemma3ForConditionalGeneration"):
         bundle = make_bundle(base={**fields["base"], "architecture": architecture})
         path = tmp_path / f"{architecture}.pt"
@@ -149,7 +149,7 @@ def test_the_largest_coefficient_is_the_default(make_bundle: Any, tmp_path: Path
         (ExportOptions("check"), "there.pt", "exists already"),
     ],
 )
-def test_what_cannot_be_written_is_refused(
+def test_impossible_exports_are_refused(
     make_bundle: Any, tmp_path: Path, options: ExportOptions, name: str, said: str
 ) -> None:
     (tmp_path / "there.pt").touch()
@@ -222,7 +222,7 @@ class Trap:
         return Path.touch, (self.path,)
 
 
-def test_nothing_in_a_file_is_run(options: ImportOptions, tmp_path: Path) -> None:
+def test_nothing_in_a_file_is_executed(options: ImportOptions, tmp_path: Path) -> None:
     sprung, path = tmp_path / "sprung", tmp_path / "file.pt"
     trap = {"layers.1": entry(steering_vector=Trap(sprung))}
     torch.save(trap, path)
@@ -302,7 +302,7 @@ def test_saelens_rows_may_leave_the_hook_to_the_coder(
     assert bundle.manifest.steering.layer == 2
 
 
-def test_of_several_rows_feature_and_layer_choose(options: ImportOptions, coders: torch.Tensor, tmp_path: Path) -> None:
+def test_feature_and_layer_choose_among_rows(options: ImportOptions, coders: torch.Tensor, tmp_path: Path) -> None:
     row = "sparsify,add,sparse,layers.{},{},1,,,"
     path = table(tmp_path, row.format(1, 0), row.format(1, 3), row.format(2, 3))
     for choice in ({}, {"latents": (3,)}, {"latents": (7,)}):

@@ -1,5 +1,4 @@
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,7 +122,7 @@ def test_the_categories_are_those_of_the_tensors(folder: Path, tensors: dict) ->
     assert torch.equal(categories, codes.argmax(1)) and len(categories.unique()) > 1
 
 
-def test_what_may_be_left_out(folder: Path, tensors: dict, fields: dict, caplog: pytest.LogCaptureFixture) -> None:
+def test_optional_tensors(folder: Path, tensors: dict, fields: dict, caplog: pytest.LogCaptureFixture) -> None:
     left_out = ("bias", "sae.encoder.bias", "sae.decoder.weight", "sae.decoder.bias", "sae.mean")
     for name in left_out:
         del fields["tensors"][name]
@@ -145,7 +144,7 @@ def test_latents_choose_behaviors_and_layers_must_agree(folder: Path) -> None:
     refused(folder, "sae_layer is 1, not 0", sae_layer=0)
 
 
-def test_a_coefficient_network_comes_along(folder: Path, fields: dict) -> None:
+def test_a_coefficient_network_is_imported(folder: Path, fields: dict) -> None:
     shapes = {"trunk.weight": (3, 6), "trunk.bias": (3,), "heads.weight": (4, 3), "heads.bias": (4,)}
     save_file({name: generated(*shape) for name, shape in shapes.items()}, folder / "network.safetensors")
     for name in shapes:
@@ -230,7 +229,7 @@ def test_files_are_bounded_whole_and_regular(folder: Path, monkeypatch: pytest.M
     (folder / "sae.safetensors").write_bytes(whole[:-4])
     refused(folder, "sae.safetensors: not a safetensors file")
     (folder / "sae.safetensors").unlink()
-    os.mkfifo(folder / "sae.safetensors")
+    (folder / "sae.safetensors").mkdir()
     refused(folder, "not a regular file")
     monkeypatch.setattr(mapping, "MAX_BYTES", 100)
     refused(folder, "larger than the limit of 100 bytes")

@@ -1,4 +1,4 @@
-"""The research repository's files: synthetic ones of its layout, and the paper's own for one pair, where at hand."""
+"""The research repository's files: synthetic ones, and the paper's own for one pair if available."""
 
 import json
 import logging
@@ -51,7 +51,7 @@ def refused(root: Path, *patterns: str, **changes: Any) -> None:
 
 
 def straightforward(held: dict, residual: torch.Tensor) -> int:
-    """The category by the tensors of an SAE's file, for one residual [d]."""
+    """The category of one residual [d], computed from the tensors of an SAE's file."""
     centred = residual - held.get("activation_mean", torch.zeros_like(residual))
     unit = centred / torch.sqrt((centred * centred).sum())
     return int(torch.argmax(held["encoder_weight"] @ (unit - held["b_dec"]) + held["encoder_bias"]))
@@ -88,7 +88,7 @@ def test_a_pair_becomes_a_bundle(root: Path, core: str, tmp_path: Path) -> None:
     assert Bundle.load(bundle.save(tmp_path / "saved").path).manifest.behaviors[0].norm > 0
 
 
-def test_of_several_pairs_the_models_choose(root: Path) -> None:
+def test_the_models_choose_among_several_pairs(root: Path) -> None:
     put_vectors(root, "other", "bias idx0")
     put_vectors(root, "base-2", "bias idx0 idx1 idx2 idx3")
     put_sae(root, "other-thinking", latents=1, topk=1)
@@ -112,7 +112,7 @@ def test_a_base_with_vectors_for_this_thinking_model(root: Path) -> None:
     "part",
     ["", layout.VECTORS, layout.HYPERPARAMETERS, layout.SAES, layout.TAXONOMIES, "train-vectors", "train-saes/results"],
 )
-def test_a_folder_of_the_layout_will_do_for_the_whole(root: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_folder_of_the_layout_works(root: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert keys(reference.read(root / part, options())) == keys(reference.read(root, options()))
     monkeypatch.chdir(root / part)
     assert reference.read(Path("."), options()).manifest.behaviors[0].title == "First 0"
@@ -209,7 +209,7 @@ def test_adaptive_and_low_rank_steering_is_refused(root: Path, change: dict, fou
 
 
 @pytest.mark.parametrize("kind", ["_adaptive_linear", "_resid_lora", "_lora", "_adaptive"])
-def test_variants_are_left_out_where_there_is_a_vector_and_refused_else(
+def test_variants_are_skipped_if_there_is_a_vector_and_refused_otherwise(
     root: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     put_vector(root, "base", "idx1", suffix=kind)
@@ -251,7 +251,7 @@ def test_norms_must_be_those_stated(root: Path) -> None:
         ({"idx1": torch.full((6,), float("nan"))}, "has 6 NaN or infinite"),
     ],
 )
-def test_what_is_no_vector_is_refused(root: Path, held: object, found: str) -> None:
+def test_other_values_than_vectors_are_refused(root: Path, held: object, found: str) -> None:
     (root / layout.HYPERPARAMETERS / "steering_vector_hyperparams_base_idx1_linear.json").unlink()
     torch.save(held, root / layout.VECTORS / "base_idx1_linear.pt")
     refused(root, "base_idx1_linear.pt", found)
@@ -272,7 +272,7 @@ def test_what_is_no_vector_is_refused(root: Path, held: object, found: str) -> N
         ({"b_dec": torch.full((8,), float("inf"))}, "b_dec has 8 NaN or infinite"),
     ],
 )
-def test_what_is_no_sae_is_refused(root: Path, change: dict, found: str) -> None:
+def test_malformed_saes_are_refused(root: Path, change: dict, found: str) -> None:
     put_sae(root, **change)
     refused(root, "sae_thinking_layer1_clusters4.pt: ", found)
 
@@ -293,7 +293,7 @@ class Runs:
 @pytest.mark.parametrize(
     "name", [f"{layout.VECTORS}/base_idx0_linear.pt", f"{layout.SAES}/sae_thinking_layer1_clusters4.pt"]
 )
-def test_nothing_in_a_file_is_run(root: Path, name: str) -> None:
+def test_nothing_in_a_file_is_executed(root: Path, name: str) -> None:
     torch.save({"idx0": Runs(f"touch {root}/mark"), "b_dec": Runs(f"touch {root}/mark")}, root / name)
     refused(root, "not readable as tensors and plain data", "system")
     assert not (root / "mark").exists()

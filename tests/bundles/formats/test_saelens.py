@@ -1,4 +1,4 @@
-"""SAEs of SAELens: read, their latents are told apart as SAELens does; written, they are read again."""
+"""SAEs of SAELens: read with the same strongest latents, and written so that they can be read again."""
 
 import json
 from dataclasses import replace
@@ -32,7 +32,7 @@ def options(system: TinySystem) -> ImportOptions:
 
 
 def weights(latents: int = LATENTS, **others: Tensor) -> dict[str, Tensor]:
-    """Random tensors, the decoder's rows of different lengths, biases as large as what is read."""
+    """Random tensors with decoder rows of different lengths, and biases as large as the residuals."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -128,7 +128,7 @@ def test_categories_are_saelens_strongest_latents(
     assert not torch.equal(other, expected)  # the biases matter
 
 
-def test_what_is_decoded_is_the_same_when_scaled(options: ImportOptions, tmp_path: Path) -> None:
+def test_scaled_saes_decode_the_same(options: ImportOptions, tmp_path: Path) -> None:
     given, x = weights(), residuals()
     bundle = saelens.read(folder(tmp_path, config(normalize_activations="constant_norm_rescale")), options)
     length = x.norm(dim=-1, keepdim=True)
@@ -237,7 +237,7 @@ def test_unsound_choices_are_refused(options: ImportOptions, tmp_path: Path, cho
         saelens.read(folder(tmp_path, config()), replace(options, **choice))
 
 
-def test_without_a_hook_the_layer_is_as_wanted(options: ImportOptions, tmp_path: Path) -> None:
+def test_without_a_hook_the_layer_option_counts(options: ImportOptions, tmp_path: Path) -> None:
     bundle = saelens.read(folder(tmp_path, config(metadata={})), replace(options, sae_layer=3))
     assert bundle.manifest.sae.layer == 3
 
@@ -251,7 +251,7 @@ def test_many_latents_must_be_named(options: ImportOptions, tmp_path: Path) -> N
     assert "without a name" in bundle.manifest.description
 
 
-def test_too_large_ones_are_refused_before_they_are_read(options: ImportOptions, tmp_path: Path) -> None:
+def test_too_large_saes_are_refused_before_they_are_read(options: ImportOptions, tmp_path: Path) -> None:
     path = folder(tmp_path, config(d_sae=1 << 22))
     (path / "sae_weights.safetensors").unlink()
     size = 4 * WIDTH * (2 * (1 << 22) + 1)

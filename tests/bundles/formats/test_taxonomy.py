@@ -44,7 +44,7 @@ def test_examples_are_of_the_size_or_of_the_naming(tmp_path: Path) -> None:
     assert taxonomy(put(tmp_path, sizes(own, examples=shared)), 1)[0].examples == ("a", "b", "c")
 
 
-def test_sizes_without_names_give_none(tmp_path: Path) -> None:
+def test_sizes_without_names_have_no_words(tmp_path: Path) -> None:
     assert taxonomy(put(tmp_path, sizes()), 1) == {}
     assert taxonomy(put(tmp_path, sizes(naming("A"))), 3) == {}
     assert taxonomy(put(tmp_path, {"detailed_results": None}), 3) == {}

@@ -1,4 +1,4 @@
-"""Cases: little that would become much."""
+"""Bombs: small inputs that would expand to huge ones."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from tests.bundles.formats import layout
 from tests.bundles.fuzzing.bundles import put_bundle, well_formed
 from tests.bundles.fuzzing.formats import gguf_head, gguf_text
 from tests.bundles.fuzzing.mutating import as_yaml
-from tests.bundles.fuzzing.place import Action, Place, command
+from tests.bundles.fuzzing.sandbox import Action, Sandbox, command
 
 
-def manifest_bomb(place: Place, start: bytes, piece: bytes, end: bytes) -> list[Action]:
-    """A manifest as long as one may be, most of which is the same piece again and again."""
+def manifest_bomb(sandbox: Sandbox, start: bytes, piece: bytes, end: bytes) -> list[Action]:
+    """A manifest of the largest size allowed, filled by repeating one piece."""
     data = start + piece * (((1 << 20) - len(start) - len(end)) // len(piece)) + end
-    folder = put_bundle(place, files={"behavior.yaml": data})
+    folder = put_bundle(sandbox, files={"behavior.yaml": data})
     return [lambda: contents.read(folder), lambda: command("validate", folder)]
 
 
-def behaviors_bomb(place: Place) -> list[Action]:
-    """A bundle of many behaviors of width 1, beside which another is shown: tables of all by all."""
+def behaviors_bomb(sandbox: Sandbox) -> list[Action]:
+    """A bundle of many behaviors of width 1, which make tables of all by all."""
     count = 1000
-    folder = put_bundle(place)
+    folder = put_bundle(sandbox)
     fields = yaml.safe_load((folder / "behavior.yaml").read_bytes())
     keys = [f"k{number}" for number in range(count)]
     words = {"title": "T", "description": "", "examples": [], "norm": 0.0}
@@ -51,9 +51,9 @@ def behaviors_bomb(place: Place) -> list[Action]:
     return [lambda: command("show", folder), lambda: command("diff", folder, folder)]
 
 
-def arms_bomb(place: Place) -> list[Action]:
-    """Results that each have an arm of their own: a column for each."""
-    folder = put_bundle(place)
+def arms_bomb(sandbox: Sandbox) -> list[Action]:
+    """Results with an arm each, which make a column each."""
+    folder = put_bundle(sandbox)
     fields = yaml.safe_load((folder / "behavior.yaml").read_bytes())
     (result,) = fields["results"]
     fields["results"] = [{**result, "scores": {f"arm{number}": 0.5}} for number in range(1000)]
@@ -61,52 +61,55 @@ def arms_bomb(place: Place) -> list[Action]:
     return [lambda: command("show", folder), lambda: Bundle.load(folder).encoded()]
 
 
-def header_bomb(place: Place) -> list[Action]:
+def header_bomb(sandbox: Sandbox) -> list[Action]:
     one = b'"%x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
     header = b"{" + b",".join(one % number for number in range(1_000_000)) + b"}"
-    folder = put_bundle(place, files={"tensors.safetensors": struct.pack("<Q", len(header)) + header})
+    folder = put_bundle(sandbox, files={"tensors.safetensors": struct.pack("<Q", len(header)) + header})
     return [lambda: contents.faults(folder)]
 
 
-def read_bomb(place: Place, name: str, data: bytes) -> list[Action]:
-    (place.inside / name).write_bytes(data)
+def read_bomb(sandbox: Sandbox, name: str, data: bytes) -> list[Action]:
+    (sandbox.inside / name).write_bytes(data)
     options = ImportOptions("made", "1.0.0", "org/base", "org/known", layer=2)
-    return [lambda: convert.read(place.inside / name, options)]
+    return [lambda: convert.read(sandbox.inside / name, options)]
 
 
-def overlap_bomb(place: Place) -> list[Action]:
-    """Many tensors of a control vector that are all the same bytes."""
+def overlap_bomb(sandbox: Sandbox) -> list[Action]:
+    """Many tensors of a control vector that share the same bytes."""
     fields = {"general.architecture": (8, gguf_text("controlvector"))}
     head = gguf_head(fields, [(f"direction.{layer}", [1 << 20], 0, 0) for layer in range(1000)])
-    return read_bomb(place, "vector.gguf", head + bytes(-len(head) % 32) + bytes(4 << 20))
+    return read_bomb(sandbox, "vector.gguf", head + bytes(-len(head) % 32) + bytes(4 << 20))
 
 
-def packed_bomb(place: Place) -> list[Action]:
-    """A file of torch.save, compressed: zeros, which would become a thousand times as much."""
+def packed_bomb(sandbox: Sandbox) -> list[Action]:
+    """A compressed file of torch.save: zeros, which expand a thousandfold."""
     buffer = io.BytesIO()
     torch.save({"layers.2": {"steering_vector": torch.zeros(1 << 27), "action": "add"}}, buffer)
-    with zipfile.ZipFile(buffer) as plain, zipfile.ZipFile(place.inside / "a.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+    with (
+        zipfile.ZipFile(buffer) as plain,
+        zipfile.ZipFile(sandbox.inside / "a.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
         for name in plain.namelist():
             packed.writestr(name, plain.read(name))
-    return read_bomb(place, "vectors.pt", (place.inside / "a.pt").read_bytes())
+    return read_bomb(sandbox, "vectors.pt", (sandbox.inside / "a.pt").read_bytes())
 
 
-def array_bomb(place: Place) -> list[Action]:
-    """A control vector's file with a list that is said to have no end."""
+def array_bomb(sandbox: Sandbox) -> list[Action]:
+    """A control vector's file whose lists claim to be endless."""
     fields = {"general.tags": (9, struct.pack("<IQ", 0, 1 << 62)), "a": (9, struct.pack("<IQ", 9, 1 << 62))}
-    return read_bomb(place, "vector.gguf", gguf_head(fields, []))
+    return read_bomb(sandbox, "vector.gguf", gguf_head(fields, []))
 
 
-def reference_bomb(place: Place, change: Callable[[Path], object]) -> list[Action]:
-    folder = place.inside / "results"
-    shutil.copytree(place.root / "reference", folder)
+def reference_bomb(sandbox: Sandbox, change: Callable[[Path], object]) -> list[Action]:
+    folder = sandbox.inside / "results"
+    shutil.copytree(sandbox.root / "reference", folder)
     change(folder)
     options = ImportOptions("made", "1.0.0", "org/base", "org/thinking", layer=2)
     return [lambda: convert.read(folder, options, "reference")]
 
 
 def views_bomb(folder: Path) -> None:
-    """Vectors of one value that is said to be many."""
+    """Vectors that are views of a single value."""
     for path in (folder / layout.VECTORS).iterdir():
         torch.save(torch.zeros(1).expand(1 << 27), path)
     shutil.rmtree(folder / layout.HYPERPARAMETERS)
@@ -117,8 +120,8 @@ def json_bomb(folder: Path, item: str) -> None:
     path.write_text('{"x": [' + f"{item}," * ((1 << 26) // (len(item) + 1) - 20) + "1]}")
 
 
-def rows_bomb(place: Place) -> list[Action]:
-    """One tensor that many behaviors are said to have."""
+def rows_bomb(sandbox: Sandbox) -> list[Action]:
+    """One tensor that many behaviors share."""
     count = 1000
     tensors = {f"vector.k{number}": {"file": "a.safetensors", "tensor": "v"} for number in range(count)}
     fields = {
@@ -127,23 +130,25 @@ def rows_bomb(place: Place) -> list[Action]:
         "steering": {"layer": 2, "coefficients": [1.0], "windows": [0]},
         "sae": {"layer": 1, "latents": count, "k": 1},
     }
-    (place.inside / "mapping.yaml").write_bytes(as_yaml(fields))
-    (place.inside / "a.safetensors").write_bytes(well_formed([("v", "F32", [(1 << 20) - 1]), ("e", "F32", [count, 1])]))
+    (sandbox.inside / "mapping.yaml").write_bytes(as_yaml(fields))
+    (sandbox.inside / "a.safetensors").write_bytes(
+        well_formed([("v", "F32", [(1 << 20) - 1]), ("e", "F32", [count, 1])])
+    )
     options = ImportOptions("made", "1.0.0", "org/base", "org/thinking")
-    return [lambda: convert.read(place.inside, options)]
+    return [lambda: convert.read(sandbox.inside, options)]
 
 
-def sparse_bomb(place: Place) -> list[Action]:
-    """A huge file that takes no room on the disk."""
-    folder = put_bundle(place)
+def sparse_bomb(sandbox: Sandbox) -> list[Action]:
+    """A huge sparse file."""
+    folder = put_bundle(sandbox)
     os.truncate(folder / "tensors.safetensors", 1 << 40)
     return [lambda: contents.faults(folder), lambda: command("show", folder)]
 
 
-BOMBS: dict[str, Callable[[Place], list[Action]]] = {
-    "results": lambda place: manifest_bomb(place, b"results: [", b"{},", b"]"),
-    "scalars": lambda place: manifest_bomb(place, b"authors: [", b"1,", b"]"),
-    "sexagesimal": lambda place: manifest_bomb(place, b"seed: 1", b":59", b""),
+BOMBS: dict[str, Callable[[Sandbox], list[Action]]] = {
+    "results": lambda sandbox: manifest_bomb(sandbox, b"results: [", b"{},", b"]"),
+    "scalars": lambda sandbox: manifest_bomb(sandbox, b"authors: [", b"1,", b"]"),
+    "sexagesimal": lambda sandbox: manifest_bomb(sandbox, b"seed: 1", b":59", b""),
     "behaviors": behaviors_bomb,
     "arms": arms_bomb,
     "header": header_bomb,
@@ -151,8 +156,8 @@ BOMBS: dict[str, Callable[[Place], list[Action]]] = {
     "overlap": overlap_bomb,
     "packed": packed_bomb,
     "array": array_bomb,
-    "views": lambda place: reference_bomb(place, views_bomb),
-    "objects": lambda place: reference_bomb(place, lambda folder: json_bomb(folder, "{}")),
-    "numbers": lambda place: reference_bomb(place, lambda folder: json_bomb(folder, "0.5")),
+    "views": lambda sandbox: reference_bomb(sandbox, views_bomb),
+    "objects": lambda sandbox: reference_bomb(sandbox, lambda folder: json_bomb(folder, "{}")),
+    "numbers": lambda sandbox: reference_bomb(sandbox, lambda folder: json_bomb(folder, "0.5")),
     "rows": rows_bomb,
 }

@@ -1,4 +1,4 @@
-"""Cases: manifests, tensors, folders and archives of bundles."""
+"""Fuzz cases: manifests, tensors, folders and archives of bundles."""
 
 from __future__ import annotations
 
@@ -34,15 +34,17 @@ from tests.bundles.fuzzing.mutating import (
     odd,
     words,
 )
-from tests.bundles.fuzzing.place import Action, Place, check_line, command
+from tests.bundles.fuzzing.sandbox import Action, Sandbox, check_line, command
 
 WIDTH, THINKING, LATENTS = 6, 8, 4  # of the bundle in conftest.py
 
 
-def manifest(draw: Draw, place: Place) -> bytes:
-    """The sound bundle's manifest, changed as data or as text."""
-    data = (place.root / "sound" / "behavior.yaml").read_bytes()
-    calls = [f"!!python/object/apply:os.{call}" for call in (f"mkdir [{place.mark}]", f"system ['touch {place.mark}']")]
+def manifest(draw: Draw, sandbox: Sandbox) -> bytes:
+    """The sound bundle's manifest, mutated as data or as text."""
+    data = (sandbox.root / "sound" / "behavior.yaml").read_bytes()
+    calls = [
+        f"!!python/object/apply:os.{call}" for call in (f"mkdir [{sandbox.mark}]", f"system ['touch {sandbox.mark}']")
+    ]
     data = as_yaml(mutated(draw, yaml.safe_load(data), odd([*COMMON, *YAML, *calls])))
     kind = draw(st.sampled_from(["as it is"] * 4 + ["damaged", "encoded", "twice", "lines", "written"]))
     if kind == "damaged":
@@ -63,7 +65,7 @@ def manifest(draw: Draw, place: Place) -> bytes:
 
 
 def tensors(draw: Draw, sound: bytes) -> bytes:
-    """A safetensors file that others made: of other tensors, with a header that lies, or broken."""
+    """A safetensors file with other tensors, with a header that lies, or broken."""
     length = struct.unpack("<Q", sound[:8])[0]
     header, body = json.loads(sound[8 : 8 + length]), sound[8 + length :]
     kind = draw(st.sampled_from(["header", "well-formed", "well-formed", "values", "damaged", "other", "length"]))
@@ -109,10 +111,10 @@ def with_header(header: object, body: bytes) -> bytes:
     return struct.pack("<Q", len(data)) + data + body
 
 
-def put_bundle(place: Place, name: str = "bundle", files: Mapping[str, bytes] | None = None) -> Path:
-    """A copy of the sound bundle with some files replaced, whose digests the attacker has put right."""
-    folder = place.inside / name
-    shutil.copytree(place.root / "sound", folder)
+def put_bundle(sandbox: Sandbox, name: str = "bundle", files: Mapping[str, bytes] | None = None) -> Path:
+    """A copy of the sound bundle with some files replaced, and their digests corrected."""
+    folder = sandbox.inside / name
+    shutil.copytree(sandbox.root / "sound", folder)
     for file, data in (files or {}).items():
         (folder / file).write_bytes(data)
     if files and "behavior.yaml" not in files:
@@ -122,11 +124,11 @@ def put_bundle(place: Place, name: str = "bundle", files: Mapping[str, bytes] | 
     return folder
 
 
-def looks(draw: Draw, place: Place, folder: Path) -> list[Action]:
-    """What is done with a folder that is said to be a bundle."""
-    sound = place.root / "sound"
-    more = [("show", folder), ("diff", sound, folder), ("new-version", sound, folder, "--into", place.out)]
-    more += [("pack", folder, place.out / "packed.zip"), ("new-version", folder, sound, "--into", place.out)]
+def looks(draw: Draw, sandbox: Sandbox, folder: Path) -> list[Action]:
+    """All uses of a folder as a bundle."""
+    sound = sandbox.root / "sound"
+    more = [("show", folder), ("diff", sound, folder), ("new-version", sound, folder, "--into", sandbox.out)]
+    more += [("pack", folder, sandbox.out / "packed.zip"), ("new-version", folder, sound, "--into", sandbox.out)]
     chosen = draw(st.sampled_from(more))
     return [
         lambda: [check_line(fault) for fault in contents.faults(folder)],
@@ -136,25 +138,25 @@ def looks(draw: Draw, place: Place, folder: Path) -> list[Action]:
     ]
 
 
-def manifest_case(draw: Draw, place: Place) -> list[Action]:
-    return looks(draw, place, put_bundle(place, files={"behavior.yaml": manifest(draw, place)}))
+def manifest_case(draw: Draw, sandbox: Sandbox) -> list[Action]:
+    return looks(draw, sandbox, put_bundle(sandbox, files={"behavior.yaml": manifest(draw, sandbox)}))
 
 
-def tensors_case(draw: Draw, place: Place) -> list[Action]:
-    sound = (place.root / draw(st.sampled_from(["sound", "sound", "other"])) / "tensors.safetensors").read_bytes()
+def tensors_case(draw: Draw, sandbox: Sandbox) -> list[Action]:
+    sound = (sandbox.root / draw(st.sampled_from(["sound", "sound", "other"])) / "tensors.safetensors").read_bytes()
     data = draw(st.just(sound)) if draw(st.integers(0, 9)) == 0 else tensors(draw, sound)
-    return looks(draw, place, put_bundle(place, files={"tensors.safetensors": data}))
+    return looks(draw, sandbox, put_bundle(sandbox, files={"tensors.safetensors": data}))
 
 
-def folder_case(draw: Draw, place: Place) -> list[Action]:
-    folder = put_bundle(place)
+def folder_case(draw: Draw, sandbox: Sandbox) -> list[Action]:
+    folder = put_bundle(sandbox)
     for _ in range(draw(st.integers(1, 2))):
-        spoil(draw, place, folder)
-    return looks(draw, place, folder)
+        spoil(draw, sandbox, folder)
+    return looks(draw, sandbox, folder)
 
 
-def spoil(draw: Draw, place: Place, folder: Path) -> None:
-    """Put something else in the place of a file in the folder or below, or beside it, or of the folder itself."""
+def spoil(draw: Draw, sandbox: Sandbox, folder: Path) -> None:
+    """Replace a file in the folder or below, or the folder itself, with something else."""
     there = sorted(path for path in folder.rglob("*") if not path.is_dir()) if folder.is_dir() else []
     path = draw(st.sampled_from([*there, folder / "extra", folder / "x.pt", folder / "a\x1b\nb", folder]))
     if not path.parent.is_dir():
@@ -163,7 +165,7 @@ def spoil(draw: Draw, place: Place, folder: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-    links = ["/dev/zero", "/dev/null", "/dev", path.name, "nowhere", "..", str(place.root / "kept"), "../../kept"]
+    links = ["/dev/zero", "/dev/null", "/dev", path.name, "nowhere", "..", str(sandbox.root / "kept"), "../../kept"]
     kind = draw(st.sampled_from(["nothing", "pipe", "folder", "empty", "text", "link", "link", "link"]))
     if kind == "pipe":
         os.mkfifo(path)
@@ -175,25 +177,25 @@ def spoil(draw: Draw, place: Place, folder: Path) -> None:
         path.symlink_to(draw(st.sampled_from(links)))
 
 
-def archive_case(draw: Draw, place: Place) -> list[Action]:
-    """Well-formed archives of unsound bundles, and of sound ones with members as nobody packs them."""
-    files = dict(sorted((path.name, path.read_bytes()) for path in (place.root / "sound").iterdir()))
+def archive_case(draw: Draw, sandbox: Sandbox) -> list[Action]:
+    """Well-formed archives of unsound bundles, and of sound ones with unusual members."""
+    files = dict(sorted((path.name, path.read_bytes()) for path in (sandbox.root / "sound").iterdir()))
     fields = yaml.safe_load(files["behavior.yaml"])
     for _ in range(draw(st.integers(0, 2))):  # named in the manifest, whose digest of them is right
         name, data = draw(words() | st.sampled_from(["a", "A", "run.sh", "behavior.yaml.", "aux"])), draw(st.binary())
         files[name] = data
         fields["files"][name] = hashlib.sha256(data).hexdigest()
-    files["behavior.yaml"] = as_yaml(fields) if draw(st.integers(0, 2)) else manifest(draw, place)
-    path = place.inside / "packed.zip"
+    files["behavior.yaml"] = as_yaml(fields) if draw(st.integers(0, 2)) else manifest(draw, sandbox)
+    path = sandbox.inside / "packed.zip"
     path.write_bytes(zipped(draw, files))
     return [
-        lambda: archive.unpack(path, place.out / "new"),
-        lambda: command("unpack", path, "--into", place.out, "--overwrite"),
+        lambda: archive.unpack(path, sandbox.out / "new"),
+        lambda: command("unpack", path, "--into", sandbox.out, "--overwrite"),
     ]
 
 
 def zipped(draw: Draw, files: Mapping[str, bytes]) -> bytes:
-    """A zip archive whose members' headers say odd things, but the same in both places."""
+    """A zip archive with odd but consistent headers of its members."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", strict_timestamps=False) as packed:
         for name, data in draw(st.permutations(list(files.items()))):

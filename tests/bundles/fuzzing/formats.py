@@ -1,4 +1,4 @@
-"""Cases: other programs' files."""
+"""Fuzz cases: other programs' files."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from lm_eval_hybrid.bundles.formats import convert
+from lm_eval_hybrid.bundles.formats import READABLE, convert
 from lm_eval_hybrid.bundles.formats.convert import ImportOptions
 from lm_eval_hybrid.bundles.manifest import ModelCard
 from tests.bundles.fuzzing.bundles import LATENTS, THINKING, WIDTH, spoil, tensors
 from tests.bundles.fuzzing.mutating import COMMON, JSON, YAML, Draw, as_json, as_yaml, damaged, mutated, odd, words
-from tests.bundles.fuzzing.place import Action, Place
+from tests.bundles.fuzzing.sandbox import Action, Sandbox
 
 
-def reads(draw: Draw, place: Place, source: Path, format: str, **usual: Any) -> list[Action]:
-    """What is done with a file or folder that is said to be of a format, or looks like it."""
+def reads(draw: Draw, sandbox: Sandbox, source: Path, format: str, **usual: Any) -> list[Action]:
+    """Import a file or folder in a given or a detected format."""
     others = {
         "base": st.sampled_from(["org/base", "org/known"]),
         "thinking": st.sampled_from(["org/thinking", "org/known"]),
@@ -39,16 +39,16 @@ def reads(draw: Draw, place: Place, source: Path, format: str, **usual: Any) -> 
         name = draw(st.sampled_from(list(others)))
         arguments[name] = draw(others[name])
     options = ImportOptions("made", "1.0.0", **arguments)
-    chosen = draw(st.sampled_from([format] * 20 + [None] * 20 + list(convert.READABLE)))
-    return [lambda: convert.read(source, options, chosen).save(place.out / "made")]
+    chosen = draw(st.sampled_from([format] * 20 + [None] * 20 + list(READABLE)))
+    return [lambda: convert.read(source, options, chosen).save(sandbox.out / "made")]
 
 
 def known_models(id: str) -> ModelCard | None:
-    """Stands for looking models up: that takes seconds, and is transformers' to get right."""
+    """Replaces the lookup of models, which takes seconds."""
     return ModelCard(id=id, hidden_size=THINKING, layers=4) if id == "org/known" else None
 
 
-def gguf_case(draw: Draw, place: Place) -> list[Action]:
+def gguf_case(draw: Draw, sandbox: Sandbox) -> list[Action]:
     fields = {
         "general.architecture": (8, gguf_text("controlvector")),
         "controlvector.model_hint": (8, gguf_text("llama")),
@@ -66,11 +66,11 @@ def gguf_case(draw: Draw, place: Place) -> list[Action]:
     named = st.sampled_from(["direction.2", "direction.0", "direction.99", "direction.2\n", "other"]) | words()
     part = st.tuples(named, shapes, st.sampled_from([0, 0, 0, 1, 2, 99]), st.sampled_from([0, 0, 32, 24, 1 << 63]))
     head = gguf_head(fields, [("direction.2", [WIDTH], 0, 0), *draw(st.lists(part, max_size=3))])
-    path = place.inside / "vector.gguf"
+    path = sandbox.inside / "vector.gguf"
     path.write_bytes(head + bytes(-len(head) % 32) + data)
     if draw(st.integers(0, 2)) == 0:
         path.write_bytes(damaged(draw, path.read_bytes()))
-    return reads(draw, place, path, "gguf", thinking="org/known", layer=2)
+    return reads(draw, sandbox, path, "gguf", thinking="org/known", layer=2)
 
 
 def gguf_head(fields: Mapping[str, tuple[int, bytes]], parts: Sequence[tuple[str, Sequence[int], int, int]]) -> bytes:
@@ -88,7 +88,7 @@ def gguf_text(text: str) -> bytes:
 
 
 class Calls:
-    """Pickles as a call."""
+    """An object that is pickled as a call."""
 
     def __init__(self, function: object, *arguments: object) -> None:
         self.call = (function, arguments)
@@ -100,48 +100,48 @@ class Calls:
         return self  # copying would make the call
 
 
-def held(place: Place) -> st.SearchStrategy[Any]:
-    """What a file of torch.save may hold where a tensor should be."""
+def held(sandbox: Sandbox) -> st.SearchStrategy[Any]:
+    """Values that a file of torch.save may hold instead of a tensor."""
     sound = torch.arange(float(WIDTH))
     views = [sound[:1].expand(1 << 25), sound[:1].expand(1 << 24), sound[:1].expand(2, 3), sound[::2], sound[:0]]
     kinds = [sound.half(), sound.double(), sound.long(), sound > 1, sound.to(torch.float8_e5m2), sound * 1j, sound / 0]
     others = [sound[0], torch.eye(3).to_sparse(), torch.nn.Parameter(sound), torch.empty(6, device="meta")]
-    run = [Calls(os.mkdir, str(place.mark)), Calls(os.system, f"touch {place.mark}"), Calls(bytearray, 1 << 32)]
+    run = [Calls(os.mkdir, str(sandbox.mark)), Calls(os.system, f"touch {sandbox.mark}"), Calls(bytearray, 1 << 32)]
     return st.sampled_from([*views, *kinds, *others, *run, "text", (1, 2), 10**400, sound.numpy()]) | odd()
 
 
-def torch_case(draw: Draw, place: Place) -> list[Action]:
+def torch_case(draw: Draw, sandbox: Sandbox) -> list[Action]:
     entry = {"steering_vector": torch.arange(float(WIDTH)), "steering_coefficient": 1.0, "action": "add"}
     sound = {"layers.2": {**entry, "bias": None, "head_index": None}}
-    path = place.inside / "vectors.pt"
+    path = sandbox.inside / "vectors.pt"
     kind = draw(st.sampled_from(["held", "held", "damaged", "written", "plain"]))
     if kind == "written":
-        path.write_bytes(torch_archive(draw, pickled(draw, place)))
+        path.write_bytes(torch_archive(draw, pickled(draw, sandbox)))
     elif kind == "plain":  # without an archive around it
-        path.write_bytes(pickle.dumps(draw(held(place)), draw(st.integers(0, 5))))
+        path.write_bytes(pickle.dumps(draw(held(sandbox)), draw(st.integers(0, 5))))
     else:
-        tree = mutated(draw, sound, held(place)) if kind == "held" else sound
+        tree = mutated(draw, sound, held(sandbox)) if kind == "held" else sound
         torch.save(tree, path, _use_new_zipfile_serialization=draw(st.integers(0, 9)) > 0)
     if kind == "damaged":
         path.write_bytes(damaged(draw, path.read_bytes()))
-    return reads(draw, place, path, "steered", thinking="org/known")
+    return reads(draw, sandbox, path, "steered", thinking="org/known")
 
 
-def pickled(draw: Draw, place: Place) -> bytes:
-    """A pickle written by hand, which need not be one."""
+def pickled(draw: Draw, sandbox: Sandbox) -> bytes:
+    """A handwritten pickle, often invalid."""
     calls = ["os system", "posix system", "builtins eval", "builtins bytearray", "_codecs encode", "builtins exec"]
     calls += ["torch._utils _rebuild_tensor_v2", "collections OrderedDict", "torch FloatStorage", "numpy dtype"]
     calls += ["numpy._core.multiarray _reconstruct", "torch.jit load", "torch.storage _load_from_bytes"]
     pieces = [b"}", b"]", b"(", b")", b"N", b"K\1", b"\x86", b"\x85", b"R", b"s", b"u", b"e", b"a", b"b", b"Q", b"0"]
     pieces += [b"q\0", b"h\0", b"t", b"2", b"\x81", b"\x8a\xff" + bytes(255), b"J\xff\xff\xff\x7f", b"\x93", b"\x94"]
     pieces += [b"c" + call.replace(" ", "\n").encode() + b"\n" for call in calls]
-    texts = [f"touch {place.mark}", "utf-32", "punycode", "hex", "a" * 1000, "storage", "0", "cpu"]
+    texts = [f"touch {sandbox.mark}", "utf-32", "punycode", "hex", "a" * 1000, "storage", "0", "cpu"]
     pieces += [b"X" + struct.pack("<I", len(text)) + text.encode() for text in texts]
     return b"\x80\2" + b"".join(draw(st.lists(st.sampled_from(pieces), max_size=24))) + b"."
 
 
 def torch_archive(draw: Draw, hostile: bytes) -> bytes:
-    """An archive as torch.save writes it, or nearly."""
+    """An archive that resembles one of torch.save."""
     name = draw(st.sampled_from(["data.pkl"] * 4 + ["DATA.PKL", "a/data.pkl", "../data.pkl", "data.pkl\0"]))
     parts = [(name, hostile), ("byteorder", b"little"), ("version", b"3\n"), ("data/0", bytes(24))]
     if draw(st.booleans()):
@@ -154,13 +154,13 @@ def torch_archive(draw: Draw, hostile: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def csv_case(draw: Draw, place: Place) -> list[Action]:
-    coder = place.inside / "coder"
+def csv_case(draw: Draw, sandbox: Sandbox) -> list[Action]:
+    coder = sandbox.inside / "coder"
     coder.mkdir()
     weights = save({"W_dec": torch.ones(LATENTS, WIDTH)})
     (coder / "sae.safetensors").write_bytes(weights if draw(st.booleans()) else tensors(draw, weights))
     if draw(st.integers(0, 3)) == 0:
-        spoil(draw, place, coder)
+        spoil(draw, sandbox, coder)
     row = {"loader": "sparsify", "action": "add", "sparse_model": "coder", "hookpoint": "layers.2"}
     row |= {"feature_index": "1", "steering_coefficient": "2.0", "head_index": "", "description": "Words"}
     cells = words() | st.sampled_from(["../inside/coder", str(coder), "/dev", "1e400", "-1", "0x1", '"', 'a"b', ","])
@@ -171,14 +171,14 @@ def csv_case(draw: Draw, place: Place) -> list[Action]:
         names[draw(st.integers(0, len(names) - 1))] = draw(words())
     lines = [names] + [list(row.values())] * draw(st.sampled_from([1, 1, 1, 2, 0]))
     text = "\n".join(",".join(f'"{cell}"' if "\n" in cell else cell for cell in line) for line in lines)
-    path = place.inside / "rows.csv"
+    path = sandbox.inside / "rows.csv"
     data = text.encode("utf-8", "surrogatepass")
     path.write_bytes(damaged(draw, data) if draw(st.integers(0, 4)) == 0 else data)
-    return reads(draw, place, path, "steered", thinking="org/known")
+    return reads(draw, sandbox, path, "steered", thinking="org/known")
 
 
-def saelens_case(draw: Draw, place: Place) -> list[Action]:
-    folder = place.inside / "sae"
+def saelens_case(draw: Draw, sandbox: Sandbox) -> list[Action]:
+    folder = sandbox.inside / "sae"
     folder.mkdir()
     config = {"architecture": "standard", "d_in": THINKING, "d_sae": LATENTS, "apply_b_dec_to_input": True, "k": 2}
     config |= {"normalize_activations": "none", "reshape_activations": "none", "activation_fn_kwargs": {"k": 1}}
@@ -195,12 +195,12 @@ def saelens_case(draw: Draw, place: Place) -> list[Action]:
     (folder / "cfg.json").write_bytes(as_json(config))
     (folder / "sae_weights.safetensors").write_bytes(data if draw(st.booleans()) else tensors(draw, data))
     if draw(st.integers(0, 4)) == 0:
-        spoil(draw, place, folder)
-    return reads(draw, place, folder, "saelens", base="org/known", layer=2)
+        spoil(draw, sandbox, folder)
+    return reads(draw, sandbox, folder, "saelens", base="org/known", layer=2)
 
 
-def mapping_case(draw: Draw, place: Place) -> list[Action]:
-    folder = place.inside / "mapped"
+def mapping_case(draw: Draw, sandbox: Sandbox) -> list[Action]:
+    folder = sandbox.inside / "mapped"
     folder.mkdir()
     fields: dict[str, Any] = {
         "tensors": {
@@ -220,13 +220,13 @@ def mapping_case(draw: Draw, place: Place) -> list[Action]:
     (folder / "mapping.yaml").write_bytes(damaged(draw, text) if draw(st.integers(0, 4)) == 0 else text)
     (folder / "a.safetensors").write_bytes(data if draw(st.booleans()) else tensors(draw, data))
     if draw(st.integers(0, 4)) == 0:
-        spoil(draw, place, folder)
-    return reads(draw, place, folder, "mapping")
+        spoil(draw, sandbox, folder)
+    return reads(draw, sandbox, folder, "mapping")
 
 
-def reference_case(draw: Draw, place: Place) -> list[Action]:
-    folder = place.inside / "results"
-    shutil.copytree(place.root / "reference", folder)
+def reference_case(draw: Draw, sandbox: Sandbox) -> list[Action]:
+    folder = sandbox.inside / "results"
+    shutil.copytree(sandbox.root / "reference", folder)
     for path in draw(st.lists(st.sampled_from(sorted(folder.rglob("*.*"))), min_size=1, max_size=2, unique=True)):
         if draw(st.integers(0, 4)) == 0:
             path.write_bytes(damaged(draw, path.read_bytes()))
@@ -234,7 +234,7 @@ def reference_case(draw: Draw, place: Place) -> list[Action]:
             path.write_bytes(as_json(mutated(draw, json.loads(path.read_bytes()), odd([*COMMON, *JSON]))))
         else:
             tree = torch.load(path, weights_only=False)  # ours
-            torch.save(mutated(draw, tree, held(place)), path)
+            torch.save(mutated(draw, tree, held(sandbox)), path)
     if draw(st.integers(0, 4)) == 0:
-        spoil(draw, place, folder)
-    return reads(draw, place, folder, "reference")
+        spoil(draw, sandbox, folder)
+    return reads(draw, sandbox, folder, "reference")

@@ -1,4 +1,4 @@
-"""Odd values, trees of plain data with some of them in, and damaged bytes."""
+"""Odd values, mutated trees of plain data, and damaged bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Of = TypeVar("Of")
 
 @dataclass(frozen=True)
 class Raw:
-    """Text that goes into YAML or JSON as it is."""
+    """Text that goes into YAML or JSON verbatim."""
 
     text: str
 
@@ -42,13 +42,13 @@ def words() -> st.SearchStrategy[str]:
 
 
 def odd(texts: Sequence[str] = ()) -> st.SearchStrategy[Any]:
-    """A value that nobody expects; some of `texts` as they are."""
+    """An unexpected value, sometimes one of `texts` verbatim."""
     plain = st.sampled_from(NUMBERS) | words() | st.sampled_from([None, [], {}, [[]], [None, 1], {"a": {"b": 1}}])
     return plain | st.builds(Raw, st.sampled_from(list(texts))) if texts else plain
 
 
 def mutated(draw: Draw, tree: Of, values: st.SearchStrategy[Any]) -> Of:
-    """A copy in which up to three things are not as they were."""
+    """A copy with up to three mutations."""
     changed = {"": copy.deepcopy(tree)}
     for _ in range(draw(st.integers(1, 3))):
         _mutate(draw, changed, values)
@@ -112,7 +112,7 @@ def _marked(tree: object, texts: list[str]) -> object:
 
 
 def damaged(draw: Draw, data: bytes) -> bytes:
-    """Bytes flipped, cut off, taken out, put in or put twice."""
+    """The bytes with some replaced, inserted, cut off, removed or repeated."""
     altered = bytearray(data)
     for _ in range(draw(st.integers(1, 3))):
         first, last = sorted(draw(st.tuples(st.integers(0, len(altered)), st.integers(0, len(altered)))))

@@ -1,4 +1,4 @@
-"""How many cases of which kind, and running them in a process of their own."""
+"""Number of cases by kind, and running them in a separate process."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from tests.bundles.fuzzing.formats import (
     torch_case,
 )
 from tests.bundles.fuzzing.mutating import Draw
-from tests.bundles.fuzzing.place import BYTES, Action, Place
+from tests.bundles.fuzzing.sandbox import BYTES, Action, Sandbox
 
 QUICK = {"manifest": 24, "tensors": 20, "folder": 12, "archive": 16, "gguf": 8, "torch": 10, "csv": 6, "saelens": 6}
 QUICK |= {"mapping": 6, "reference": 6}
 SLOW = {"manifest": 700, "tensors": 400, "folder": 150, "archive": 300, "gguf": 200, "torch": 250, "csv": 100}
 SLOW |= {"saelens": 150, "mapping": 200, "reference": 150}
 
-KINDS: dict[str, Callable[[Draw, Place], list[Action]]] = {
+KINDS: dict[str, Callable[[Draw, Sandbox], list[Action]]] = {
     "manifest": manifest_case,
     "tensors": tensors_case,
     "folder": folder_case,
@@ -49,22 +49,22 @@ KINDS: dict[str, Callable[[Draw, Place], list[Action]]] = {
 
 
 def main(root: str, *cases: str) -> None:
-    """Try the cases, each a bomb's name or KIND=COUNT, below `root`, and print what they took."""
-    place = Place(Path(root))
+    """Run the cases, each a bomb's name or KIND=COUNT, below `root`, and print their time and memory."""
+    sandbox = Sandbox(Path(root))
     resource.setrlimit(resource.RLIMIT_AS, (4 * BYTES, 4 * BYTES))  # so that a failure does not fill the machine
     with mock.patch.object(compatibility, "_look_up", known_models):
         for case in cases:
             kind, counted, count = case.partition("=")
             if counted:
-                explore(place, kind, int(count))
+                explore(sandbox, kind, int(count))
             else:
-                place.renew()
-                place.attempt(*BOMBS[kind](place))
-    print(json.dumps({"cases": place.cases, "slowest": place.slowest, "largest": place.largest}))
+                sandbox.renew()
+                sandbox.attempt(*BOMBS[kind](sandbox))
+    print(json.dumps({"cases": sandbox.cases, "slowest": sandbox.slowest, "largest": sandbox.largest}))
 
 
-def explore(place: Place, kind: str, count: int) -> None:
-    """As many cases of a kind; the same ones each time where they are few."""
+def explore(sandbox: Sandbox, kind: str, count: int) -> None:
+    """Run that many cases of a kind; the same ones each time if they are few."""
     steady = count < 100
 
     @settings(
@@ -77,14 +77,14 @@ def explore(place: Place, kind: str, count: int) -> None:
     )
     @given(data=st.data())
     def case(data: st.DataObject) -> None:
-        place.renew()
-        place.attempt(*KINDS[kind](data.draw, place))
+        sandbox.renew()
+        sandbox.attempt(*KINDS[kind](data.draw, sandbox))
 
     case()
 
 
 def outcome(root: Path, *cases: str) -> dict[str, float]:
-    """What `main` prints, in a process of its own, whose home and temporary files are in `root`, too."""
+    """The output of `main` in a separate process, whose home and temporary files are also in `root`."""
     here = Path(__file__).parents[3]
     folders = {"HOME": "home", "TMPDIR": "home", "XDG_CACHE_HOME": "home/cache", "XDG_DATA_HOME": "home/data"}
     environment = {**os.environ, **{name: str(root / folder) for name, folder in folders.items()}}

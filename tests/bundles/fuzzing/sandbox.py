@@ -1,4 +1,4 @@
-"""Where cases are tried, and what must not happen there."""
+"""The sandbox in which cases run, and the invariants that it checks."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ READ = 1 << 26  # bytes of a file that are compared, besides its size: a sparse 
 
 
 def check_line(text: str) -> None:
-    """It is one line, and no terminal obeys it."""
+    """The text is one line, without control characters."""
     assert text.isprintable(), f"more than a line, or control characters: {text[:300]!r}"
 
 
 @dataclass
-class Place:
-    """Where cases are tried. In `root`: `inside`, what is read; `out`, what may be written; and what must stay."""
+class Sandbox:
+    """A sandbox. Cases read from `root`/inside and may write only to `root`/out."""
 
     root: Path
     cases: int = 0
@@ -51,7 +51,7 @@ class Place:
 
     @property
     def mark(self) -> Path:
-        """What hostile files would make, were they run."""
+        """The path that hostile files would create if they were executed."""
         return self.root / "ran"
 
     def renew(self) -> None:
@@ -60,7 +60,7 @@ class Place:
             folder.mkdir()
 
     def attempt(self, *actions: Action) -> None:
-        """Try the actions, one case."""
+        """Run the actions of one case, and check the invariants."""
         self.cases += 1
         before = surroundings(self.root)
         for action in actions:
@@ -71,19 +71,19 @@ class Place:
                 action()
             except HybridError as error:
                 check_line(str(error))
-                assert not any(self.out.iterdir()), "something was left by what was refused"
+                assert not any(self.out.iterdir()), "a refused case left something"
             finally:
                 faulthandler.cancel_dump_traceback_later()
             taken, peak = time.process_time() - begun, peak_bytes()
             self.slowest, self.largest = max(self.slowest, taken), max(self.largest, peak)
             assert taken < SECONDS, f"{taken:.1f} s"
             assert peak < BYTES, f"{peak:,} bytes"
-        assert not any(self.out.rglob(".*")), "something was left by what was written"
+        assert not any(self.out.rglob(".*")), "temporary files were left"
         assert surroundings(self.root) == before, "something was written outside"
 
 
 def surroundings(root: Path) -> dict[str, tuple[int, bytes]]:
-    """Everything below `root` but what is in `out`: kinds, and digests of files and links."""
+    """Everything below `root` outside of `out`: kinds, and digests of files and links."""
     found = {}
     for folder, folders, files in os.walk(root):
         if Path(folder) == root:
@@ -102,7 +102,7 @@ def surroundings(root: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def forget_peak() -> None:
-    """Begin to measure memory anew, where the system can; else it is the process's peak so far."""
+    """Reset the measured peak of memory, if the system can."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -112,7 +112,7 @@ def peak_bytes() -> int:
 
 
 def command(*arguments: object) -> None:
-    """A command of `lm-eval-hybrid behaviors`: no stack trace, no control characters, one line for a mistake."""
+    """Run `lm-eval-hybrid behaviors`: no stack trace, no control characters, one line for an error."""
     with io.TextIOWrapper(io.BytesIO(), "utf-8") as output, io.StringIO() as errors:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
             status = command_line(["behaviors", *map(str, arguments)])
