@@ -1,1 +1,1 @@
-"""Hybrid decoding (DESIGN, section 2). Knows tensors and backends, not the harness."""
+"""Hybrid decoding: which token comes next. It knows tensors and models, not the harness."""
