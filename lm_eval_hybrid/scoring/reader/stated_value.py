@@ -115,7 +115,7 @@ def _joined(first: str, second: str, restated: bool) -> str:
 
 def _weighed(run: re.Match[str], clause: str, question: Question) -> tuple[float, Value] | None:
     before, after = clause[: run.start()].rstrip("* "), clause[run.end() :]
-    text = _undelimited(run.group()) if run["span"] else _balanced(run.group().strip())
+    text = _undelimited(run.group()) if run["span"] else _balanced(run.group().strip(" ,*/+=≈"))
     if not _VALUED.search(text) or _NAME.fullmatch(text) or text.startswith("^"):
         return None
     said = _PREDICATE.search(before)
