@@ -6,11 +6,13 @@ import pytest
 
 from lm_eval_hybrid.common.distributed import Ranks
 from lm_eval_hybrid.discovery.activations import disagreements, store
+from tests.discovery import conftest
 from tests.discovery.collecting import LAYERS, SAE_LAYER, random_encoder
 from tests.discovery.conftest import Studied
 from tests.discovery.test_store import ENVIRONMENT, written
 from tests.shared_data import ROOT
 
+studied = conftest.studied  # a fixture of the discovery tests
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 

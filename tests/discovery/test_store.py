@@ -242,7 +242,7 @@ def test_a_full_disk_is_reported_and_finished_shards_stay(
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: ") and "shard-00002.safetensors: needs room to be written; found File too" in last
+    assert last.startswith("error: ") and "shard-00002.safetensors: cannot be written (File too" in last
     folder = tmp_path / "full" / "store"
     assert Shards(folder, 4).missing() == [2, 3] and not list(folder.glob(".*"))
     collect(folder, studied.pair, traces, LAYERS)
