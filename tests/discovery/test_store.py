@@ -15,12 +15,13 @@ from torch import Tensor
 
 from lm_eval_hybrid.common.distributed import Ranks
 from lm_eval_hybrid.common.errors import HybridError
+from lm_eval_hybrid.discovery.activations import disagreements
 from lm_eval_hybrid.discovery.activations import store as module
 from lm_eval_hybrid.discovery.activations.store import Shards, collect
 from lm_eval_hybrid.discovery.traces.pair import EncodedTrace, ModelPair
 from lm_eval_hybrid.discovery.traces.trace import Trace
 from lm_eval_hybrid.models.local import LocalBackend
-from tests.discovery.collecting import LAYERS
+from tests.discovery.collecting import LAYERS, SAE_LAYER, random_encoder
 from tests.discovery.conftest import RAW, Studied
 from tests.oracle import models
 from tests.shared_data import ROOT
@@ -247,3 +248,30 @@ def test_a_full_disk_is_reported_and_finished_shards_stay(
     assert Shards(folder, 4).missing() == [2, 3] and not list(folder.glob(".*"))
     collect(folder, studied.pair, traces, LAYERS)
     assert bytes_of(folder) == bytes_of(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_does_and_wait_for_each_other(
+    studied: Studied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As `collecting` has it.
+    monkeypatch.setattr(module, "SHARD_TRACES", 1)
+    monkeypatch.setattr(module, "PASS_TOKENS", 200)
+    traces = written(tmp_path / "traces.jsonl", studied.traces)
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+            "-m", "tests.discovery.collecting", str(traces), str(tmp_path / "two"),
+        ],
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    collect(tmp_path / "one" / "store", studied.pair, studied.traces, LAYERS)
+    disagreements.fill(
+        tmp_path / "one" / "gates", studied.pair, studied.traces, random_encoder(), SAE_LAYER, "encoder-1"
+    )
+    for name in ("store", "gates"):
+        one, two = (
+            {path.name: path.read_bytes() for path in (tmp_path / world / name).iterdir()} for world in ("one", "two")
+        )
+        assert len(one) == 13 and one == two

@@ -194,7 +194,7 @@ def test_one_run_at_a_time(system: TinySystem, rows: Path, tmp_path: Path) -> No
         ({"tasks": ["gsm8k_hybird"]}, "did you mean gsm8k_hybrid"),
         ({"behaviors": "nowhere"}, "nowhere"),
         ({"model_args": {"base": "/nowhere"}}, "no such folder"),
-        ({"metadata": {"data_dir": "/nowhere"}}, "no such file in /nowhere"),
+        ({"metadata": {"data_dir": "/nowhere"}}, "in /nowhere"),
     ],
 )
 def test_mistakes_are_named(
