@@ -165,7 +165,7 @@ def test_a_branch_that_moves_meanwhile_is_refused(hub: Hub, commit: str, monkeyp
         return answer
 
     monkeypatch.setattr(hub, "reply", moving)
-    refused("hub:org/tiny", f"has moved from commit {commit} to ")
+    refused("hub:org/tiny", f"moved from commit {commit} to ")
 
 
 @pytest.mark.parametrize("name", ["behavior.yaml", "tensors.safetensors"])
@@ -270,10 +270,10 @@ def test_offline_the_cache_is_served_without_requests(
     for address in ("hub:org/tiny", "hub:org/tiny@v1.2.0", f"hub:org/tiny@{commit}"):
         assert fetch(address) == folder
     for address in ("hub:org/tiny@v9", "hub:org/none", f"hub:org/tiny@{'0' * 40}"):
-        refused(address, "not in the hub's cache; the hub is needed; unset HF_HUB_OFFLINE")
+        refused(address, "HF_HUB_OFFLINE is set")
     refused(f"hub:org/tiny#sha256={'0' * 64}", "it must be the one in the address")
     (cache / "models--org--tiny/refs/main").write_text("../../../somewhere")
-    refused("hub:org/tiny", "not in the hub's cache")
+    refused("hub:org/tiny", "HF_HUB_OFFLINE is set")
     assert hub.requests == []
 
 
@@ -348,7 +348,7 @@ def test_errors_are_one_line(hub: Hub, saved: Path, monkeypatch: pytest.MonkeyPa
     assert "\n" not in str(caught.value)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     hub.requests.clear()
-    with pytest.raises(HybridError, match="unset HF_HUB_OFFLINE"):
+    with pytest.raises(HybridError, match="HF_HUB_OFFLINE is set"):
         push(saved, "org/tiny")
     assert hub.requests == []
 

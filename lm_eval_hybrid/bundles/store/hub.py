@@ -156,7 +156,7 @@ def _api() -> HfApi:
     from huggingface_hub import HfApi, constants
 
     if constants.HF_HUB_OFFLINE:
-        raise HybridError("not in the hub's cache, and HF_HUB_OFFLINE is set; unset it to download the bundle")
+        raise HybridError("the hub must be reached, but HF_HUB_OFFLINE is set; unset it")
     return HfApi()
 
 

@@ -238,7 +238,9 @@ def test_layer_zero_and_existing_files_are_refused(make_bundle: Any, fields: dic
 
 def test_bases_of_unknown_type_have_no_hint(make_bundle: Any, fields: dict, tmp_path: Path) -> None:
     bundle = make_bundle(base={**fields["base"], "architecture": None})
-    assert any("hint is unknown" in line for line in format.write(bundle, ExportOptions("check"), tmp_path / "a.gguf"))
+    assert any(
+        "written as `unknown`" in line for line in format.write(bundle, ExportOptions("check"), tmp_path / "a.gguf")
+    )
     assert by_repeng(tmp_path / "a.gguf")[0] == "unknown"
 
 
