@@ -51,7 +51,7 @@ class Worker:
             future, task = item
             try:
                 future.set_result(task())
-            except BaseException as error:  # whatever it is, the waiting thread raises it
+            except BaseException as error:  # raised again in the thread that waits
                 future.set_exception(error)
             # The result may be large, and the next task may come late.
             del item, future, task
@@ -113,14 +113,14 @@ class Batch:
     def _verify(
         self, verifier: Verifier, drafts: Sequence[Draft], base: BaseView, worker: Worker | None
     ) -> ThinkingView:
-        """Have the drafts verified, drafting on meanwhile if there is a worker."""
+        """Verify the drafts; with a worker, draft on at the same time."""
         if worker is None:
             return verifier.verify(drafts, base)
         verifying = worker.submit(partial(verifier.verify, drafts, base))
         try:
             self._drafter.continue_drafting(self.rows)
         except Exception:
-            wait([verifying])  # nobody may use a model that is still running
+            wait([verifying])  # its model must not be used again before it is done
             raise
         return verifying.result()
 

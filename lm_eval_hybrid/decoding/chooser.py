@@ -47,7 +47,7 @@ class Gate(ABC):
 
 
 class Scheduled(Gate):
-    """Opens at a random share `rate` of positions, whatever the models say; 0: nowhere, 1: everywhere."""
+    """Opens at a random share `rate` of positions, independent of the models; 0: nowhere, 1: everywhere."""
 
     def __init__(self, rate: float, seed: int) -> None:
         self._rate = rate

@@ -135,5 +135,5 @@ class DecodingContext:
 
 
 def _apart(base: Model, thinking: Model) -> bool:
-    """Whether the base model can draft here while the thinking model verifies somewhere else."""
+    """Whether the base model can draft in this process while the thinking model runs on another device or server."""
     return not base.is_remote and (thinking.is_remote or base.device != thinking.device)

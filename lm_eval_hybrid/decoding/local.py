@@ -1,4 +1,4 @@
-"""The two sides of decoding with models in this process, which keep what they have read in KV caches."""
+"""The two sides of decoding with models in this process, each with a KV cache."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -43,7 +43,10 @@ class _Pending:
         return list(self.tokens)
 
     def commit(self, row: Row) -> None:
-        """Keep what was drafted beyond the submitted tokens, if the row holds all of these (even one emitted)."""
+        """Drop the submitted tokens; keep those drafted beyond if the row now has all that were submitted.
+
+        The last of these may also have been emitted by a steered candidate.
+        """
         if len(row.ids) == self.full_length and row.ids[-1] == self.tokens[self.submitted - 1]:
             self.tokens = self.tokens[self.submitted :]
         else:

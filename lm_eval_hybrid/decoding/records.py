@@ -72,7 +72,7 @@ class TokenRecord:
 
 @dataclass(frozen=True)
 class Generation:
-    """One finished answer, without its end-of-sequence token, stop string and whatever followed.
+    """One finished answer, without its end-of-sequence token, its stop string and what follows that.
 
     Attributes:
         text: up to the stop string.

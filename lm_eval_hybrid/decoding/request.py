@@ -129,7 +129,7 @@ class Row:
 
 @dataclass
 class Draft:
-    """One row in one round: what was drafted there, or the text that is scored.
+    """One row in one round: the tokens that were drafted, or the text that is scored.
 
     Attributes:
         tokens: one or more, in the ids of the model that speaks.

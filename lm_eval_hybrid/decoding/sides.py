@@ -1,7 +1,7 @@
 """The two sides of decoding, and the one place that chooses between local and remote models.
 
-A model in this process is run token by token and keeps a KV cache (`local`). A model on a server keeps nothing between
-requests, so it gets as few as possible (`ndif`). Rows are those of the batch, in its order.
+A local model runs token by token and keeps a KV cache (`local`). A remote one keeps nothing between requests, and so
+gets as few as possible (`ndif`). Rows are those of the batch, in its order.
 """
 
 from collections.abc import Mapping, Sequence
@@ -82,7 +82,7 @@ class Verifier(Side, Protocol):
 
 
 def open_sides(context: DecodingContext, rows: int, scoring: bool = False) -> tuple[Drafter, Verifier | None]:
-    """Make room for so many rows in the models that the context reads, wherever they are."""
+    """Make room for so many rows in the models of the context, for decoding or for scoring."""
     speaker, verification = context.speaker, context.verification
     drafter: Drafter
     if speaker.is_remote:

@@ -1,1 +1,1 @@
-"""Decoding with a model on an NDIF server."""
+"""Decoding with models on an NDIF server."""

@@ -1,25 +1,25 @@
-"""The text of an answer as its tokens arrive, and where a stop string ends it."""
+"""Decodes an answer as its tokens arrive, and finds where a stop string ends it."""
 
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
-"""What a tokenizer decodes the bytes of an unfinished character to."""
+"""Tokenizers decode the bytes of an incomplete character to this."""
 
 _WINDOW = 16
-"""Tokens decoded together at most, where characters allow: a token costs the same however long the answer is."""
+"""The most tokens decoded together (unless a character is longer), so that a token costs the same in a long answer."""
 
 
 class Transcript:
-    """Decodes one answer token by token.
+    """The text of one answer so far.
 
-    Bytes of an unfinished character at the end are held back until it is whole, so a character spread over
-    several tokens comes out right and belongs to the last of them. The pieces joined are the decoded answer.
+    The bytes of an incomplete character at its end are held back until it is complete, so a character spread over
+    several tokens is decoded correctly and belongs to the last of them. The joined pieces are the decoded answer.
 
     Attributes:
         pieces: the text that each token added.
-        text: all of it.
+        text: the joined pieces.
         cut: index in `text` at which the earliest stop string starts; None before one appears.
     """
 
@@ -31,30 +31,30 @@ class Transcript:
         self._stop = tuple(s for s in stop if s)
         self._longest = max(map(len, self._stop), default=0)
         self._window: list[int] = []
-        self._shown = 0  # characters of the decoded window that are in `text` already
+        self._shown = 0  # how many characters of the decoded window are in `text`
 
     def push(self, token: Sequence[int]) -> bool:
-        """Add a token, as one id of the tokenizer or several; say whether a stop string is complete."""
+        """Add a token, as one or more ids of the tokenizer; returns whether a stop string is complete."""
         self._window += token
         decoded = self._decode(self._window)
         whole = decoded.rstrip(_INCOMPLETE)
         self._add(whole[self._shown :])
         self._shown = max(self._shown, len(whole))
         if len(self._window) > _WINDOW and whole == decoded:
-            # A few tokens stay as context: some tokenizers drop the leading space of what they decode first.
+            # A few tokens stay as context: some tokenizers drop the space before the first token that they decode.
             self._window = self._window[-_WINDOW // 4 :]
             self._shown = len(self._decode(self._window))
         return self.cut is not None
 
     def close(self) -> None:
-        """Give up waiting: what is held back joins the last token's piece."""
+        """End the answer: what is held back is added to the last token's piece."""
         held = self._decode(self._window)[self._shown :]
         if self.pieces and held:
             self.pieces[-1] += held
             self.text += held
 
     def kept(self) -> list[str]:
-        """The pieces of the tokens that start before the cut, the last trimmed to it; all of them without a cut."""
+        """The pieces of the tokens that begin before the cut, the last trimmed to it; without a cut, all pieces."""
         if self.cut is None:
             return self.pieces
         kept, start = [], 0

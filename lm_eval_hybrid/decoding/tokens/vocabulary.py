@@ -1,4 +1,4 @@
-"""What a tokenizer's tokens stand for, as bytes: the common ground of two vocabularies."""
+"""The bytes that a tokenizer's tokens encode, which two vocabularies have in common."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -12,10 +12,10 @@ _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
 
 def _alphabet() -> dict[int, str]:
-    """GPT-2's characters for bytes, as a translation to the characters of these bytes.
+    """The translation from GPT-2's characters for bytes to the characters with these code points.
 
-    Printable ones stand for themselves, the rest for the first beyond 255. What they stand for elsewhere translates to
-    a character that is no byte.
+    Printable bytes are written as themselves, the others as the characters from 256 on. A character that never stands
+    for a byte translates to one beyond latin-1.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -26,13 +26,15 @@ _BYTES = _alphabet()
 
 
 class Vocabulary:
-    """A tokenizer's tokens.
+    """A tokenizer's tokens. An ordinary token is one that is not special.
 
     Attributes:
         ids: id of every token, by its string.
-        special: ids that stand for no text.
-        added: strings of tokens that were added to the vocabulary, special ones included; each is its own text.
-        spell: the bytes of a token that was not added, from its string.
+        special: ids that encode no text.
+        added: ids of the tokens that were added to the vocabulary, special or not, by their strings, which are the
+            text that they encode.
+        spell: gives the bytes of a token that was not added, from its string.
+        pad, end: ids of the padding and end-of-sequence tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -46,12 +48,12 @@ class Vocabulary:
         self.end: int | None = tokenizer.eos_token_id
 
     def content(self, name: str) -> bytes:
-        """The bytes that an ordinary token stands for."""
+        """The bytes that an ordinary token encodes, from its string."""
         return name.encode() if name in self.added else self.spell(name)
 
     @cached_property
     def by_content(self) -> dict[bytes, int]:
-        """The ordinary token for what it stands for; of several the first, but a byte's only where it must be."""
+        """The ordinary token for given bytes; of several the one with the smallest id, byte tokens last."""
         ordinary = [(_is_byte(name), index, name) for name, index in self.ids.items() if index not in self.special]
         return {self.content(name): index for _, index, name in sorted(ordinary, reverse=True)}
 
@@ -65,10 +67,10 @@ class Vocabulary:
         return {index: name for name, index in self.ids.items()}
 
     def write(self, content: bytes) -> tuple[int, ...]:
-        """Ids that stand for some bytes; none where there are none for them.
+        """Ordinary tokens that encode given bytes; empty if there are none.
 
-        As the tokenizer writes the text that they are; else (they are part of a character, or the tokenizer begins
-        every text with a space) always the longest token that the rest begins with.
+        They are those of the tokenizer for this text. If it is no text, or if the tokenizer begins every text with a
+        space, they are found by taking the longest token that the rest begins with.
         """
         try:
             ids = self._tokenizer.encode(content.decode(), add_special_tokens=False)
@@ -77,15 +79,15 @@ class Vocabulary:
         ordinary = all(index not in self.special for index in ids)
         if ids and ordinary and b"".join(self.content(self.names[index]) for index in ids) == content:
             return tuple(ids)
-        found: list[int] = []
+        written: list[int] = []
         while content:
             sizes = range(min(len(content), self._longest), 0, -1)
             size = next((size for size in sizes if content[:size] in self.by_content), 0)
             if not size:
                 return ()
-            found.append(self.by_content[content[:size]])
+            written.append(self.by_content[content[:size]])
             content = content[size:]
-        return tuple(found)
+        return tuple(written)
 
 
 def _speller(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], bytes]:
@@ -99,7 +101,7 @@ def _speller(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], bytes]:
 
 
 def _kinds(decoder: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The kind of a decoder and of those in it, each with the string that it replaces, if any."""
+    """The type of a decoder and of the decoders in it, each with the string that it replaces, if any."""
     yield decoder.get("type", ""), (decoder.get("pattern") or {}).get("String")
     for part in decoder.get("decoders", ()):
         yield from _kinds(part)
@@ -109,7 +111,7 @@ def _byte_level(name: str) -> bytes:
     try:
         return name.translate(_BYTES).encode("latin-1")
     except UnicodeEncodeError:
-        return name.encode()  # plain text in a vocabulary of bytes
+        return name.encode()  # not written in bytes
 
 
 def _sentencepiece(name: str) -> bytes:
@@ -117,5 +119,5 @@ def _sentencepiece(name: str) -> bytes:
 
 
 def _is_byte(name: str) -> bool:
-    """Whether SentencePiece means a byte, such as <0x0A>."""
+    """Whether a SentencePiece token is a byte, such as <0x0A>."""
     return len(name) == 6 and name.startswith("<0x") and name.endswith(">")
