@@ -110,7 +110,7 @@ def test_limits_are_written_in_the_tasks(rows: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_missing_data_are_one_line(hybrid: HybridLM, tmp_path: Path) -> None:
-    with pytest.raises(HybridError, match=r"gsm8k_test.jsonl; found no such file in .*; put it there"):
+    with pytest.raises(HybridError, match=r"found no gsm8k_test.jsonl in .*; put the task"):
         evaluate(hybrid, tmp_path, "gsm8k_hybrid")
 
 

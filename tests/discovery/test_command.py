@@ -72,7 +72,7 @@ def test_a_bundle_is_replaced_only_with_overwrite(
     monkeypatch.chdir(made)
     before = times_of(made)
     assert discover("--out", OUT) == 2
-    assert "found a bundle there" in capsys.readouterr().err and times_of(made) == before
+    assert "a bundle is there already" in capsys.readouterr().err and times_of(made) == before
     identity = Bundle.load(made / OUT).identity
     assert discover("--out", OUT, "--overwrite") == 0
     assert Bundle.load(made / OUT).identity == identity
@@ -167,8 +167,8 @@ def check_mistake(here: Path, capsys: pytest.CaptureFixture, options: list[str],
         ({"problems": [{"data": "nobody/nothing"}]}, "nobody/nothing cannot be loaded from the hub"),
         ({"problems": [{"data": "problems.jsonl", "answer": "gold"}]}, "a problem must have question and gold"),
         ({"traces": {"count": 50}}, "20 different problems; traces and calibration need 53"),
-        ({"sae": {"layers": [4]}}, "sae.layer must be below 4"),
-        ({"vectors": {"layer": 4}}, "steering.layer must be below 4"),
+        ({"sae": {"layers": [4]}}, "sae.layer is 4; it must be below 4"),
+        ({"vectors": {"layer": 4}}, "steering.layer is 4; it must be below 4"),
         ({"prompt": {"thinking": "chat"}}, "has no chat template"),
     ],
 )

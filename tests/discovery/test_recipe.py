@@ -49,12 +49,12 @@ def test_unknown_names_list_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("- a list", "must be a mapping; found list"),
-        ("a: [", "must be plain YAML"),
+        ("- a list", "it must be a mapping"),
+        ("a: [", "is not plain YAML"),
         ("surprise: 1", "description: Field required"),
         ("", "a recipe"),
-        ("a: &a [1]\nb: [*a, *a]", "a recipe must be plain YAML"),
-        ("seed: 1\nseed: 2", "a recipe must be plain YAML"),
+        ("a: &a [1]\nb: [*a, *a]", "a recipe is not plain YAML"),
+        ("seed: 1\nseed: 2", "a recipe is not plain YAML"),
         ("day: 2001-13-99", "a recipe"),
     ],
 )
@@ -70,7 +70,7 @@ def test_invalid_files_are_refused_in_one_line(tmp_path: Path, text: str, said: 
 def test_binary_files_are_refused_in_one_line(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "mine.yaml"
     path.write_bytes(data)
-    with pytest.raises(HybridError, match=r"mine\.yaml: a recipe must be plain YAML") as error:
+    with pytest.raises(HybridError, match=r"mine\.yaml: a recipe is not plain YAML") as error:
         load(str(path))
     assert "\n" not in str(error.value)
 
