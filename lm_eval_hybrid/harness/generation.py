@@ -62,6 +62,8 @@ class GenerationSettings:
             stop = handle_stop_sequences(settings.pop("until"), eos=None)
             tokens = settings.pop("max_gen_toks")
             sampling = _sampling(settings, seed)
+        except HybridError:  # a ValueError that already says what is wrong
+            raise
         except (TypeError, ValueError) as error:
             raise HybridError(
                 f"generation settings {dict(generation_kwargs)} hold a value of the wrong type: {error}; correct it in "
